@@ -1,0 +1,1 @@
+"""The shared local agent: takes flow events from every source, marks packets, sends fireflies."""

@@ -1,0 +1,1 @@
+"""What is done about flows: one file for each kind."""

@@ -1,0 +1,1 @@
+"""The kernel side: loading, attaching and filling the programs of bpf/."""

@@ -1,0 +1,1 @@
+"""Where flow events come from: one file for each kind."""

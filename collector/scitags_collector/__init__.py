@@ -1,0 +1,1 @@
+"""Reads marked packets and fireflies back: the other end of the wire."""

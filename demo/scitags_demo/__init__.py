@@ -1,0 +1,1 @@
+"""The demonstration: tagged transfers between network namespaces, decoded again on the wire."""

@@ -1,0 +1,49 @@
+"""The core's own plug-in: the injectors for what every system understands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from scitags_core import carrier, hookimpl
+from scitags_core.errors import InvalidValue, shown
+from scitags_core.roles import Injector
+from scitags_core.tag import Tag
+
+
+@hookimpl
+def provide_injectors() -> Iterable[Injector]:
+    """The tag in a URL, in the headers of an HTTP request, in an FTS job."""
+    return (
+        Injector("url", _url),
+        Injector("http", _http),
+        Injector("http-tpc", _http_third_party),
+        Injector("fts", _fts),
+    )
+
+
+def _url(url: Any, tag: Tag) -> str:
+    if not isinstance(url, str):
+        raise InvalidValue(f"{shown(url)} is not a URL")
+    return carrier.add_to_url(url, tag)
+
+
+def _http(headers: Any, tag: Tag) -> dict[str, str]:
+    return carrier.add_headers(_mapping(headers), tag)
+
+
+def _http_third_party(headers: Any, tag: Tag) -> dict[str, str]:
+    return carrier.add_headers(_mapping(headers), tag, third_party=True)
+
+
+def _fts(job: Any, tag: Tag) -> dict[str, Any]:
+    files = _mapping(job).get("files")
+    if not isinstance(files, list) or not all(isinstance(file, Mapping) for file in files):
+        raise InvalidValue(f"an FTS job has a list of objects as files, not {shown(files)}")
+    return {**job, "files": [{**file, **carrier.fts_field(tag)} for file in files]}
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InvalidValue(f"{shown(value)} is not a mapping")
+    return value

@@ -1,0 +1,256 @@
+"""Fireflies: one UDP datagram that tells the network about one flow.
+
+A syslog header (scitags_core.syslog), a blank, and a JSON object of version 1. What is written here
+always meets the published schema. What is read is taken as the peers write it; every departure that
+was seen in the field is handled where it occurs, and said there.
+
+Source: firefly schema version 1; port 10514 by convention of the initiative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, cast
+
+import msgspec
+
+from scitags_core.errors import FireflyError, FlowEventError, InvalidValue, shown
+from scitags_core.flow import FlowEvent, FlowKey, FlowState, Usage, check_tag, zone_of
+from scitags_core.instant import parse_instant
+from scitags_core.syslog import SyslogHeader, format_header, parse_header
+
+PORT = 10514
+VERSION = 1
+# An IPv6 packet of the minimum MTU (1280), less 40 octets of IPv6 and 8 of UDP.
+MAX_UNFRAGMENTED = 1232
+MAX_DATAGRAM = 65507
+MAX_NESTING = 16
+
+_KNOWN = frozenset({"version", "flow-lifecycle", "flow-id", "usage", "context"})
+_STATES = {state.value: state for state in FlowState}
+
+
+class Firefly(msgspec.Struct, frozen=True):
+    """A decoded firefly: the event that it tells of, and its syslog header where it had one."""
+
+    event: FlowEvent
+    header: SyslogHeader | None = None
+
+
+# --- writing ------------------------------------------------------------------------------------
+
+
+class _Lifecycle(msgspec.Struct, rename="kebab", omit_defaults=True):
+    state: str
+    current_time: datetime
+    start_time: datetime
+    end_time: datetime | None = None
+
+
+class _FlowId(msgspec.Struct, rename="kebab"):
+    afi: str
+    src_ip: str
+    dst_ip: str
+    protocol: str
+    src_port: int
+    dst_port: int
+
+
+class _Context(msgspec.Struct, rename="kebab"):
+    experiment_id: int
+    activity_id: int
+    application: str
+
+
+_encode_json = msgspec.json.Encoder().encode
+
+
+def encode(
+    event: FlowEvent, *, now: datetime, host: str, app: str, max_octets: int = MAX_UNFRAGMENTED
+) -> bytes:
+    """The datagram for an event.
+
+    now is written as its launch; host and app name the sender. When it would be longer than max_octets,
+    unknown objects are left out first, then the end of the application's name. Raises InvalidValue for
+    what the schema cannot express: an unknown port, no start time, an end without end time, or a
+    max_octets that even the bare message exceeds.
+    """
+    if not event.key.is_complete:
+        raise InvalidValue(f"{event.key}: a firefly needs both ports")
+    if event.start_time is None:
+        raise InvalidValue(f"{event.key}: a firefly needs the flow's start time")
+    if event.state is FlowState.END and event.end_time is None:
+        raise InvalidValue(f"{event.key}: the firefly of an end needs the end time")
+    prefix = format_header(now, host, app).encode("ascii") + b" "
+    datagram = prefix + _encode_json(_message(event, now, event.application, event.extra))
+    if len(datagram) > max_octets:
+        datagram = prefix + _encode_json(_message(event, now, event.application, {}))
+    if len(datagram) > max_octets:
+        spare = max_octets - len(prefix) - len(_encode_json(_message(event, now, "", {})))
+        datagram = prefix + _encode_json(_message(event, now, _cut(event.application, spare), {}))
+    if len(datagram) > max_octets:
+        raise InvalidValue(f"a firefly of {len(datagram)} octets cannot be cut to {max_octets}")
+    return datagram
+
+
+def _message(event: FlowEvent, now: datetime, application: str, extra: Mapping[str, Any]) -> dict[str, Any]:
+    key = event.key
+    afi = "ipv6" if key.is_ipv6 else "ipv4"
+    end = event.end_time if event.state is FlowState.END else None
+    message: dict[str, Any] = {
+        "version": VERSION,
+        "flow-lifecycle": _Lifecycle(event.state.value, now, cast(datetime, event.start_time), end),
+        "flow-id": _FlowId(afi, key.src, key.dst, key.protocol, key.src_port, key.dst_port),
+        "context": _Context(event.tag.experiment, event.tag.activity, application),
+    }
+    if event.usage is not None:
+        message["usage"] = event.usage
+    for name, value in extra.items():
+        # The schema knows netlink, as an object; whatever else a peer sent under that name stays home.
+        if name not in _KNOWN and (name != "netlink" or isinstance(value, dict)):
+            message[name] = value
+    return message
+
+
+def _cut(text: str, octets: int) -> str:
+    """As much of the text as its JSON form, without quotes, fits into so many octets."""
+    while text and len(_encode_json(text)) - 2 > octets:
+        text = text[: min(len(text) - 1, max(0, octets))]
+    return text
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+def decode(datagram: bytes, *, max_octets: int = MAX_DATAGRAM) -> Firefly:
+    """The firefly in a datagram or a line of a log.
+
+    Raises FireflyError, naming the bad value, for what is no firefly, is longer than max_octets or is
+    nested deeper than MAX_NESTING. A missing start time, an empty usage, a port of 0 and unknown objects
+    are accepted; the latter are kept in the event's extra.
+    """
+    header, message = split(datagram, max_octets=max_octets)
+    version = message.get("version")
+    if version != VERSION or isinstance(version, bool):
+        raise FireflyError(f"version {shown(version)} is not {VERSION}")
+    try:
+        event = _event(message)
+    except (FlowEventError, InvalidValue) as error:
+        raise FireflyError(str(error)) from None
+    return Firefly(event, header)
+
+
+def split(datagram: bytes, *, max_octets: int = MAX_DATAGRAM) -> tuple[SyslogHeader | None, dict[str, Any]]:
+    """The header and the bare JSON object of a datagram; FireflyError when there is no such object."""
+    if len(datagram) > max_octets:
+        raise FireflyError(f"message of {len(datagram)} octets is longer than {max_octets}")
+    start = datagram.find(b"{")
+    if start < 0:
+        raise FireflyError(f"no JSON object in {shown(bytes(datagram[:80]))}")
+    try:
+        message = msgspec.json.decode(datagram[start:].rstrip(b"\0\r\n\t "))
+    except RecursionError:
+        raise FireflyError(f"objects are nested deeper than {MAX_NESTING}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise FireflyError(f"no valid JSON: {error}") from None
+    _check_nesting(message)
+    return parse_header(datagram[:start]), message
+
+
+def _check_nesting(message: dict[str, Any]) -> None:
+    level: list[Any] = [message]
+    for _ in range(MAX_NESTING):
+        deeper: list[Any] = []
+        for container in level:
+            values = container.values() if isinstance(container, dict) else container
+            deeper.extend(value for value in values if isinstance(value, dict | list))
+        if not deeper:
+            return
+        level = deeper
+    raise FireflyError(f"objects are nested deeper than {MAX_NESTING}")
+
+
+def _event(message: dict[str, Any]) -> FlowEvent:
+    lifecycle = _object(message, "flow-lifecycle")
+    flow_id = _object(message, "flow-id")
+    context = _object(message, "context")
+    state = _STATES.get(_text(lifecycle, "state"))
+    if state is None:
+        raise FlowEventError(f"state {shown(lifecycle['state'])} is none of {', '.join(_STATES)}")
+    application = context.get("application", "")
+    if not isinstance(application, str):
+        raise FlowEventError(f"application {shown(application)} is not a string")
+    return FlowEvent(
+        state=state,
+        key=_key(flow_id),
+        tag=check_tag(context.get("experiment-id"), context.get("activity-id")),
+        start_time=_instant(lifecycle, "start-time"),
+        end_time=_instant(lifecycle, "end-time"),
+        current_time=_instant(lifecycle, "current-time"),
+        application=application,
+        usage=_usage(message.get("usage")),
+        zone=zone_of(flow_id["dst-ip"]),
+        extra={name: value for name, value in message.items() if name not in _KNOWN},
+    )
+
+
+def _key(flow_id: dict[str, Any]) -> FlowKey:
+    source = _text(flow_id, "src-ip")
+    key = FlowKey.of(
+        source,
+        _port(flow_id, "src-port"),
+        _text(flow_id, "dst-ip"),
+        _port(flow_id, "dst-port"),
+        _text(flow_id, "protocol"),
+    )
+    # afi repeats what the addresses say, and ::ffff:192.0.2.1 is called ipv6 by some and ipv4 by others.
+    afi = flow_id.get("afi", "ipv6" if key.is_ipv6 else "ipv4")
+    if afi not in ("ipv4", "ipv6") or (afi == "ipv4" and key.is_ipv6) or (afi == "ipv6" and ":" not in source):
+        raise FlowEventError(f"afi {shown(afi)} does not fit the address {source}")
+    return key
+
+
+def _object(message: dict[str, Any], name: str) -> dict[str, Any]:
+    value = message.get(name)
+    if not isinstance(value, dict):
+        raise FlowEventError(f"{name} {'is missing' if value is None else f'{shown(value)} is not an object'}")
+    return value
+
+
+def _text(container: dict[str, Any], name: str) -> str:
+    value = container.get(name)
+    if not isinstance(value, str):
+        raise FlowEventError(f"{name} {'is missing' if value is None else f'{shown(value)} is not a string'}")
+    return value
+
+
+def _port(flow_id: dict[str, Any], name: str) -> int:
+    value = flow_id.get(name)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise FlowEventError(f"{name} {'is missing' if value is None else f'{shown(value)} is not an integer'}")
+    return value
+
+
+def _instant(lifecycle: dict[str, Any], name: str) -> datetime | None:
+    value = lifecycle.get(name)
+    if value is None or value == "":  # both public daemons leave start-time so in an end
+        return None
+    if not isinstance(value, str):
+        raise FlowEventError(f"{name} {shown(value)} is not a string")
+    try:
+        return parse_instant(value)
+    except InvalidValue as error:
+        raise InvalidValue(f"{name} {error}") from None
+
+
+def _usage(value: object) -> Usage | None:
+    if value is None or value == {}:
+        return None
+    if not isinstance(value, dict):
+        raise FlowEventError(f"usage {shown(value)} is not an object")
+    for name in ("received", "sent"):
+        octets = value.get(name)
+        if octets is not None and (not isinstance(octets, int) or isinstance(octets, bool)):
+            raise FlowEventError(f"usage {name} {shown(octets)} is not an integer")
+    return Usage(received=value.get("received"), sent=value.get("sent"))

@@ -1,0 +1,123 @@
+"""What a plug-in can be: the interfaces behind the hooks of scitags_core.hookspecs.
+
+The agent's three roles come as a *kind*: a name for the configuration, a msgspec Struct of settings
+(with forbid_unknown_fields, so that a misspelt key is found), and a function that makes an instance from
+them. The configuration may ask for several instances of a kind.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from scitags_core.flow import FlowChange, FlowEvent
+from scitags_core.registry_client import Fetch
+from scitags_core.tag import Tag
+
+
+class EventSink(Protocol):
+    """Where a source puts what it hears. Both calls return at once and never raise."""
+
+    def accept(self, event: FlowEvent) -> None:
+        """An event that was understood."""
+
+    def refuse(self, reason: str) -> None:
+        """Input that was not; the reason names the bad value. It is counted, and logged sparingly."""
+
+
+class Source(Protocol):
+    """Brings flow events into the agent."""
+
+    async def run(self, sink: EventSink) -> None:
+        """Hand events to the sink until cancelled; clean up, then let the cancellation through.
+
+        An exception ends this source alone: it is logged by name, and the source is started again.
+        """
+
+
+class Backend(Protocol):
+    """Does something about the flows: marks their packets, announces them, writes them down."""
+
+    async def start(self) -> None:
+        """Make ready; an exception leaves this backend out, and is reported by name."""
+
+    async def handle(self, changes: Sequence[FlowChange]) -> None:
+        """Take the changes that have come since the last call, in their order.
+
+        Calls never overlap. A call may take its time: only this backend's own queue grows meanwhile.
+        """
+
+    async def close(self) -> None:
+        """Undo whatever start and handle left outside the process. Called once, also after failures."""
+
+    def counters(self) -> Mapping[str, int]:
+        """Totals since start, by name, for the status and the metrics."""
+
+
+class Enricher(Protocol):
+    """Adds what it knows to an event before the table and the backends see it."""
+
+    def enrich(self, event: FlowEvent) -> FlowEvent:
+        """The event, or a copy that says more. Must not block; an exception leaves the event as it was."""
+
+
+class SourceKind(msgspec.Struct, frozen=True):
+    """A kind of source. create is given an instance of settings."""
+
+    kind: str
+    settings: type[msgspec.Struct]
+    create: Callable[[Any], Source]
+
+
+class BackendKind(msgspec.Struct, frozen=True):
+    """A kind of backend. create is given an instance of settings."""
+
+    kind: str
+    settings: type[msgspec.Struct]
+    create: Callable[[Any], Backend]
+
+
+class EnricherKind(msgspec.Struct, frozen=True):
+    """A kind of enricher. create is given an instance of settings."""
+
+    kind: str
+    settings: type[msgspec.Struct]
+    create: Callable[[Any], Enricher]
+
+
+class Injector(msgspec.Struct, frozen=True):
+    """Puts a tag into one system's transfer requests.
+
+    system   the name by which it is asked for: "http", "url", "fts"
+    inject   given a request in that system's own form and a tag, returns it tagged. The request given is
+             left as it was. Raises InvalidValue for a request that is none.
+    """
+
+    system: str
+    inject: Callable[[Any, Tag], Any]
+
+
+class RegistrySource(msgspec.Struct, frozen=True):
+    """Another place to have the registry from: URLs with this scheme (without '://') are given to fetch."""
+
+    scheme: str
+    fetch: Fetch
+
+
+class Command(msgspec.Struct, frozen=True):
+    """A subcommand of `scitags`.
+
+    name        one word
+    summary     one line for --help
+    configure   adds arguments to its own parser, which must not cost an import worth naming
+    run         does the work; its result is the exit status: 0, or 1 for bad data. What it needs it
+                imports itself. A ScitagsError raised in it is printed, and makes the status 1
+    """
+
+    name: str
+    summary: str
+    configure: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]

@@ -1,0 +1,70 @@
+"""The syslog header (RFC 5424) in front of a firefly, and what becomes of it on the way.
+
+    <134>1 TIMESTAMP HOST APP PROCID MSGID SD {...}         134 = local0.info
+
+Read as well: a timestamp of '-' or left empty, a line that rsyslog rewrote (its own old-style stamp and
+host in front, the <134> gone), and no header at all.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+
+from scitags_core.errors import InvalidValue
+from scitags_core.instant import format_instant, parse_instant
+
+PRIORITY = 134
+VERSION = "1"
+MESSAGE_ID = "firefly-json"
+NIL = "-"
+_HOST_OCTETS = 255  # RFC 5424, section 6
+_APP_OCTETS = 48
+_PRINTABLE = range(33, 127)
+
+
+class SyslogHeader(msgspec.Struct, frozen=True):
+    """What a header says; an empty string or None where it says nothing."""
+
+    timestamp: datetime | None
+    host: str
+    app: str
+
+
+def format_header(timestamp: datetime, host: str, app: str) -> str:
+    """The header of a firefly, without the blank that follows it."""
+    return (
+        f"<{PRIORITY}>{VERSION} {format_instant(timestamp)} {header_field(host, _HOST_OCTETS)} "
+        f"{header_field(app, _APP_OCTETS)} {NIL} {MESSAGE_ID} {NIL}"
+    )
+
+
+def header_field(text: str, limit: int) -> str:
+    """The text as RFC 5424 allows it in a header: printable ASCII without blanks, '-' when empty."""
+    return "".join(c if ord(c) in _PRINTABLE else "_" for c in text)[:limit] or NIL
+
+
+def parse_header(prefix: bytes) -> SyslogHeader | None:
+    """What stood in front of the JSON object; None when that is no header of a firefly.
+
+    Never raises: the header is hearsay, the object beside it is what counts.
+    """
+    # Blanks are single: two of them are how an empty timestamp looks.
+    fields = prefix.decode("ascii", "replace").rstrip(" ").split(" ")
+    if MESSAGE_ID not in fields:
+        return None
+    at = fields.index(MESSAGE_ID)
+    if at < 4:  # noqa: PLR2004  (timestamp, host, app and procid stand before it)
+        return None
+    stamp, host, app = fields[at - 4 : at - 1]
+    return SyslogHeader(_stamp(stamp), "" if host == NIL else host, "" if app == NIL else app)
+
+
+def _stamp(text: str) -> datetime | None:
+    if text in ("", NIL):
+        return None
+    try:
+        return parse_instant(text)
+    except InvalidValue:
+        return None
