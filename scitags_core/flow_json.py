@@ -45,10 +45,19 @@ def decode_events(message: bytes) -> tuple[list[FlowEvent], list[str]]:
 
     One bad event in an array costs no other. Raises FlowEventError when the whole is no JSON.
     """
+    return events_of(json_of(message))
+
+
+def json_of(message: bytes) -> Any:
+    """The JSON in a message, not yet looked into. Raises FlowEventError."""
     try:
-        content = msgspec.json.decode(message)
+        return msgspec.json.decode(message)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise FlowEventError(f"no valid JSON: {error or 'nested too deeply'}") from None
+
+
+def events_of(content: Any) -> tuple[list[FlowEvent], list[str]]:
+    """As decode_events, from JSON that is already decoded."""
     events: list[FlowEvent] = []
     wrong: list[str] = []
     for item in content if isinstance(content, list) else [content]:

@@ -19,13 +19,19 @@ from scitags_core.tag import Tag
 
 
 class EventSink(Protocol):
-    """Where a source puts what it hears. Both calls return at once and never raise."""
+    """Where a source puts what it hears."""
 
     def accept(self, event: FlowEvent) -> None:
-        """An event that was understood."""
+        """An event that was understood. Returns at once and never raises."""
 
     def refuse(self, reason: str) -> None:
         """Input that was not; the reason names the bad value. It is counted, and logged sparingly."""
+
+    async def settled(self) -> None:
+        """Return when every backend has dealt with what was accepted so far, or after a second."""
+
+    def status(self) -> dict[str, Any]:
+        """What the agent knows of itself, ready for JSON: counters of sources, table and backends."""
 
 
 class Source(Protocol):

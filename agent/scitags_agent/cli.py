@@ -1,0 +1,121 @@
+"""`scitags agent` and `scitags-agent`: run the agent, check its configuration, ask how it is.
+
+Exit status: 0; 1 when the configuration is bad or something required cannot start; 2 for usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from scitags_core.errors import ScitagsError
+from scitags_core.roles import Command
+
+DEFAULT_CONFIG = Path("/etc/scitags/agent.toml")
+STATUS_SECONDS = 5.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`scitags-agent --config FILE [--check]`."""
+    parser = argparse.ArgumentParser(prog="scitags-agent", description="The shared local agent of scitags-suite.")
+    _add_config(parser)
+    parser.add_argument("--check", action="store_true", help="check the configuration and do nothing else")
+    arguments = parser.parse_args(argv)
+    try:
+        return _check(arguments) if arguments.check else _run(arguments)
+    except ScitagsError as error:
+        print(f"scitags-agent: {error}", file=sys.stderr)
+        return 1
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `scitags agent`."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, summary in (("run", "run in the foreground"), ("check", "check the configuration")):
+        action = actions.add_parser(name, help=summary)
+        _add_config(action)
+    for name, summary in (
+        ("status", "what a running agent counts, asked through its Unix socket"),
+        ("probe", "whether this host can mark packets"),
+    ):
+        action = actions.add_parser(name, help=summary)
+        action.add_argument("--json", action="store_true", help="one JSON object")
+        if name == "status":
+            action.add_argument("--socket", type=Path, default=Path("/run/scitags/agent.sock"), metavar="PATH")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do what `scitags agent ACTION` asks."""
+    actions = {"run": _run, "check": _check, "status": _status, "probe": _probe}
+    return actions[arguments.action](arguments)
+
+
+COMMAND = Command("agent", "run and ask the local agent that marks packets and sends fireflies", configure, run)
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE", help=f"default: {DEFAULT_CONFIG}"
+    )
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    import asyncio  # noqa: PLC0415
+
+    from scitags_agent import config, log  # noqa: PLC0415
+    from scitags_agent.daemon import Daemon  # noqa: PLC0415
+    from scitags_core.plugins import PluginHost  # noqa: PLC0415
+
+    settings = config.read(arguments.config, PluginHost.load())
+    log.set_up(settings.log)
+    asyncio.run(Daemon(settings).run())
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from scitags_agent import config  # noqa: PLC0415
+    from scitags_core.plugins import PluginHost  # noqa: PLC0415
+
+    settings = config.read(arguments.config, PluginHost.load())
+    instances = [*settings.sources, *settings.enrichers, *(instance for instance, _ in settings.backends)]
+    for instance in instances:
+        instance.create()
+    print(f"{arguments.config}: good: {', '.join(instance.name for instance in instances)}")
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from scitags_agent.client import AgentClient  # noqa: PLC0415
+
+    with AgentClient(arguments.socket) as client:
+        status = client.status(timeout=STATUS_SECONDS)
+    if arguments.json:
+        print(msgspec.json.encode(status).decode())
+    else:
+        _print_tree(status)
+    return 0
+
+
+def _probe(arguments: argparse.Namespace) -> int:
+    from scitags_agent.bpf.probe import probe  # noqa: PLC0415
+
+    reason = probe()
+    if arguments.json:
+        print(msgspec.json.encode({"can_mark": reason is None, "reason": reason or ""}).decode())
+    else:
+        print("this host can mark packets" if reason is None else f"no packets can be marked: {reason}")
+    return 0 if reason is None else 1
+
+
+def _print_tree(content: dict[str, Any], indent: str = "") -> None:
+    for name, value in content.items():
+        if isinstance(value, dict):
+            print(f"{indent}{name}:")
+            _print_tree(value, f"{indent}  ")
+        else:
+            print(f"{indent}{name}: {value}")

@@ -1,0 +1,137 @@
+"""The agent's configuration: TOML to typed values, unknown keys refused.
+
+    [agent]    shutdown_seconds
+    [log]      level, format, events
+    [table]    idle_seconds, max_transfers
+    [[source]], [[backend]], [[enricher]]     kind, name, and the keys of that kind
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from scitags_core.errors import ConfigError, shown
+from scitags_core.plugins import PluginHost
+from scitags_core.roles import BackendKind, EnricherKind, SourceKind
+from scitags_core.strict import convert, nearest, read_toml
+
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[agent]: how long, in seconds, a clean shutdown may take."""
+
+    shutdown_seconds: Positive = 5.0
+
+
+class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[log]: events asks for a line at info for every flow event."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+    events: bool = False
+
+
+class TableSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[table]: when a silent flow counts as ended, and how many transfers are remembered at most."""
+
+    idle_seconds: Positive = 86400.0
+    max_transfers: Annotated[int, msgspec.Meta(ge=1)] = 1_000_000
+
+
+class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    agent: AgentSettings = AgentSettings()
+    log: LogSettings = LogSettings()
+    table: TableSettings = TableSettings()
+    source: list[dict[str, Any]] = []
+    backend: list[dict[str, Any]] = []
+    enricher: list[dict[str, Any]] = []
+
+
+class Instance(msgspec.Struct, frozen=True):
+    """One configured source, backend or enricher: its unique name, its kind and its settings."""
+
+    name: str
+    kind: SourceKind | BackendKind | EnricherKind
+    settings: msgspec.Struct
+
+    def create(self) -> Any:
+        """The thing itself. Raises ConfigError for settings that no single key shows to be wrong."""
+        return self.kind.create(self.settings)
+
+
+class BackendOptions(msgspec.Struct, frozen=True):
+    """What every backend has beside its own keys.
+
+    queue is in changes. When a required backend cannot start, the agent does not start either.
+    """
+
+    queue: Annotated[int, msgspec.Meta(ge=1)] = 1 << 17
+    required: bool = False
+
+
+class Config(msgspec.Struct, frozen=True):
+    """The whole, checked."""
+
+    agent: AgentSettings
+    log: LogSettings
+    table: TableSettings
+    sources: list[Instance]
+    backends: list[tuple[Instance, BackendOptions]]
+    enrichers: list[Instance]
+
+
+def read(path: Path, plugins: PluginHost) -> Config:
+    """The configuration in a file, with the kinds that the plug-ins offer. Raises ConfigError."""
+    return parse(read_toml(path), plugins, str(path))
+
+
+def parse(document: Mapping[str, Any], plugins: PluginHost, where: str) -> Config:
+    """The configuration in tables that are already read; where names them in errors."""
+    tables = convert(document, _Document, where)
+    if not tables.source:
+        raise ConfigError(f"{where}: no [[source]]: the agent would hear of no flow")
+    if not tables.backend:
+        raise ConfigError(f"{where}: no [[backend]]: the agent would do nothing about any flow")
+    option_names = {field.name for field in msgspec.structs.fields(BackendOptions)}
+    options = [
+        convert({k: v for k, v in table.items() if k in option_names}, BackendOptions, f"{where}: backend")
+        for table in tables.backend
+    ]
+    own = [{k: v for k, v in table.items() if k not in option_names} for table in tables.backend]
+    backends = _instances("backend", own, plugins.collect("provide_backends"), where)
+    return Config(
+        tables.agent,
+        tables.log,
+        tables.table,
+        _instances("source", tables.source, plugins.collect("provide_sources"), where),
+        list(zip(backends, options, strict=True)),
+        _instances("enricher", tables.enricher, plugins.collect("provide_enrichers"), where),
+    )
+
+
+def _instances(
+    role: str,
+    tables: Sequence[Mapping[str, Any]],
+    kinds: Sequence[SourceKind | BackendKind | EnricherKind],
+    where: str,
+) -> list[Instance]:
+    by_name = {kind.kind: kind for kind in kinds}
+    found: list[Instance] = []
+    names: set[str] = set()
+    for number, table in enumerate(tables, 1):
+        place = f"{where}: {role} {number}"
+        kind = table.get("kind")
+        if not isinstance(kind, str) or kind not in by_name:
+            raise ConfigError(f"{place}: no kind {shown(kind)}{nearest(str(kind), list(by_name))}")
+        name = table.get("name", kind if kind not in names else f"{kind}-{number}")
+        if not isinstance(name, str) or not name or name in names:
+            raise ConfigError(f"{place}: name {shown(name)} is not a name of its own")
+        names.add(name)
+        own = {key: value for key, value in table.items() if key not in ("kind", "name")}
+        found.append(Instance(name, by_name[kind], convert(own, by_name[kind].settings, f"{place} ({kind})")))
+    return found

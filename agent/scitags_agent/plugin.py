@@ -1,0 +1,35 @@
+"""The agent's plug-in: its kinds of source and backend, and `scitags agent`.
+
+What costs time to import is imported when a hook is asked, not before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from scitags_core import hookimpl
+from scitags_core.roles import BackendKind, Command, SourceKind
+
+
+@hookimpl
+def provide_sources() -> Iterable[SourceKind]:
+    """The named pipe and the Unix socket."""
+    from scitags_agent.sources import named_pipe, unix  # noqa: PLC0415
+
+    return named_pipe.KIND, unix.KIND
+
+
+@hookimpl
+def provide_backends() -> Iterable[BackendKind]:
+    """The marker and the fireflies."""
+    from scitags_agent.backends import firefly, marker  # noqa: PLC0415
+
+    return marker.KIND, firefly.KIND
+
+
+@hookimpl
+def provide_commands() -> Iterable[Command]:
+    """`scitags agent`."""
+    from scitags_agent import cli  # noqa: PLC0415
+
+    return (cli.COMMAND,)
