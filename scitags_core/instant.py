@@ -38,7 +38,7 @@ def end_of_day(text: str) -> datetime:
 
 def format_instant(instant: datetime) -> str:
     """RFC 3339 with microseconds and Z, as RFC 5424 allows at most six fraction digits."""
-    return f"{instant.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%f}Z"
+    return instant.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def age_text(age: timedelta) -> str:

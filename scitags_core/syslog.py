@@ -9,6 +9,7 @@ host in front, the <134> gone), and no header at all.
 from __future__ import annotations
 
 from datetime import datetime
+from functools import lru_cache
 
 import msgspec
 
@@ -40,6 +41,7 @@ def format_header(timestamp: datetime, host: str, app: str) -> str:
     )
 
 
+@lru_cache(maxsize=64)  # a sender has one host and one name
 def header_field(text: str, limit: int) -> str:
     """The text as RFC 5424 allows it in a header: printable ASCII without blanks, '-' when empty."""
     return "".join(c if ord(c) in _PRINTABLE else "_" for c in text)[:limit] or NIL
