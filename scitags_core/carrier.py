@@ -23,6 +23,8 @@ TRANSFER_HEADER = "TransferHeaderSciTag"
 URL_PARAMETER = "scitag.flow"
 FTS_FIELD = "scitag"
 
+_MAX_DIGITS = 20  # enough to name any mistaken number in an error
+
 # In these schemes '#' starts a fragment (RFC 3986); in XRootD's it is a character like any other.
 _FRAGMENT_SCHEMES = frozenset({"http", "https", "dav", "davs", "s3", "s3s", "gcloud", "swift"})
 
@@ -33,7 +35,7 @@ def parse(text: str, carrier: str = SCITAG_HEADER) -> Tag:
     Raises CarrierError. A storage treats a present but invalid tag as scitags_core.tag.UNKNOWN.
     """
     digits = text.strip(" \t")
-    if not (digits.isascii() and digits.isdigit() and len(digits) <= 20):
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= _MAX_DIGITS):
         raise CarrierError(f"{carrier}: {shown(text)} is not a decimal number")
     try:
         return decode(int(digits))

@@ -75,7 +75,7 @@ class FlowKey(msgspec.Struct, frozen=True, gc=False):
         source, destination = canonical_address(src), canonical_address(dst)
         if (":" in source) is not (":" in destination):
             raise FlowEventError(f"{source} and {destination} are of two address families")
-        return cls(source, src_port, destination, dst_port, cast(Transport, name))
+        return cls(source, src_port, destination, dst_port, cast("Transport", name))
 
     @property
     def is_ipv6(self) -> bool:
@@ -84,7 +84,7 @@ class FlowKey(msgspec.Struct, frozen=True, gc=False):
     @property
     def is_complete(self) -> bool:
         """Whether both ports are known; only such a flow can be marked or announced."""
-        return self.src_port != UNKNOWN_PORT and self.dst_port != UNKNOWN_PORT
+        return UNKNOWN_PORT not in (self.src_port, self.dst_port)
 
     def reversed(self) -> FlowKey:
         """The same connection, seen from its other end."""
@@ -139,7 +139,7 @@ def check_tag(experiment: object, activity: object) -> Tag:
             raise FlowEventError(f"{name} {shown(value)} is not an integer")
         if not 0 <= value <= high:
             raise FlowEventError(f"{name} {value} is outside 0..{high}")
-    return Tag(cast(int, experiment), cast(int, activity))
+    return Tag(cast("int", experiment), cast("int", activity))
 
 
 class FlowChange(msgspec.Struct, frozen=True):

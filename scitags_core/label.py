@@ -44,7 +44,7 @@ def encode(experiment: int, activity: int, entropy: int = 0) -> int:
 
     Raises InvalidValue: an experiment above 511 would be read as another one, and is refused.
     """
-    if isinstance(experiment, int) and EXPERIMENT_MAX < experiment:
+    if isinstance(experiment, int) and experiment > EXPERIMENT_MAX:
         check_id("experiment id of a flow label (nine bits)", experiment, 1, EXPERIMENT_MAX)
     check_id("experiment id", experiment, 1, EXPERIMENT_MAX)
     check_id("activity id", activity, 0, ACTIVITY_MAX)

@@ -62,7 +62,8 @@ class PluginHost:
 
     def add(self, name: str, plugin: object, *, location: str = "", distribution: str = "") -> None:
         """Register an object that is already there, a module or an instance, under a name."""
-        problem, hooks = "", ()
+        problem = ""
+        hooks: tuple[str, ...] = ()
         try:
             self._manager.register(plugin, name)
             self._manager.check_pending()
@@ -91,7 +92,7 @@ class PluginHost:
 
     def injector(self, system: str) -> Injector:
         """The injector for a system by its name. Raises PluginError when no plug-in has it."""
-        found = {one.system: one for one in self.collect("provide_injectors")}
+        found: dict[str, Injector] = {one.system: one for one in self.collect("provide_injectors")}
         if system not in found:
             raise PluginError(f"no injector for {shown(system)}; there are: {', '.join(sorted(found))}")
         return found[system]

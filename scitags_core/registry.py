@@ -214,8 +214,7 @@ def parse(document: bytes) -> Registry:
         raise RegistryError(f"modified: {error}") from None
     return Registry(
         tuple(
-            Experiment(e.id, e.name, tuple(Activity(a.id, a.name) for a in e.activities))
-            for e in content.experiments
+            Experiment(e.id, e.name, tuple(Activity(a.id, a.name) for a in e.activities)) for e in content.experiments
         ),
         modified,
     )

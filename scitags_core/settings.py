@@ -1,15 +1,15 @@
 """What the `scitags` command and the integrations take from configuration: registry and aliases.
 
-    # the file in $SCITAGS_CONFIG, else ~/.config/scitags/scitags.toml, else /etc/scitags/scitags.toml
-    [registry]
-    url = "https://www.scitags.org/api.json"
-    timeout = 10.0                    # seconds, for the whole fetch
-    cache_dir = "/var/cache/scitags"
+# the file in $SCITAGS_CONFIG, else ~/.config/scitags/scitags.toml, else /etc/scitags/scitags.toml
+[registry]
+url = "https://www.scitags.org/api.json"
+timeout = 10.0                    # seconds, for the whole fetch
+cache_dir = "/var/cache/scitags"
 
-    [aliases.experiments]
-    "belle2" = "belleii"
-    [aliases.activities.atlas]        # or of "*", all experiments
-    "DataChallenge" = "Data Challenge"
+[aliases.experiments]
+"belle2" = "belleii"
+[aliases.activities.atlas]        # or of "*", all experiments
+"DataChallenge" = "Data Challenge"
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def load() -> Settings:
     own = os.environ.get(CONFIG_VARIABLE)
     if own:
         return read(Path(own))
-    base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-    for path in (Path(base) / "scitags" / "scitags.toml", SYSTEM_FILE):
+    base = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
+    for path in (base / "scitags" / "scitags.toml", SYSTEM_FILE):
         if path.is_file():
             return read(path)
     return Settings()

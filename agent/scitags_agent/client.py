@@ -1,8 +1,8 @@
 """Tell the agent about flows, from Python: a few lines over its Unix socket.
 
-    with AgentClient("/run/scitags/agent.sock") as agent:
-        agent.send([event])                 # returns at once, whatever the agent does
-        agent.announce([event])             # returns when the packets are marked
+with AgentClient("/run/scitags/agent.sock") as agent:
+    agent.send([event])                 # returns at once, whatever the agent does
+    agent.announce([event])             # returns when the packets are marked
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ class AgentClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:

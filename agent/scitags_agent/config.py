@@ -1,9 +1,9 @@
 """The agent's configuration: TOML to typed values, unknown keys refused.
 
-    [agent]    shutdown_seconds
-    [log]      level, format, events
-    [table]    idle_seconds, max_transfers
-    [[source]], [[backend]], [[enricher]]     kind, name, and the keys of that kind
+[agent]    shutdown_seconds
+[log]      level, format, events
+[table]    idle_seconds, max_transfers
+[[source]], [[backend]], [[enricher]]     kind, name, and the keys of that kind
 """
 
 from __future__ import annotations

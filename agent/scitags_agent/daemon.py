@@ -66,9 +66,7 @@ class Daemon:
         self._started = time.monotonic()
         self._log_events = config.log.events
         self.fanout = Fanout()
-        self.table = FlowTable(
-            max_users=config.table.max_transfers, idle=timedelta(seconds=config.table.idle_seconds)
-        )
+        self.table = FlowTable(max_users=config.table.max_transfers, idle=timedelta(seconds=config.table.idle_seconds))
         self.enricher_failures: Counter[str] = Counter()
 
     async def run(self) -> None:

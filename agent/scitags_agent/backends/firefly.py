@@ -61,7 +61,7 @@ class Collector:
         self.address: tuple[int, Address] | None = None
 
     async def resolve(self) -> None:
-        """Look the name up; the last address stays when that fails. Raises OSError."""
+        """Look the name up; the last address stays when that fails. Raises OSError, UnicodeError."""
         loop = asyncio.get_running_loop()
         found = await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_DGRAM)
         family, _, _, _, address = found[0]
@@ -161,7 +161,7 @@ class FireflyBackend:
         for collector in self._collectors:
             try:
                 await collector.resolve()
-            except OSError as error:
+            except (OSError, UnicodeError) as error:  # the latter for a name that no DNS could hold
                 complete = False
                 log.warning("collector %s: %s", collector.text, error)
         return complete
@@ -181,7 +181,7 @@ def split_host_port(text: str) -> tuple[str, int]:
     if not colon or text.endswith("]"):
         host, port = text, str(firefly.PORT)
     host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if not host or not (port.isascii() and port.isdigit()) or not 1 <= int(port) <= PORT_MAX or "]" in host:
+    if not host or not (port.isascii() and port.isdigit()) or not 1 <= int(port) <= PORT_MAX or set(host) & set("[]"):
         raise ConfigError(f"collector {shown(text)} is no host:port or [IPv6]:port")
     return host, int(port)
 

@@ -77,7 +77,7 @@ class NamedPipe:
         try:
             while True:
                 loop.add_reader(descriptor, self._read, descriptor, sink)
-                while self._is_in_place(descriptor):
+                while self._is_in_place(descriptor):  # noqa: ASYNC110  (nothing else tells of it)
                     await asyncio.sleep(CHECK_SECONDS)
                 log.warning("%s is no longer our pipe: putting one in its place", self._path)
                 loop.remove_reader(descriptor)

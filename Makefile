@@ -1,0 +1,43 @@
+# Everything runs in .venv, which `make setup` makes. `make demo` and `make test` are all that a newcomer needs.
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo test lint format bench clean
+
+help:
+	@echo "make demo    tagged transfers between network namespaces, marked and decoded again"
+	@echo "make test    every test"
+	@echo "make lint    ruff and mypy"
+	@echo "make bench   what marking, announcing and decoding cost"
+	@echo "make setup   what the others need: system packages that are missing, and $(VENV)"
+
+setup: $(READY)
+
+# The compiled programs belong to the installation, so their sources are among what it is made from.
+$(READY): pyproject.toml hatch_build.py tools/setup.sh $(wildcard bpf/*)
+	tools/setup.sh $(VENV)
+	@touch $@
+
+demo: $(READY)
+	$(VENV)/bin/scitags demo --output demo-output
+
+test: $(READY)
+	$(PYTHON) -m pytest
+
+lint: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(READY)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: $(READY)
+	$(PYTHON) -m bench
+
+clean:
+	rm -rf $(VENV) demo-output dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find agent -name '*.bpf.o' -delete

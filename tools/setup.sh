@@ -1,0 +1,50 @@
+#!/bin/sh
+# Make the virtual environment that the Makefile works in, and install what it needs from the system first.
+# Asks for nothing that is there already. Without the right to install packages it says what is missing and
+# goes on: all but the marking of packets works without them.
+set -eu
+venv=${1:-.venv}
+cd "$(dirname "$0")/.."
+
+say() { echo "setup: $*"; }
+
+has_libbpf() { ldconfig -p 2>/dev/null | grep -q 'libbpf\.so\.1' || /sbin/ldconfig -p 2>/dev/null | grep -q 'libbpf\.so\.1'; }
+
+missing=""
+command -v clang >/dev/null || missing="$missing clang"
+has_libbpf || missing="$missing libbpf1"
+[ -e /usr/include/bpf/bpf_helpers.h ] || missing="$missing libbpf-dev"
+command -v make >/dev/null || missing="$missing make"
+
+# The first python3 that is new enough; Debian 12's own is.
+python=""
+for candidate in python3 python3.13 python3.12 python3.11 /usr/bin/python3; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+        python=$candidate
+        break
+    fi
+done
+[ -n "$python" ] || { say "Python 3.11 or later is needed"; exit 1; }
+"$python" -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"
+
+if [ -n "$missing" ]; then
+    say "missing from the system:$missing"
+    if [ "$(id -u)" = 0 ]; then as_root=""; else as_root="sudo"; fi
+    if command -v apt-get >/dev/null && { [ -z "$as_root" ] || command -v sudo >/dev/null; }; then
+        say "$as_root apt-get install$missing"
+        # shellcheck disable=SC2086  # words on purpose
+        { $as_root apt-get update -qq &&
+            DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq --no-install-recommends $missing; } ||
+            say "that failed; going on without: packets cannot be marked"
+    else
+        say "install them by hand to have packets marked; going on without"
+    fi
+fi
+
+if [ ! -x "$venv/bin/python" ]; then
+    say "a virtual environment in $venv, with $("$python" --version)"
+    "$python" -m venv "$venv"
+fi
+say "scitags-suite and the packages that it needs into $venv"
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+say "done"
