@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * Writes the IPv6 flow label of known flows at tc egress.
+ *
+ * A packet is never dropped, delayed or kept from the programs after this one: whatever happens, the verdict
+ * is TC_ACT_UNSPEC (TCX_NEXT has the same value).
+ */
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ipv6.h>
+#include <linux/pkt_cls.h>
+
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "marker.h"
+
+char LICENSE[] SEC("license") = "Apache-2.0";
+
+#define ETH_P_8021Q_BE bpf_htons(ETH_P_8021Q)
+#define ETH_P_8021AD_BE bpf_htons(ETH_P_8021AD)
+#define MAX_VLAN_TAGS 2
+#define MAX_EXTENSION_HEADERS 6
+/* Enough for Ethernet with two tags, IPv6, extension headers of ordinary length, and the ports. */
+#define HEADER_OCTETS 256
+#define LABEL_MASK bpf_htonl(0x000fffff)
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1); /* the loader sets it */
+	__type(key, struct flow_key);
+	__type(value, __be32);
+} flows SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, OUTCOMES);
+	__type(key, __u32);
+	__type(value, __u64);
+} outcomes SEC(".maps");
+
+/* A bit for each source port of any known flow, written by the loader through a mapping. Most packets belong
+ * to no known flow, and most of those are told by one load from here, without a call. */
+__u64 source_ports[PORTS / 64];
+
+struct extension {
+	__u8 next;
+	__u8 length;
+};
+
+struct fragment {
+	__u8 next;
+	__u8 reserved;
+	__be16 offset;
+	__be32 id;
+};
+
+struct vlan {
+	__be16 tci;
+	__be16 protocol;
+};
+
+/* What became of the search for a packet's ports. */
+enum search {
+	FOUND,
+	NOT_OURS,
+	TOO_SHORT,
+	LATER_FRAGMENT,
+	TOO_MANY_HEADERS,
+};
+
+static __always_inline void count(__u32 outcome)
+{
+	__u64 *total = bpf_map_lookup_elem(&outcomes, &outcome);
+
+	if (total)
+		(*total)++;
+}
+
+static __always_inline int port_is_known(__be16 port)
+{
+	__u32 bit = bpf_ntohs(port);
+
+	return source_ports[(bit >> 6) & (PORTS / 64 - 1)] >> (bit & 63) & 1;
+}
+
+/* Step over the link layer. The offset of the IPv6 header, 0 when it is another protocol, -1 when too short. */
+static __always_inline int network_offset(void *data, void *end)
+{
+	struct ethhdr *eth = data;
+	struct vlan *tag = (void *)(eth + 1);
+	__be16 protocol;
+
+	if ((void *)(eth + 1) > end)
+		return -1;
+	protocol = eth->h_proto;
+	for (int i = 0; i < MAX_VLAN_TAGS; i++) {
+		if (protocol != ETH_P_8021Q_BE && protocol != ETH_P_8021AD_BE)
+			break;
+		if ((void *)(tag + 1) > end)
+			return -1;
+		protocol = tag->protocol;
+		tag++;
+	}
+	return protocol == bpf_htons(ETH_P_IPV6) ? (void *)tag - data : 0;
+}
+
+/* Fill in the key of an IPv6 TCP or UDP packet whose source port is known. */
+static __always_inline enum search find_key(struct __sk_buff *skb, __u32 at, struct flow_key *key)
+{
+	void *data = (void *)(long)skb->data;
+	void *end = (void *)(long)skb->data_end;
+	struct ipv6hdr *ip = data + at;
+	void *next = ip + 1;
+	__be16 *ports;
+	__u8 protocol;
+
+	if (next > end)
+		return TOO_SHORT;
+	if (ip->version != 6)
+		return NOT_OURS;
+	protocol = ip->nexthdr;
+#pragma unroll
+	for (int i = 0; i < MAX_EXTENSION_HEADERS; i++) {
+		struct extension *extension = next;
+		struct fragment *fragment = next;
+
+		if (protocol == IPPROTO_TCP || protocol == IPPROTO_UDP)
+			break;
+		/* Hop-by-Hop is also what BIG TCP puts in front. */
+		if (protocol != IPPROTO_HOPOPTS && protocol != IPPROTO_ROUTING && protocol != IPPROTO_DSTOPTS &&
+		    protocol != IPPROTO_FRAGMENT)
+			return NOT_OURS;
+		if ((void *)(fragment + 1) > end)
+			return TOO_SHORT;
+		if (protocol == IPPROTO_FRAGMENT) {
+			if (fragment->offset & bpf_htons(0xfff8))
+				return LATER_FRAGMENT;
+			next = fragment + 1;
+		} else {
+			next += (extension->length + 1) * 8;
+		}
+		protocol = extension->next;
+	}
+	if (protocol != IPPROTO_TCP && protocol != IPPROTO_UDP)
+		return TOO_MANY_HEADERS;
+	ports = next;
+	if ((void *)(ports + 2) > end)
+		return TOO_SHORT;
+	if (!port_is_known(ports[0]))
+		return NOT_OURS;
+	key->src = ip->saddr;
+	key->dst = ip->daddr;
+	key->sport = ports[0];
+	key->dport = ports[1];
+	key->protocol = protocol;
+	return FOUND;
+}
+
+/* One 32-bit word holds version, traffic class and label: all but the label stays as it is. Written by helper
+ * rather than in place: a program that writes in place has every packet made writable before it starts, those
+ * of unknown flows too. */
+static __always_inline void write_label(struct __sk_buff *skb, __u32 at, __be32 label)
+{
+	void *data = (void *)(long)skb->data;
+	void *end = (void *)(long)skb->data_end;
+	__be32 word;
+
+	if (data + at + sizeof(word) > end)
+		return;
+	word = (*(__be32 *)(data + at) & ~LABEL_MASK) | label;
+	count(bpf_skb_store_bytes(skb, at, &word, sizeof(word), 0) ? OUTCOME_FAILED : OUTCOME_MARKED);
+}
+
+static __always_inline int mark(struct __sk_buff *skb, int ethernet)
+{
+	struct flow_key key = {};
+	enum search result = TOO_SHORT;
+	__be32 *label;
+	int at = 0;
+
+	/* The second round is for headers that are not in the linear part of the packet, which is rare. */
+	for (int round = 0; round < 2; round++) {
+		if (round && bpf_skb_pull_data(skb, skb->len < HEADER_OCTETS ? skb->len : HEADER_OCTETS))
+			break;
+		if (ethernet) {
+			at = network_offset((void *)(long)skb->data, (void *)(long)skb->data_end);
+			if (at == 0)
+				return TC_ACT_UNSPEC;
+			if (at < 0)
+				continue;
+		}
+		result = find_key(skb, at & 0x3f, &key);
+		if (result != TOO_SHORT)
+			break;
+	}
+	if (result == NOT_OURS)
+		return TC_ACT_UNSPEC;
+	if (result != FOUND) {
+		count(result == LATER_FRAGMENT ? OUTCOME_FRAGMENT :
+		      result == TOO_SHORT      ? OUTCOME_TRUNCATED :
+						 OUTCOME_HEADERS);
+		return TC_ACT_UNSPEC;
+	}
+	label = bpf_map_lookup_elem(&flows, &key);
+	if (label)
+		write_label(skb, at & 0x3f, *label & LABEL_MASK);
+	return TC_ACT_UNSPEC;
+}
+
+/* Devices with a MAC header, Ethernet's; VLAN tags may stand in it. */
+SEC("tc") int scitags_label(struct __sk_buff *skb)
+{
+	return mark(skb, 1);
+}
+
+/* Devices without one: tun, wireguard, IP tunnels. */
+SEC("tc") int scitags_label_l3(struct __sk_buff *skb)
+{
+	return skb->protocol == bpf_htons(ETH_P_IPV6) ? mark(skb, 0) : TC_ACT_UNSPEC;
+}

@@ -1,0 +1,32 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What marker.bpf.c shares with its loader; agent/scitags_agent/bpf/layout.py mirrors it. */
+#ifndef SCITAGS_MARKER_H
+#define SCITAGS_MARKER_H
+
+#include <linux/in6.h>
+#include <linux/types.h>
+
+/* The 5-tuple as it stands in the packet, in network order. */
+struct flow_key {
+	struct in6_addr src;
+	struct in6_addr dst;
+	__be16 sport;
+	__be16 dport;
+	__u8 protocol;
+	__u8 zero[3];
+};
+
+/* What happened to packets that got as far as a decision. A packet of no known flow is not counted: that is
+ * the common case, and it shall cost nothing. */
+enum outcome {
+	OUTCOME_MARKED,
+	OUTCOME_FRAGMENT,  /* a later fragment: it has no ports */
+	OUTCOME_TRUNCATED, /* ends within its headers */
+	OUTCOME_HEADERS,   /* more extension headers than are looked at */
+	OUTCOME_FAILED,    /* the kernel would not let it be written to */
+	OUTCOMES,
+};
+
+#define PORTS 65536
+
+#endif
