@@ -102,7 +102,7 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _probe(arguments: argparse.Namespace) -> int:
-    from scitags_agent.bpf.probe import probe  # noqa: PLC0415
+    from scitags_agent.bpf.loader import probe  # noqa: PLC0415
 
     reason = probe()
     if arguments.json:

@@ -1,0 +1,105 @@
+"""The C structures of bpf/marker.h, and of the kernel's and libbpf's interface, as octets. Nobody else knows them."""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import socket
+import struct
+
+from scitags_core.flow import FlowKey
+
+PORTS = 65536
+PORT_WORDS = PORTS // 64
+FLOW_KEY_OCTETS = 40
+LABEL_OCTETS = 4
+
+_FLOW_KEY = struct.Struct("!16s16sHHB3x")
+_LABEL = struct.Struct("!I")
+_PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
+
+
+class Outcome(enum.IntEnum):
+    """enum outcome."""
+
+    MARKED = 0
+    FRAGMENT = 1
+    TRUNCATED = 2
+    HEADERS = 3
+    FAILED = 4
+
+
+def pack_key(key: FlowKey) -> bytes:
+    """struct flow_key of an IPv6 flow."""
+    return _FLOW_KEY.pack(
+        socket.inet_pton(socket.AF_INET6, key.src),
+        socket.inet_pton(socket.AF_INET6, key.dst),
+        key.src_port,
+        key.dst_port,
+        _PROTOCOLS[key.protocol],
+    )
+
+
+def pack_label(label: int) -> bytes:
+    """The value of the map of flows: a label in network order."""
+    return _LABEL.pack(label)
+
+
+# --- bpf(2) ------------------------------------------------------------------------------------
+
+BPF_LINK_CREATE = 28
+BPF_TCX_EGRESS = 47
+BPF_F_BEFORE = 1 << 3
+BPF_OBJ_GET_INFO_BY_FD = 15
+BPF_PROG_GET_FD_BY_ID = 13
+
+
+class LinkCreate(ctypes.Structure):
+    """union bpf_attr for BPF_LINK_CREATE of a TCX link."""
+
+    _fields_ = (
+        ("prog_fd", ctypes.c_uint32),
+        ("target_ifindex", ctypes.c_uint32),
+        ("attach_type", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("relative_fd", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+        ("expected_revision", ctypes.c_uint64),
+    )
+
+
+class InfoByFd(ctypes.Structure):
+    """union bpf_attr for BPF_OBJ_GET_INFO_BY_FD."""
+
+    _fields_ = (("bpf_fd", ctypes.c_uint32), ("info_len", ctypes.c_uint32), ("info", ctypes.c_uint64))
+
+
+class ProgInfo(ctypes.Structure):
+    """The beginning of struct bpf_prog_info; the kernel fills in as much as is asked for."""
+
+    _fields_ = (("type", ctypes.c_uint32), ("id", ctypes.c_uint32))
+
+
+# --- libbpf ------------------------------------------------------------------------------------
+
+
+class TestRunOpts(ctypes.Structure):
+    """struct bpf_test_run_opts."""
+
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("data_in", ctypes.c_void_p),
+        ("data_out", ctypes.c_void_p),
+        ("data_size_in", ctypes.c_uint32),
+        ("data_size_out", ctypes.c_uint32),
+        ("ctx_in", ctypes.c_void_p),
+        ("ctx_out", ctypes.c_void_p),
+        ("ctx_size_in", ctypes.c_uint32),
+        ("ctx_size_out", ctypes.c_uint32),
+        ("retval", ctypes.c_uint32),
+        ("repeat", ctypes.c_int),
+        ("duration", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("cpu", ctypes.c_uint32),
+        ("batch_size", ctypes.c_uint32),
+    )

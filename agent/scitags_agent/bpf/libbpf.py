@@ -1,0 +1,169 @@
+"""libbpf through ctypes: what the marker needs of it, with errors that say what libbpf said."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from scitags_agent.bpf.layout import TestRunOpts
+from scitags_core.errors import ScitagsError
+
+SONAME = "libbpf.so.1"
+BPF_ANY = 0
+_LOG_LINES = 12
+_SYSCALL_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
+_PRINT = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+_WARNING = 0
+
+
+class MarkerUnavailable(ScitagsError):
+    """Packets cannot be marked here; the message says what is missing and how to get it."""
+
+
+class Library:
+    """The loaded library. Its warnings are kept, not printed."""
+
+    def __init__(self) -> None:
+        try:
+            self._lib = ctypes.CDLL(SONAME, use_errno=True)
+        except OSError:
+            raise MarkerUnavailable(f"{SONAME} is missing (Debian: apt install libbpf1)") from None
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._messages: list[str] = []
+        self._printer = _PRINT(self._print)  # must live as long as libbpf may call it
+        self._declare()
+        self._lib.libbpf_set_print(self._printer)
+
+    def _declare(self) -> None:
+        pointer, text, integer = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int
+        for name, result, arguments in (
+            ("bpf_object__open_file", pointer, (text, pointer)),
+            ("bpf_object__load", integer, (pointer,)),
+            ("bpf_object__close", None, (pointer,)),
+            ("bpf_object__find_map_by_name", pointer, (pointer, text)),
+            ("bpf_object__next_map", pointer, (pointer, pointer)),
+            ("bpf_object__find_program_by_name", pointer, (pointer, text)),
+            ("bpf_map__set_max_entries", integer, (pointer, ctypes.c_uint32)),
+            ("bpf_map__name", text, (pointer,)),
+            ("bpf_map__fd", integer, (pointer,)),
+            ("bpf_program__fd", integer, (pointer,)),
+            ("bpf_map_update_elem", integer, (integer, text, text, ctypes.c_uint64)),
+            ("bpf_map_delete_elem", integer, (integer, text)),
+            ("bpf_map_lookup_elem", integer, (integer, text, pointer)),
+            ("bpf_prog_test_run_opts", integer, (integer, ctypes.POINTER(TestRunOpts))),
+            ("libbpf_num_possible_cpus", integer, ()),
+        ):
+            function = getattr(self._lib, name)
+            function.restype, function.argtypes = result, arguments
+
+    def _print(self, level: int, form: bytes, arguments: int) -> int:
+        if level == _WARNING:
+            buffer = ctypes.create_string_buffer(1024)
+            self._libc.vsnprintf(buffer, ctypes.c_size_t(len(buffer)), form, ctypes.c_void_p(arguments))
+            self._messages.append(buffer.value.decode("utf-8", "replace").strip())
+            del self._messages[:-_LOG_LINES]
+        return 0
+
+    def call(self, name: str, *arguments: Any) -> int:
+        """A function that returns a negative errno on failure. Raises OSError."""
+        result = int(getattr(self._lib, name)(*arguments))
+        if result < 0:
+            raise OSError(-result, f"{name}: {os.strerror(-result)}")
+        return result
+
+    def pointer(self, name: str, *arguments: Any) -> int | None:
+        """A function that returns a pointer, None when it is null."""
+        found = getattr(self._lib, name)(*arguments)
+        return None if found is None else int(found)
+
+    def text(self, name: str, *arguments: Any) -> str:
+        """A function that returns a string."""
+        return (getattr(self._lib, name)(*arguments) or b"").decode()
+
+    def close(self, handle: int) -> None:
+        self._lib.bpf_object__close(handle)
+
+    def take_messages(self) -> str:
+        """What libbpf warned of since the last call, in one line."""
+        text = "; ".join(self._messages)
+        self._messages.clear()
+        return text
+
+    def syscall(self, command: int, attributes: ctypes.Structure) -> int:
+        """bpf(2), for what this libbpf does not know. Raises OSError."""
+        number = _SYSCALL_BPF.get(platform.machine())
+        if number is None:
+            raise OSError(f"the number of bpf(2) on {platform.machine()} is not known")
+        result = self._libc.syscall(
+            ctypes.c_long(number),
+            ctypes.c_int(command),
+            ctypes.byref(attributes),
+            ctypes.c_uint(ctypes.sizeof(attributes)),
+        )
+        if result < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+        return int(result)
+
+
+@cache
+def library() -> Library:
+    """The one library of this process. Raises MarkerUnavailable."""
+    return Library()
+
+
+class BpfObject:
+    """A loaded object file. Raises MarkerUnavailable when the kernel does not take it."""
+
+    def __init__(self, path: Path, max_entries: dict[str, int]) -> None:
+        """max_entries sizes maps by name, before they are made."""
+        self.lib = library()
+        self.lib.take_messages()
+        self._handle = self.lib.pointer("bpf_object__open_file", os.fsencode(path), None)
+        if self._handle is None:
+            raise MarkerUnavailable(f"{path.name} cannot be opened: {self.lib.take_messages()}")
+        try:
+            for name, entries in max_entries.items():
+                self.lib.call("bpf_map__set_max_entries", self._map(name), entries)
+            self.lib.call("bpf_object__load", self._handle)
+        except OSError as error:
+            self.close()
+            raise MarkerUnavailable(_why_not(error, self.lib.take_messages())) from None
+
+    def close(self) -> None:
+        """Give programs and maps back; the kernel keeps what is still attached."""
+        if self._handle is not None:
+            self.lib.close(self._handle)
+            self._handle = None
+
+    def _map(self, name: str) -> int:
+        found = self.lib.pointer("bpf_object__find_map_by_name", self._handle, name.encode())
+        assert found is not None, name
+        return found
+
+    def map_fd(self, name: str) -> int:
+        return self.lib.call("bpf_map__fd", self._map(name))
+
+    def globals_fd(self) -> int:
+        """The map that holds the program's zero-initialised global variables."""
+        current = self.lib.pointer("bpf_object__next_map", self._handle, None)
+        while current is not None:
+            if self.lib.text("bpf_map__name", current).endswith(".bss"):
+                return self.lib.call("bpf_map__fd", current)
+            current = self.lib.pointer("bpf_object__next_map", self._handle, current)
+        raise MarkerUnavailable("the object has no global variables: it is not ours")
+
+    def program_fd(self, name: str) -> int:
+        found = self.lib.pointer("bpf_object__find_program_by_name", self._handle, name.encode())
+        assert found is not None, name
+        return self.lib.call("bpf_program__fd", found)
+
+
+def _why_not(error: OSError, messages: str) -> str:
+    if isinstance(error, PermissionError):
+        return "the right to load eBPF programs is missing: run as root, or with CAP_BPF and CAP_NET_ADMIN"
+    return f"the kernel does not take the program: {error.strerror}" + (f" ({messages})" if messages else "")
