@@ -1,4 +1,4 @@
-"""The core's own plug-in: the injectors for what every system understands."""
+"""The core's own plug-in: its commands, and the injectors for what every system understands."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from scitags_core import carrier, hookimpl
 from scitags_core.errors import InvalidValue, shown
-from scitags_core.roles import Injector
+from scitags_core.roles import Command, Injector
 from scitags_core.tag import Tag
 
 
@@ -20,6 +20,14 @@ def provide_injectors() -> Iterable[Injector]:
         Injector("http-tpc", _http_third_party),
         Injector("fts", _fts),
     )
+
+
+@hookimpl
+def provide_commands() -> Iterable[Command]:
+    """`scitags tag`, `label`, `registry`, `firefly`, `plugins`."""
+    from scitags_core.cli import fireflies, plugins, registry, tags  # noqa: PLC0415
+
+    return tags.TAG, tags.LABEL, registry.COMMAND, fireflies.COMMAND, plugins.COMMAND
 
 
 def _url(url: Any, tag: Tag) -> str:

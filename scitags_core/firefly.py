@@ -66,9 +66,7 @@ class _Context(msgspec.Struct, rename="kebab"):
 _encode_json = msgspec.json.Encoder().encode
 
 
-def encode(
-    event: FlowEvent, *, now: datetime, host: str, app: str, max_octets: int = MAX_UNFRAGMENTED
-) -> bytes:
+def encode(event: FlowEvent, *, now: datetime, host: str, app: str, max_octets: int = MAX_UNFRAGMENTED) -> bytes:
     """The datagram for an event.
 
     now is written as its launch; host and app name the sender. When it would be longer than max_octets,
@@ -100,7 +98,7 @@ def _message(event: FlowEvent, now: datetime, application: str, extra: Mapping[s
     end = event.end_time if event.state is FlowState.END else None
     message: dict[str, Any] = {
         "version": VERSION,
-        "flow-lifecycle": _Lifecycle(event.state.value, now, cast(datetime, event.start_time), end),
+        "flow-lifecycle": _Lifecycle(event.state.value, now, cast("datetime", event.start_time), end),
         "flow-id": _FlowId(afi, key.src, key.dst, key.protocol, key.src_port, key.dst_port),
         "context": _Context(event.tag.experiment, event.tag.activity, application),
     }

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from scitags_core.firefly import split
 from scitags_core.errors import FireflyError, InvalidValue
+from scitags_core.firefly import split
 from scitags_core.instant import parse_instant
 
 _Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]

@@ -41,7 +41,7 @@ class MarkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rescan           seconds between looks at which interfaces there are
     """
 
-    interfaces: list[str] = ["*"]
+    interfaces: list[str] = msgspec.field(default_factory=lambda: ["*"])
     attach: Way = "auto"
     max_flows: Annotated[int, msgspec.Meta(ge=2)] = DEFAULT_MAX_FLOWS
     linger: Seconds = 0.25

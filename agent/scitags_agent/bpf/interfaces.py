@@ -38,9 +38,7 @@ def matching(patterns: Sequence[str]) -> list[Interface]:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as query:
         for index, name in socket.if_nameindex():
             kind = _hardware_type(query, name)
-            wanted = name in patterns or (
-                kind != LOOPBACK and any(fnmatchcase(name, pattern) for pattern in patterns)
-            )
+            wanted = name in patterns or (kind != LOOPBACK and any(fnmatchcase(name, pattern) for pattern in patterns))
             if wanted and kind in _WITH_ETHERNET_HEADER | _WITHOUT_HEADER:
                 found.append(Interface(index, name, kind in _WITH_ETHERNET_HEADER))
     return found

@@ -47,7 +47,9 @@ class MarkerProgram:
         self._lib = self._object.lib
         self._flows = self._object.map_fd("flows")
         self._outcomes = self._object.map_fd("outcomes")
-        self._ports = mmap.mmap(self._object.globals_fd(), PORTS // 8, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        self._ports = mmap.mmap(
+            self._object.globals_fd(), PORTS // 8, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE
+        )
         self._port_users: Counter[int] = Counter()
         self._cpus = self._lib.call("libbpf_num_possible_cpus")
         self._known: set[bytes] = set()

@@ -1,0 +1,32 @@
+"""What commands print: tables for people, lines of JSON for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[object]], align: str = "") -> str:
+    """Columns as wide as their widest cell. align has a letter for each column: l, or r for numbers."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(headers, *cells, strict=True)]
+    sides = align.ljust(len(headers), "l")
+    lines = []
+    for row in [list(headers), ["-" * width for width in widths], *cells]:
+        padded = [
+            cell.rjust(width) if side == "r" else cell.ljust(width)
+            for cell, width, side in zip(row, widths, sides, strict=True)
+        ]
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
+
+
+def json_line(content: object) -> str:
+    """One line of JSON."""
+    return msgspec.json.encode(content).decode()
+
+
+def count_text(count: int, singular: str, plural: str = "") -> str:
+    """'1 line', '2 lines'."""
+    return f"{count:,} {singular if count == 1 else plural or f'{singular}s'}"
