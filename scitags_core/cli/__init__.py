@@ -1,5 +1,3 @@
-"""The `scitags` command. Human output by default, --json for programs; exit status 0, 1 (bad data), 2 (usage)."""
+"""`scitags`: the one command, whose subcommands come through the hook provide_commands."""
 
-from scitags_core.cli.main import main
-
-__all__ = ["main"]
+from __future__ import annotations
