@@ -1,3 +1,5 @@
-"""`scitags`: the one command, whose subcommands come through the hook provide_commands."""
+"""The `scitags` command. Human output by default, --json for programs; exit status 0, 1 (bad data), 2 (usage)."""
 
-from __future__ import annotations
+from scitags_core.cli.main import main
+
+__all__ = ["main"]
