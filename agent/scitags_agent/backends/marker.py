@@ -184,9 +184,11 @@ class Marker:
         """Attach to interfaces that have come, forget those that have gone."""
         assert self._program is not None
         present = set(matching(self._settings.interfaces))
-        for interface in [one for one in self._attached if one not in present]:
-            log.info("interface %s has gone", interface.name)
-            self._attached.pop(interface).detach()
+        for interface, attachment in list(self._attached.items()):
+            if interface not in present or not attachment.is_alive():
+                what = "our program was taken away" if interface in present else "has gone"
+                log.warning("interface %s: %s", interface.name, what)
+                self._attached.pop(interface).detach()
         self._unattachable &= present
         for interface in sorted(present - self._attached.keys() - self._unattachable, key=lambda one: one.index):
             try:

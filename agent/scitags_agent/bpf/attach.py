@@ -4,23 +4,34 @@ TCX, where the kernel has it: a link that goes with the process that holds it, e
 stands first, so that no other's verdict keeps a packet unmarked, and always passes the packet on.
 
 clsact otherwise: the qdisc is made only when absent, our filter gets a place that nobody has, and only what is
-ours is taken away: the filter by its program's id, the qdisc when we made it and nobody else uses it. A filter
-that a killed agent left is known by its program's name.
+ours is taken away: the filter by the name that it alone has, the qdisc when we made it and nobody else uses it. A
+filter that a killed agent left is known by how its name begins.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import logging
 import os
+import secrets
+from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 from pyroute2 import IPRoute, NetlinkError
 
-from scitags_agent.bpf.layout import BPF_F_BEFORE, BPF_LINK_CREATE, BPF_TCX_EGRESS, LinkCreate
+from scitags_agent.bpf.layout import (
+    BPF_F_BEFORE,
+    BPF_LINK_CREATE,
+    BPF_OBJ_GET_INFO_BY_FD,
+    BPF_TCX_EGRESS,
+    InfoByFd,
+    LinkCreate,
+    TcxLinkInfo,
+)
 from scitags_agent.bpf.libbpf import library
-from scitags_agent.bpf.loader import PROGRAM_ETHERNET, PROGRAM_L3, MarkerProgram
+from scitags_agent.bpf.loader import MarkerProgram
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +44,7 @@ FILTER_HANDLE = 1
 FIRST_PRIORITY = 7
 PRIORITIES_TRIED = 20
 ETH_P_ALL = 0x0003
+FILTER_NAME = "scitags_label"
 _NO_TCX = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -77,8 +89,13 @@ class TcxAttachment:
         self._link = library().syscall(BPF_LINK_CREATE, request)
 
     def is_alive(self) -> bool:
-        # A link whose device is gone stays open and says ifindex 0; the interface's own watch sees that.
-        return self._link >= 0
+        # A link outlives its device, and whoever detaches it by force; it then names no interface.
+        if self._link < 0:
+            return False
+        info = TcxLinkInfo()
+        request = InfoByFd(self._link, ctypes.sizeof(info), ctypes.addressof(info))
+        library().syscall(BPF_OBJ_GET_INFO_BY_FD, request)
+        return bool(info.ifindex)
 
     def detach(self) -> None:
         if self._link >= 0:
@@ -93,13 +110,12 @@ class ClsactAttachment:
 
     def __init__(self, program: MarkerProgram, index: int, *, ethernet: bool) -> None:
         self._index = index
-        self._id = program.program_id(ethernet=ethernet)
-        name = PROGRAM_ETHERNET if ethernet else PROGRAM_L3
+        self._name = f"{FILTER_NAME}/{os.getpid()}/{secrets.token_hex(4)}"
         with IPRoute() as netlink:
             self._made_qdisc = _make_qdisc(netlink, index)
             try:
-                _remove_filters(netlink, index, lambda one: one.name in (PROGRAM_ETHERNET, PROGRAM_L3))
-                _add_filter(netlink, index, program.program_fd(ethernet=ethernet), name)
+                _remove_filters(netlink, index, lambda one: one.name.startswith(f"{FILTER_NAME}/"))
+                _add_filter(netlink, index, program.program_fd(ethernet=ethernet), self._name)
             except NetlinkError:
                 self._remove_qdisc(netlink)
                 raise
@@ -107,14 +123,14 @@ class ClsactAttachment:
     def is_alive(self) -> bool:
         try:
             with IPRoute() as netlink:
-                return any(one.program == self._id for one in _filters(netlink, self._index, EGRESS))
+                return any(one.name == self._name for one in _filters(netlink, self._index, EGRESS))
         except NetlinkError:
             return False
 
     def detach(self) -> None:
         try:
             with IPRoute() as netlink:
-                _remove_filters(netlink, self._index, lambda one: one.program == self._id)
+                _remove_filters(netlink, self._index, lambda one: one.name == self._name)
                 self._remove_qdisc(netlink)
         except NetlinkError as error:
             if error.code not in (errno.ENODEV, errno.ENOENT, errno.EINVAL):
@@ -129,15 +145,14 @@ class ClsactAttachment:
 
 
 class Filter:
-    """A filter as the kernel lists it; program and name are those of a BPF filter, else 0 and empty."""
+    """A filter as the kernel lists it; name is that of a BPF filter, else empty."""
 
     def __init__(self, message: Any) -> None:
         self.priority = message["info"] >> 16
         self.handle = message["handle"]
         options = message.get_attr("TCA_OPTIONS")
         bpf = message.get_attr("TCA_KIND") == "bpf" and hasattr(options, "get_attr")
-        self.program = (options.get_attr("TCA_BPF_ID") or 0) if bpf else 0
-        self.name = (options.get_attr("TCA_BPF_NAME") or "") if bpf else ""
+        self.name: str = (options.get_attr("TCA_BPF_NAME") or "") if bpf else ""
 
 
 def _filters(netlink: Any, index: int, parent: int) -> list[Filter]:
@@ -175,7 +190,7 @@ def _add_filter(netlink: Any, index: int, descriptor: int, name: str) -> None:
     )
 
 
-def _remove_filters(netlink: Any, index: int, ours: Any) -> None:
+def _remove_filters(netlink: Any, index: int, ours: Callable[[Filter], bool]) -> None:
     for one in _filters(netlink, index, EGRESS):
         if ours(one):
             netlink.tc("del-filter", "bpf", index, one.handle, parent=EGRESS, prio=one.priority, protocol=ETH_P_ALL)

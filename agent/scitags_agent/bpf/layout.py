@@ -51,7 +51,6 @@ BPF_LINK_CREATE = 28
 BPF_TCX_EGRESS = 47
 BPF_F_BEFORE = 1 << 3
 BPF_OBJ_GET_INFO_BY_FD = 15
-BPF_PROG_GET_FD_BY_ID = 13
 
 
 class LinkCreate(ctypes.Structure):
@@ -74,10 +73,17 @@ class InfoByFd(ctypes.Structure):
     _fields_ = (("bpf_fd", ctypes.c_uint32), ("info_len", ctypes.c_uint32), ("info", ctypes.c_uint64))
 
 
-class ProgInfo(ctypes.Structure):
-    """The beginning of struct bpf_prog_info; the kernel fills in as much as is asked for."""
+class TcxLinkInfo(ctypes.Structure):
+    """struct bpf_link_info of a TCX link; the kernel fills in as much as is asked for."""
 
-    _fields_ = (("type", ctypes.c_uint32), ("id", ctypes.c_uint32))
+    _fields_ = (
+        ("type", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("prog_id", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+        ("ifindex", ctypes.c_uint32),
+        ("attach_type", ctypes.c_uint32),
+    )
 
 
 # --- libbpf ------------------------------------------------------------------------------------

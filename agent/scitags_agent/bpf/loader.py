@@ -10,12 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scitags_agent.bpf.layout import (
-    BPF_OBJ_GET_INFO_BY_FD,
     PORT_WORDS,
     PORTS,
-    InfoByFd,
     Outcome,
-    ProgInfo,
     TestRunOpts,
     pack_key,
     pack_label,
@@ -95,13 +92,6 @@ class MarkerProgram:
     def program_fd(self, *, ethernet: bool) -> int:
         """The entry point for devices with an Ethernet header, or for those with none."""
         return self._object.program_fd(PROGRAM_ETHERNET if ethernet else PROGRAM_L3)
-
-    def program_id(self, *, ethernet: bool) -> int:
-        """The id under which the kernel lists that entry point."""
-        info = ProgInfo()
-        request = InfoByFd(self.program_fd(ethernet=ethernet), ctypes.sizeof(info), ctypes.addressof(info))
-        self._lib.syscall(BPF_OBJ_GET_INFO_BY_FD, request)
-        return int(info.id)
 
     def test_run(self, packet: bytes, *, ethernet: bool = True, repeat: int = 1) -> TestRun:
         """Run the program on a packet in the kernel without sending it. Raises OSError."""
