@@ -29,6 +29,7 @@ MAX_NESTING = 16
 
 _KNOWN = frozenset({"version", "flow-lifecycle", "flow-id", "usage", "context"})
 _STATES = {state.value: state for state in FlowState}
+_CONTAINERS = (dict, list)  # a union would be made anew at each use
 
 
 class Firefly(msgspec.Struct, frozen=True):
@@ -81,7 +82,10 @@ def encode(event: FlowEvent, *, now: datetime, host: str, app: str, max_octets: 
     if event.state is FlowState.END and event.end_time is None:
         raise InvalidValue(f"{event.key}: the firefly of an end needs the end time")
     prefix = format_header(now, host, app).encode("ascii") + b" "
-    datagram = prefix + _encode_json(_message(event, now, event.application, event.extra))
+    try:
+        datagram = prefix + _encode_json(_message(event, now, event.application, event.extra))
+    except UnicodeEncodeError:  # half a surrogate pair: what bytes that are no UTF-8 become on their way here
+        raise InvalidValue(f"{event.key}: application {shown(event.application)} or an object is no Unicode") from None
     if len(datagram) > max_octets:
         datagram = prefix + _encode_json(_message(event, now, event.application, {}))
     if len(datagram) > max_octets:
@@ -152,7 +156,9 @@ def split(datagram: bytes, *, max_octets: int = MAX_DATAGRAM) -> tuple[SyslogHea
         raise FireflyError(f"objects are nested deeper than {MAX_NESTING}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise FireflyError(f"no valid JSON: {error}") from None
-    _check_nesting(message)
+    # Fewer brackets than the limit cannot be nested deeper than it: nearly all fireflies end here.
+    if datagram.count(b"{", start) + datagram.count(b"[", start) > MAX_NESTING:
+        _check_nesting(message)
     return parse_header(datagram[:start]), message
 
 
@@ -162,7 +168,7 @@ def _check_nesting(message: dict[str, Any]) -> None:
         deeper: list[Any] = []
         for container in level:
             values = container.values() if isinstance(container, dict) else container
-            deeper.extend(value for value in values if isinstance(value, dict | list))
+            deeper += [value for value in values if isinstance(value, _CONTAINERS)]
         if not deeper:
             return
         level = deeper
@@ -189,7 +195,7 @@ def _event(message: dict[str, Any]) -> FlowEvent:
         application=application,
         usage=_usage(message.get("usage")),
         zone=zone_of(flow_id["dst-ip"]),
-        extra={name: value for name, value in message.items() if name not in _KNOWN},
+        extra={} if message.keys() <= _KNOWN else {k: value for k, value in message.items() if k not in _KNOWN},
     )
 
 
@@ -203,8 +209,9 @@ def _key(flow_id: dict[str, Any]) -> FlowKey:
         _text(flow_id, "protocol"),
     )
     # afi repeats what the addresses say, and ::ffff:192.0.2.1 is called ipv6 by some and ipv4 by others.
-    afi = flow_id.get("afi", "ipv6" if key.is_ipv6 else "ipv4")
-    if afi not in ("ipv4", "ipv6") or (afi == "ipv4" and key.is_ipv6) or (afi == "ipv6" and ":" not in source):
+    is_ipv6 = ":" in key.src
+    afi = flow_id.get("afi", "ipv6" if is_ipv6 else "ipv4")
+    if not (afi == "ipv6" and ":" in source) and not (afi == "ipv4" and not is_ipv6):
         raise FlowEventError(f"afi {shown(afi)} does not fit the address {source}")
     return key
 
@@ -218,23 +225,23 @@ def _object(message: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _text(container: dict[str, Any], name: str) -> str:
     value = container.get(name)
-    if not isinstance(value, str):
+    if type(value) is not str:
         raise FlowEventError(f"{name} {'is missing' if value is None else f'{shown(value)} is not a string'}")
     return value
 
 
 def _port(flow_id: dict[str, Any], name: str) -> int:
     value = flow_id.get(name)
-    if not isinstance(value, int) or isinstance(value, bool):
+    if type(value) is not int:
         raise FlowEventError(f"{name} {'is missing' if value is None else f'{shown(value)} is not an integer'}")
     return value
 
 
 def _instant(lifecycle: dict[str, Any], name: str) -> datetime | None:
     value = lifecycle.get(name)
-    if value is None or value == "":  # both public daemons leave start-time so in an end
+    if not value and (value is None or value == ""):  # both public daemons leave start-time so in an end
         return None
-    if not isinstance(value, str):
+    if type(value) is not str:
         raise FlowEventError(f"{name} {shown(value)} is not a string")
     try:
         return parse_instant(value)
@@ -247,8 +254,8 @@ def _usage(value: object) -> Usage | None:
         return None
     if not isinstance(value, dict):
         raise FlowEventError(f"usage {shown(value)} is not an object")
-    for name in ("received", "sent"):
-        octets = value.get(name)
-        if octets is not None and (not isinstance(octets, int) or isinstance(octets, bool)):
+    received, sent = value.get("received"), value.get("sent")
+    for name, octets in (("received", received), ("sent", sent)):
+        if type(octets) is not int and octets is not None:
             raise FlowEventError(f"usage {name} {shown(octets)} is not an integer")
-    return Usage(received=value.get("received"), sent=value.get("sent"))
+    return Usage(received, sent)

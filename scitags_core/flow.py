@@ -131,6 +131,10 @@ class FlowEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 def check_tag(experiment: object, activity: object) -> Tag:
     """A reported pair: experiment 0..1023 (0 is unknown), activity 0..63; FlowEventError otherwise."""
+    if type(experiment) is int and type(activity) is int:
+        tag = Tag(experiment, activity)
+        if 0 <= experiment <= EXPERIMENT_MAX and 0 <= activity <= ACTIVITY_MAX:
+            return tag
     for name, value, high in (
         ("experiment", experiment, EXPERIMENT_MAX),
         ("activity", activity, ACTIVITY_MAX),

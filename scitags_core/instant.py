@@ -18,11 +18,13 @@ def parse_instant(text: str) -> datetime:
         if text[_DATE_OCTETS] not in "Tt " or text.count(":") < 2:  # noqa: PLR2004
             raise ValueError
         found = datetime.fromisoformat(text)
-    except (ValueError, IndexError):
+        zone = found.tzinfo
+        if zone is UTC:
+            return found
+        # An offset can lead out of the years that a datetime has: OverflowError.
+        return found.replace(tzinfo=UTC) if zone is None else found.astimezone(UTC)
+    except (ValueError, IndexError, OverflowError):
         raise InvalidValue(f"{shown(text)} is not an ISO 8601 date and time") from None
-    if found.tzinfo is None:
-        return found.replace(tzinfo=UTC)
-    return found if found.tzinfo is UTC else found.astimezone(UTC)
 
 
 def end_of_day(text: str) -> datetime:

@@ -11,8 +11,6 @@ import hashlib
 import os
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.message import Message
@@ -219,6 +217,10 @@ def built_in(problem: str = "") -> Loaded:
 
 def fetch_http(url: str, etag: str, last_modified: str, timeout: float) -> Answer:
     """GET, conditional when a validator is known. RegistryError for anything but a whole 200 or a 304."""
+    # A third of what a command costs that stays off the network, as most do.
+    import urllib.error  # noqa: PLC0415
+    import urllib.request  # noqa: PLC0415
+
     request = urllib.request.Request(url, headers={"User-Agent": f"scitags-suite/{__version__}"})  # noqa: S310
     request.add_header("Accept", "application/json")
     if etag:

@@ -53,10 +53,11 @@ def parse_header(prefix: bytes) -> SyslogHeader | None:
     Never raises: the header is hearsay, the object beside it is what counts.
     """
     # Blanks are single: two of them are how an empty timestamp looks.
-    fields = prefix.decode("ascii", "replace").rstrip(" ").split(" ")
-    if MESSAGE_ID not in fields:
+    fields = prefix.decode("ascii", "replace").split(" ")
+    try:
+        at = fields.index(MESSAGE_ID)
+    except ValueError:
         return None
-    at = fields.index(MESSAGE_ID)
     if at < 4:  # noqa: PLR2004  (timestamp, host, app and procid stand before it)
         return None
     stamp, host, app = fields[at - 4 : at - 1]
