@@ -11,6 +11,7 @@ import asyncio
 import errno
 import logging
 import secrets
+import threading
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Annotated
@@ -69,6 +70,9 @@ class Marker:
         self._program: MarkerProgram | None = None
         self._attached: dict[Interface, Attachment] = {}
         self._unattachable: set[Interface] = set()
+        # Attaching speaks netlink, which waits for its answers: it is done in a thread.
+        self._attaching = threading.Lock()
+        self._closing = False
         self._marks: dict[FlowKey, Mark] = {}  # by the direction whose key sorts first
         self._counters: Counter[str] = Counter()
         self._watch: asyncio.Task[None] | None = None
@@ -76,7 +80,7 @@ class Marker:
     async def start(self) -> None:
         """Load and attach. MarkerUnavailable says why that cannot be."""
         self._program = MarkerProgram(self._settings.max_flows)
-        self._scan()
+        await asyncio.to_thread(self._scan)
         if not self._attached:
             names = ", ".join(self._settings.interfaces)
             raise MarkerUnavailable(f"no interface could be attached to (interfaces: {names})")
@@ -100,9 +104,7 @@ class Marker:
             if mark.removal is not None:
                 mark.removal.cancel()
         self._marks.clear()
-        for attachment in self._attached.values():
-            attachment.detach()
-        self._attached.clear()
+        await asyncio.to_thread(self._detach_all)
         if self._program is not None:
             self._program.close()
             self._program = None
@@ -178,9 +180,21 @@ class Marker:
     async def _keep_scanning(self) -> None:
         while True:
             await asyncio.sleep(self._settings.rescan)
-            self._scan()
+            await asyncio.to_thread(self._scan)
+
+    def _detach_all(self) -> None:
+        with self._attaching:
+            self._closing = True
+            for attachment in self._attached.values():
+                attachment.detach()
+            self._attached.clear()
 
     def _scan(self) -> None:
+        with self._attaching:
+            if not self._closing:
+                self._follow_interfaces()
+
+    def _follow_interfaces(self) -> None:
         """Attach to interfaces that have come, forget those that have gone."""
         assert self._program is not None
         present = set(matching(self._settings.interfaces))
