@@ -22,6 +22,7 @@ CLONE_NEWNET = 0x40000000
 HOLD_SECONDS = 10.0
 ADDRESS_SECONDS = 10.0
 IFA_F_NODAD = 0x02
+BIG_TCP_OCTETS = 200_000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -37,7 +38,7 @@ class Namespace:
         self.name = name
         command = ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "sleep", "infinity"]
         self._holder = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        ours = os.readlink("/proc/self/ns/net")
+        ours = str(Path("/proc/self/ns/net").readlink())
         deadline = time.monotonic() + HOLD_SECONDS
         while self._theirs() in (ours, ""):
             if self._holder.poll() is not None or time.monotonic() > deadline:
@@ -50,7 +51,7 @@ class Namespace:
 
     def _theirs(self) -> str:
         try:
-            return os.readlink(self.path)
+            return str(Path(self.path).readlink())
         except OSError:
             return ""
 
@@ -136,3 +137,10 @@ def add_address(namespace: Namespace, interface: str, address: str, prefix: int)
         index = netlink.link_lookup(ifname=interface)[0]
         flags = {"flags": IFA_F_NODAD} if ":" in address else {}
         netlink.addr("add", index=index, address=address, prefixlen=prefix, **flags)
+
+
+def allow_big_tcp(namespace: Namespace, interface: str) -> None:
+    """Let an interface send and join packets of more than 64 KB."""
+    with namespace.entered(), IPRoute() as netlink:
+        index = netlink.link_lookup(ifname=interface)[0]
+        netlink.link("set", index=index, gso_max_size=BIG_TCP_OCTETS, IFLA_GRO_MAX_SIZE=BIG_TCP_OCTETS)

@@ -165,9 +165,13 @@ def test_every_port_can_be_known(program: MarkerProgram) -> None:
 
 def test_a_full_table_says_so_and_goes_on(program: MarkerProgram) -> None:
     flows = [FlowKey.of(p.SRC, 1094, p.DST, port) for port in range(1, 2000)]
-    with pytest.raises(OSError, match="bpf_map_update_elem") as caught:
+
+    def fill() -> None:
         for flow in flows:
             program.set(flow, LABEL)
+
+    with pytest.raises(OSError, match="bpf_map_update_elem") as caught:
+        fill()
     assert caught.value.errno == errno.E2BIG
     assert len(program) >= 64
     packet = p.ethernet(p.ipv6(p.tcp(destination=1)))

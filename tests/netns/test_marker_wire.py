@@ -21,7 +21,7 @@ from scitags_core import label
 from scitags_core.flow import FlowChange, FlowEvent, FlowKey, FlowState
 from scitags_core.tag import UNKNOWN, Tag
 from tests.netns.conftest import ALICE, BOB, Pair
-from tests.netns.namespaces import Namespace, add_address, delete_link, link, set_up
+from tests.netns.namespaces import Namespace, add_address, allow_big_tcp, delete_link, link, set_up
 
 FLOW = FlowKey.of(ALICE, 40000, BOB, 1094)
 OTHER = FlowKey.of(ALICE, 40001, BOB, 1094)
@@ -41,6 +41,7 @@ class Seen:
             self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
         self._socket.setsockopt(socket.SOL_SOCKET, 33, 64 << 20)
         self._socket.bind((interface, ETH_P_ALL))
+        self.jumbograms = 0
 
     def words(self) -> dict[tuple[int, int], Counter[int]]:
         """The packets since the last call: traffic class and label (28 bits), by source and destination port."""
@@ -51,6 +52,7 @@ class Seen:
                 packet = self._socket.recv(256)
                 if packet[0] >> 4 != IPV6:
                     continue
+                self.jumbograms += packet[4:7] == b"\0\0\0"
                 at = 40
                 protocol = packet[6]
                 while protocol in (0, 60):
@@ -340,3 +342,26 @@ def read_packets(tun: int) -> Iterator[bytes]:
     with contextlib.suppress(BlockingIOError):
         while True:
             yield os.read(tun, 2048)
+
+
+def test_big_tcp_packets_are_labelled_too(pair: Pair, bpf: None) -> None:
+    """Packets above 64 KB have a jumbo header between IPv6 and TCP (RFC 2675)."""
+    for host, interface in ((pair.alice, "alice0"), (pair.bob, "bob0")):
+        allow_big_tcp(host, interface)
+    tap = Seen(pair.alice, "alice0")
+
+    async def scenario() -> None:
+        async with running(pair.alice) as marker:
+            await marker.handle([start()])
+            client, server = pair.connect(40000)
+            deliver(client, server, bytes(64 << 20))
+            words = tap.words()[40000, 1094]
+            client.close()
+            server.close()
+            assert tap.jumbograms > 0, "the kernel made no packet above 64 KB"
+            assert {label.decode(word & 0xFFFFF).tag for word in words} == {ATLAS}
+
+    try:
+        run(scenario())
+    finally:
+        tap.close()

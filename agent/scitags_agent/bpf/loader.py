@@ -17,7 +17,7 @@ from scitags_agent.bpf.layout import (
     pack_key,
     pack_label,
 )
-from scitags_agent.bpf.libbpf import BPF_ANY, BpfObject, MarkerUnavailable
+from scitags_agent.bpf.libbpf import BPF_ANY, BpfObject, MarkerUnavailable, library
 from scitags_core.flow import FlowKey
 
 OBJECT_NAME = "marker.bpf.o"
@@ -95,7 +95,7 @@ class MarkerProgram:
 
     def test_run(self, packet: bytes, *, ethernet: bool = True, repeat: int = 1) -> TestRun:
         """Run the program on a packet in the kernel without sending it. Raises OSError."""
-        return test_run(self._object, self.program_fd(ethernet=ethernet), packet, repeat)
+        return test_run(self.program_fd(ethernet=ethernet), packet, repeat)
 
     def _write_port(self, port: int, *, known: bool) -> None:
         # The program reads words in the host's order; bit n of a word is port 64 * word + n.
@@ -112,8 +112,8 @@ def pack_index(index: int) -> bytes:
     return bytes(ctypes.c_uint32(index))
 
 
-def test_run(loaded: BpfObject, program: int, packet: bytes, repeat: int) -> TestRun:
-    """BPF_PROG_TEST_RUN of any program of a loaded object. Raises OSError."""
+def test_run(program: int, packet: bytes, repeat: int) -> TestRun:
+    """BPF_PROG_TEST_RUN of any program, by its descriptor. Raises OSError."""
     data_in = ctypes.create_string_buffer(packet, len(packet))
     data_out = ctypes.create_string_buffer(_OUT_OCTETS)
     options = TestRunOpts(
@@ -124,7 +124,7 @@ def test_run(loaded: BpfObject, program: int, packet: bytes, repeat: int) -> Tes
         data_size_out=_OUT_OCTETS,
         repeat=repeat,
     )
-    loaded.lib.call("bpf_prog_test_run_opts", program, ctypes.byref(options))
+    library().call("bpf_prog_test_run_opts", program, ctypes.byref(options))
     verdict = ctypes.c_int32(options.retval).value
     return TestRun(verdict, data_out.raw[: options.data_size_out], int(options.duration))
 
