@@ -108,11 +108,9 @@ def _message(event: FlowEvent, now: datetime, application: str, extra: Mapping[s
     }
     if event.usage is not None:
         message["usage"] = event.usage
-    for name, value in extra.items():
-        # The schema knows netlink, as an object; whatever else a peer sent under that name stays home.
-        if name not in _KNOWN and (name != "netlink" or isinstance(value, dict)):
-            message[name] = value
-    return message
+    # The schema knows netlink, as an object; whatever else a peer sent under that name stays home.
+    known = _KNOWN if isinstance(extra.get("netlink"), dict) else {*_KNOWN, "netlink"}
+    return message | {name: value for name, value in extra.items() if name not in known}
 
 
 def _cut(text: str, octets: int) -> str:

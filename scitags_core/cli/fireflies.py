@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import socket
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgspec
 
 from scitags_core import firefly, firefly_schema
-from scitags_core.cli import names
-from scitags_core.cli.output import count_text, json_line
-from scitags_core.errors import FlowEventError, ScitagsError
-from scitags_core.flow import FlowEvent, FlowState
+from scitags_core.cli import lines, names, tags
+from scitags_core.cli.output import json_line, printable
+from scitags_core.errors import FireflyError
+from scitags_core.flow import FlowEvent, FlowState, Usage
 from scitags_core.flow_json import decode_event, json_of
 from scitags_core.instant import format_instant
 from scitags_core.registry import Registry
 from scitags_core.roles import Command
+from scitags_core.syslog import SyslogHeader
 
-STREAM = "-"
 APPLICATION = "scitags"
+_TRANSPORTS = ("tcp", "udp")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -32,86 +30,67 @@ def run(arguments: argparse.Namespace) -> int:
     return {"decode": _decode, "encode": _encode, "validate": _validate}[arguments.action](arguments)
 
 
-def _decode(arguments: argparse.Namespace) -> int:
-    source = names.choose(arguments)
-    present = as_json if arguments.json else as_text
-
-    def answer(line: bytes) -> str:
-        return present(firefly.decode(line), source.registry)
-
-    return _each_line(arguments.file, answer)
+# --- decode -------------------------------------------------------------------------------------
 
 
-def _validate(arguments: argparse.Namespace) -> int:
-    def answer(line: bytes) -> str:
-        problems = firefly_schema.problems(line)
-        if problems:
-            raise FlowEventError("; ".join(problems))
-        return json_line({"valid": True}) if arguments.json else "valid"
+class Decoded(msgspec.Struct, omit_defaults=True):
+    """All that a firefly says, with the registry's names, in our own form. What is absent was not said."""
 
-    return _each_line(arguments.file, answer)
-
-
-def _encode(arguments: argparse.Namespace) -> int:
-    now = datetime.now(UTC)
-
-    def written(event: FlowEvent) -> str:
-        return encode(event, now).decode()
-
-    if arguments.stream == STREAM:
-        return _each_line(STREAM, lambda line: written(decode_event(json_of(line))))
-    needed = ("src", "src_port", "dst", "dst_port")
-    missing = [f"--{name.replace('_', '-')}" for name in needed if getattr(arguments, name) is None]
-    if arguments.scitag is None and (arguments.experiment is None or arguments.activity is None):
-        missing.append("--scitag, or --experiment and --activity")
-    if missing:
-        arguments.parser.error(f"needs {', '.join(missing)}; or - to read events from input")
-    members = {name: getattr(arguments, name) for name in EVENT_OPTIONS}
-    print(written(decode_event({name: value for name, value in members.items() if value is not None})))
-    return 0
+    state: str
+    protocol: str
+    src: str
+    src_port: int
+    dst: str
+    dst_port: int
+    experiment_id: int
+    activity_id: int
+    experiment: str | None
+    activity: str | None
+    application: str
+    start_time: datetime | None
+    end_time: datetime | None
+    current_time: datetime | None
+    usage: Usage | None
+    registry: msgspec.Raw
+    zone: str = ""
+    syslog: SyslogHeader | None = None
+    extra: dict[str, Any] = {}
 
 
-def encode(event: FlowEvent, now: datetime) -> bytes:
-    """The firefly of an event; times that it lacks are taken as now."""
-    event = msgspec.structs.replace(
-        event,
-        start_time=event.start_time or now,
-        end_time=event.end_time or (now if event.state is FlowState.END else None),
-    )
-    return firefly.encode(event, now=now, host=socket.gethostname(), app=APPLICATION)
+_encode_json = msgspec.json.Encoder().encode
 
 
-def as_json(message: firefly.Firefly, registry: Registry) -> str:
-    """All that a firefly says, with the registry's names, as an object of our own form."""
-    event, key = message.event, message.event.key
+def as_json(message: firefly.Firefly, registry: Registry, provenance: msgspec.Raw) -> bytes:
+    """One object for programs; provenance is the JSON that says where the names are from."""
+    event = message.event
+    key = event.key
     called = registry.names(event.tag)
-    content: dict[str, Any] = {
-        "state": event.state.value,
-        "protocol": key.protocol,
-        "src": key.src,
-        "src_port": key.src_port,
-        "dst": key.dst,
-        "dst_port": key.dst_port,
-        "experiment_id": event.tag.experiment,
-        "activity_id": event.tag.activity,
-        "experiment": called.experiment,
-        "activity": called.activity,
-        "application": event.application,
-        "start_time": event.start_time,
-        "end_time": event.end_time,
-        "current_time": event.current_time,
-        "usage": event.usage,
-    }
-    if event.zone:
-        content["zone"] = event.zone
-    if message.header is not None:
-        content["syslog"] = message.header
-    if event.extra:
-        content["extra"] = event.extra
-    return json_line(content)
+    return _encode_json(
+        Decoded(
+            event.state.value,
+            key.protocol,
+            key.src,
+            key.src_port,
+            key.dst,
+            key.dst_port,
+            event.tag.experiment,
+            event.tag.activity,
+            called.experiment,
+            called.activity,
+            event.application,
+            event.start_time,
+            event.end_time,
+            event.current_time,
+            event.usage,
+            provenance,
+            event.zone,
+            message.header,
+            event.extra,
+        )
+    )
 
 
-def as_text(message: firefly.Firefly, registry: Registry) -> str:
+def as_text(message: firefly.Firefly, registry: Registry) -> bytes:
     """One line for people."""
     event = message.event
     called = registry.names(event.tag)
@@ -123,61 +102,114 @@ def as_text(message: firefly.Firefly, registry: Registry) -> str:
         if instant is not None:
             parts.append(f"{name} {format_instant(instant)}")
     if event.usage is not None:
-        parts += [
-            f"{n} {getattr(event.usage, n):,}" for n in ("sent", "received") if getattr(event.usage, n) is not None
-        ]
+        counts = (("sent", event.usage.sent), ("received", event.usage.received))
+        parts += [f"{name} {octets:,}" for name, octets in counts if octets is not None]
     if event.application:
         parts.append(f"by {event.application}")
-    return "  ".join(parts)
+    return printable("  ".join(parts)).encode()
 
 
-def _each_line(file: str, answer: Callable[[bytes], str]) -> int:
-    """Answer each line that is not blank; bad ones are named by number on standard error and make the status 1."""
-    bad = total = 0
-    with _opened(file) as lines:
-        for number, line in enumerate(lines, 1):
-            bare = line.rstrip(b"\r\n")
-            if not bare.strip():
-                continue
-            total += 1
-            try:
-                sys.stdout.write(answer(bare) + "\n")
-            except ScitagsError as error:
-                bad += 1
-                print(f"line {number}: {error}", file=sys.stderr)
-    if bad:
-        print(f"scitags: {count_text(bad, 'bad line')} of {total:,}", file=sys.stderr)
-    return 1 if bad else 0
+def _decode(arguments: argparse.Namespace) -> int:
+    source = names.choose(arguments)
+    registry = source.registry
+    provenance = msgspec.Raw(json_line(source.provenance).encode())
+
+    def answer(_: int, line: bytes) -> bytes:
+        message = firefly.decode(line)
+        return as_json(message, registry, provenance) if arguments.json else as_text(message, registry)
+
+    if not arguments.json:
+        names.tell(source)
+    return lines.answer_each(arguments.file, answer, _nothing, longest=firefly.MAX_DATAGRAM, skip_blank=True)
 
 
-@contextlib.contextmanager
-def _opened(file: str) -> Iterator[BinaryIO]:
-    if file == STREAM:
-        yield sys.stdin.buffer
-        return
-    try:
-        with Path(file).open("rb") as opened:
-            yield opened
-    except OSError as error:
-        if error.filename is None:
-            raise
-        raise FlowEventError(f"{file}: {error.strerror}") from None
+def _nothing(_number: int, _line: bytes, _reason: str) -> None:
+    """A line that is no firefly has no answer: what is printed is fireflies alone."""
 
 
-EVENT_OPTIONS = (
-    "state",
-    "protocol",
-    "src",
-    "src_port",
-    "dst",
-    "dst_port",
-    "scitag",
-    "experiment",
-    "activity",
-    "start_time",
-    "end_time",
-    "application",
-)
+# --- validate -----------------------------------------------------------------------------------
+
+
+def _validate(arguments: argparse.Namespace) -> int:
+    def answer(number: int, line: bytes) -> bytes:
+        problems = firefly_schema.problems(line)
+        if problems:
+            raise FireflyError("; ".join(problems))
+        if arguments.json:
+            return json_line({"line": number, "valid": True, "problem": ""}).encode()
+        return f"line {number}: valid".encode()
+
+    def refusal(number: int, _: bytes, reason: str) -> bytes | None:
+        return json_line({"line": number, "valid": False, "problem": reason}).encode() if arguments.json else None
+
+    return lines.answer_each(arguments.file, answer, refusal, longest=firefly.MAX_DATAGRAM, skip_blank=True)
+
+
+# --- encode -------------------------------------------------------------------------------------
+
+
+def _encode(arguments: argparse.Namespace) -> int:
+    now = datetime.now(UTC)
+
+    def written(event: FlowEvent) -> bytes:
+        message = encode(event, now, arguments.host)
+        if not arguments.json:
+            return message
+        return json_line({"firefly": message.decode(), "octets": len(message)}).encode()
+
+    if arguments.stream is None:
+        print(written(decode_event(_from_options(arguments))).decode())
+        return 0
+    return lines.answer_each(
+        arguments.stream,
+        lambda _, line: written(decode_event(json_of(line))),
+        _nothing,
+        longest=firefly.MAX_DATAGRAM,
+        skip_blank=True,
+    )
+
+
+def encode(event: FlowEvent, now: datetime, host: str) -> bytes:
+    """The firefly of an event; what begins or ends without a time given does so now."""
+    event = msgspec.structs.replace(
+        event,
+        start_time=event.start_time or (now if event.state is FlowState.START else None),
+        end_time=event.end_time or (now if event.state is FlowState.END else None),
+    )
+    return firefly.encode(event, now=now, host=host, app=APPLICATION)
+
+
+def _from_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options as the JSON of one event, so that both are checked by the same rules."""
+    missing = [option for option in _NEEDED if getattr(arguments, option) is None]
+    if missing:
+        options = ", ".join(f"--{option.replace('_', '-')}" for option in missing)
+        arguments.parser.error(f"needs {options}; or - to read events from standard input")
+    tag = _tag(arguments)
+    members = {option: getattr(arguments, option) for option in (*_NEEDED, *_OPTIONAL)}
+    usage = {name: getattr(arguments, name) for name in ("sent", "received") if getattr(arguments, name) is not None}
+    if usage:
+        members["usage"] = usage
+    return {name: value for name, value in (members | tag).items() if value is not None}
+
+
+def _tag(arguments: argparse.Namespace) -> dict[str, int]:
+    pair = (arguments.experiment, arguments.activity)
+    if (arguments.scitag is None) is (None in pair) or (arguments.scitag is not None and pair != (None, None)):
+        arguments.parser.error("needs either --scitag, or --experiment and --activity")
+    if arguments.scitag is not None:
+        return {"scitag": arguments.scitag}
+    if all(text.isascii() and text.isdigit() for text in pair):
+        # No name, no registry: ids that nobody bears can be announced, too.
+        experiment, activity = (tags.parse_number(text) for text in pair)
+    else:
+        experiment, activity = tags.find_tag(names.choose(arguments).registry, *pair)
+    return {"experiment": experiment, "activity": activity}
+
+
+_NEEDED = ("src", "src_port", "dst", "dst_port")
+_OPTIONAL = ("state", "protocol", "start_time", "end_time", "application")
+_INTEGERS = frozenset({"src_port", "dst_port"})
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -187,26 +219,35 @@ def configure(parser: argparse.ArgumentParser) -> None:
         ("decode", "read fireflies, in any dialect"),
         ("validate", "check fireflies against the schema, to the letter"),
     ):
-        action = actions.add_parser(name, help=summary)
-        action.add_argument("file", nargs="?", default=STREAM, metavar="FILE", help="one message a line; - is input")
+        action = actions.add_parser(name, help=summary, description=summary)
+        action.add_argument("file", nargs="?", default=lines.STREAM, metavar="FILE", help="one message a line; or -")
         action.add_argument("--json", action="store_true", help="an object a line")
         if name == "decode":
             names.add_options(action)
-    action = actions.add_parser("encode", help="write a firefly, or one for each of our JSON events on input")
-    action.add_argument("stream", nargs="?", choices=[STREAM], help="read events from input")
-    action.add_argument("--json", action="store_true", help="accepted everywhere; a firefly is JSON already")
-    integers = ("src_port", "dst_port", "scitag", "experiment", "activity")
-    for name in EVENT_OPTIONS:
-        option = f"--{name.replace('_', '-')}"
-        if name == "state":
-            action.add_argument(option, default="start", choices=[one.value for one in FlowState])
-        elif name == "protocol":
-            action.add_argument(option, default="tcp", choices=["tcp", "udp"])
-        elif name in integers:
-            action.add_argument(option, type=int, metavar="N")
-        else:
-            action.add_argument(option, metavar="TEXT")
+    summary = "write a firefly, or one for each of our JSON events on standard input"
+    action = actions.add_parser("encode", help=summary, description=summary)
+    action.add_argument("stream", nargs="?", choices=[lines.STREAM], help="read events, a JSON object a line")
+    action.add_argument("--json", action="store_true", help="an object with the message and its length")
+    _add_event_options(action.add_argument)
+    names.add_options(action)
     action.set_defaults(parser=action)
+
+
+def _add_event_options(add: Callable[..., argparse.Action]) -> None:
+    add("--state", default="start", choices=[one.value for one in FlowState])
+    add("--protocol", default="tcp", choices=_TRANSPORTS)
+    for option in _NEEDED:
+        kind, metavar = (int, "PORT") if option in _INTEGERS else (str, "ADDRESS")
+        add(f"--{option.replace('_', '-')}", type=kind, metavar=metavar)
+    add("--scitag", type=int, metavar="N")
+    for option in ("experiment", "activity"):
+        add(f"--{option}", metavar="NAME_OR_ID")
+    for option in ("start", "end"):
+        add(f"--{option}-time", metavar="INSTANT", help=f"ISO 8601; now when the state is {option} and none is given")
+    add("--application", metavar="TEXT", help="name and version of what moves the data")
+    for option in ("sent", "received"):
+        add(f"--{option}", type=int, metavar="OCTETS", help="as the source counts")
+    add("--host", default=socket.gethostname(), metavar="NAME", help="the sender, default %(default)s")
 
 
 COMMAND = Command("firefly", "read, write and check fireflies", configure, run)

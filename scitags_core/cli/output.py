@@ -7,9 +7,14 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 
+def printable(text: str) -> str:
+    """The text with what no terminal should be given as escapes: what a peer sent cannot drive a terminal."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]], align: str = "") -> str:
     """Columns as wide as their widest cell. align has a letter for each column: l, or r for numbers."""
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [["-" if cell is None else printable(str(cell)) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(headers, *cells, strict=True)]
     sides = align.ljust(len(headers), "l")
     lines = []

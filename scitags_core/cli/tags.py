@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import argparse
 import re
-import shlex
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from scitags_core import label, tag
-from scitags_core.cli import names
-from scitags_core.cli.output import count_text, json_line
+from scitags_core.cli import lines, names
+from scitags_core.cli.output import json_line, printable
 from scitags_core.errors import InvalidValue, ScitagsError, shown
 from scitags_core.registry import Registry
 from scitags_core.roles import Command
 from scitags_core.tag import Tag
 
-STREAM = "-"
 _NUMBER = re.compile(r"[0-9]{1,20}|0[xX][0-9a-fA-F]{1,16}", re.ASCII)
-_LINES_AT_ONCE = 4096
-
-# What a line of input becomes: text for people, or an object for programs.
-Answer = Callable[[str], str]
+# A name may be quoted; one that is not is a word, and as the second of a pair all that is left.
+_PAIR = re.compile(r"""\s*(?:"([^"]*)"|'([^']*)'|(\S+))\s+(?:"([^"]*)"|'([^']*)'|(\S(?:.*\S)?))\s*""", re.DOTALL)
+_LONGEST_LINE = 1024
+_ANSWERS_REMEMBERED = 1 << 16
 
 
 def parse_number(text: str) -> int:
@@ -33,46 +30,50 @@ def parse_number(text: str) -> int:
 
 
 def split_pair(line: str) -> tuple[str, str]:
-    """Experiment and activity of a line: quoted as in a shell, parted by a tab, or the first word and the rest."""
-    try:
-        words = shlex.split(line) if '"' in line or "'" in line else line.strip().split("\t")
-    except ValueError as error:
-        raise InvalidValue(f"{shown(line)}: {error}") from None
-    if len(words) == 1:
-        words = line.split(maxsplit=1)
-    if len(words) != 2:  # noqa: PLR2004
+    """Experiment and activity of a line: `2 15`, `atlas production input`, `atlas "production input"`."""
+    found = _PAIR.fullmatch(line)
+    if not found:
         raise InvalidValue(f"{shown(line)} is not an experiment and an activity")
-    return words[0], words[1]
+    experiment, activity = (next(filter(None, found.group(*group)), "") for group in ((1, 2, 3), (4, 5, 6)))
+    return experiment, activity
 
 
-def find_tag(registry: Registry, experiment: str, activity: str) -> Tag:
-    """The tag of a pair of ids or names. An id need not be listed; a name must be."""
-    owner = int(experiment) if experiment.isdecimal() else registry.experiment(experiment).id
-    return Tag(owner, int(activity) if activity.isdecimal() else registry.activity(owner, activity).id)
+def find_tag(registry: Registry, experiment: str, activity: str, *, use_default: bool = False) -> Tag:
+    """The tag of a pair of ids or names. An id need not be listed; a name must be.
+
+    With use_default an activity's name that is not listed becomes the experiment's "default".
+    """
+    owner = parse_number(experiment) if _is_id(experiment) else registry.experiment(experiment).id
+    if _is_id(activity):
+        return Tag(owner, parse_number(activity))
+    return Tag(owner, registry.activity(owner, activity, use_default=use_default).id)
+
+
+def _is_id(text: str) -> bool:
+    return text.isascii() and text.isdigit()
 
 
 class Describer:
     """Says all about a tag, and remembers what it said: a stream has few tags and many lines."""
 
-    def __init__(self, registry: Registry, *, as_json: bool) -> None:
-        self._registry = registry
+    def __init__(self, source: names.Source, *, as_json: bool) -> None:
+        self._registry = source.registry
         self._as_json = as_json
+        self._end = f',"registry":{json_line(source.provenance)}}}' if as_json else ""
         self._beginnings: dict[Tag, str] = {}
 
     def scitag_answer(self, found: Tag) -> str:
         """For `tag`: the label is the one without entropy."""
-        try:
-            wire: int | None = label.encode(*found)
-        except InvalidValue:
-            wire = None
+        fits = found.experiment <= label.EXPERIMENT_MAX
         if self._as_json:
-            return f'{self._beginning(found)},"label":{"null" if wire is None else wire}}}'
-        return f"{self._beginning(found)}, label {'none: ids above 511 do not fit' if wire is None else wire}"
+            return f'{self._beginning(found)},"label":{label.encode(*found) if fits else "null"}{self._end}'
+        wire = label.encode(*found) if fits else f"none (experiments above {label.EXPERIMENT_MAX} do not fit)"
+        return f"{self._beginning(found)}, label {wire}"
 
     def label_answer(self, found: Tag, wire: int, entropy: int) -> str:
         """For `label`: the label as it is on the wire."""
         if self._as_json:
-            return f'{self._beginning(found)},"label":{wire},"entropy":{entropy}}}'
+            return f'{self._beginning(found)},"label":{wire},"entropy":{entropy}{self._end}'
         return f"{self._beginning(found)}, label {wire}, entropy {entropy}"
 
     def _beginning(self, found: Tag) -> str:
@@ -96,8 +97,8 @@ class Describer:
                 "scitag": scitag,
             }
             return json_line(content)[:-1]
-        experiment = called.experiment or "not in the registry"
-        activity = called.activity or "not in the registry"
+        experiment = printable(called.experiment or "not in the registry")
+        activity = printable(called.activity or "not in the registry")
         return (
             f"experiment {found.experiment} ({experiment}), activity {found.activity} ({activity}), "
             f"scitag {'none' if scitag is None else scitag}"
@@ -107,83 +108,114 @@ class Describer:
 def run_tag(arguments: argparse.Namespace) -> int:
     """`scitags tag encode|decode`."""
     source = names.choose(arguments)
-    describer = Describer(source.registry, as_json=arguments.json)
+    describer = Describer(source, as_json=arguments.json)
 
-    def encoded(line: str) -> str:
-        found = find_tag(source.registry, *split_pair(line))
+    def encoded(experiment: str, activity: str) -> str:
+        found = find_tag(source.registry, experiment, activity, use_default=arguments.default)
         tag.encode(*found)
         return describer.scitag_answer(found)
 
-    def decoded(line: str) -> str:
-        return describer.scitag_answer(tag.decode(parse_number(line)))
+    def decoded(number: str) -> str:
+        return describer.scitag_answer(tag.decode(parse_number(number)))
 
-    return _answer(arguments, encoded if arguments.action == "encode" else decoded)
+    return _encode(arguments, source, encoded) if arguments.action == "encode" else _decode(arguments, source, decoded)
 
 
 def run_label(arguments: argparse.Namespace) -> int:
     """`scitags label encode|decode`."""
     source = names.choose(arguments)
-    describer = Describer(source.registry, as_json=arguments.json)
+    describer = Describer(source, as_json=arguments.json)
 
-    def encoded(line: str) -> str:
-        found = find_tag(source.registry, *split_pair(line))
+    def encoded(experiment: str, activity: str) -> str:
+        found = find_tag(source.registry, experiment, activity, use_default=arguments.default)
         wire = label.encode(*found, arguments.entropy)
         return describer.label_answer(found, wire, arguments.entropy)
 
-    def decoded(line: str) -> str:
-        wire = parse_number(line)
+    def decoded(number: str) -> str:
+        wire = parse_number(number)
         found = label.decode(wire)
         return describer.label_answer(found.tag, wire, found.entropy)
 
-    return _answer(arguments, encoded if arguments.action == "encode" else decoded)
+    return _encode(arguments, source, encoded) if arguments.action == "encode" else _decode(arguments, source, decoded)
 
 
-def _answer(arguments: argparse.Namespace, answer: Answer) -> int:
-    values: list[str] = arguments.values
-    if values == [STREAM]:
-        return _stream(sys.stdin, answer, as_json=arguments.json)
-    wanted = 2 if arguments.action == "encode" else 1
-    if len(values) != wanted:
-        arguments.parser.error(f"{arguments.action} takes {'EXPERIMENT ACTIVITY' if wanted > 1 else 'a number'}, or -")
-    # A tab parts the two however many blanks a name has.
-    print(answer("\t".join(values)))
+def _encode(arguments: argparse.Namespace, source: names.Source, answer: Callable[[str, str], str]) -> int:
+    experiment, activity = arguments.experiment, arguments.activity
+    if experiment == lines.STREAM and activity is None:
+        return _stream(arguments, source, lambda line: answer(*split_pair(line)))
+    if activity is None:
+        arguments.parser.error("takes EXPERIMENT ACTIVITY, or - to read such pairs from standard input")
+    return _one(arguments, source, f"{experiment} {activity}", lambda: answer(experiment, activity))
+
+
+def _decode(arguments: argparse.Namespace, source: names.Source, answer: Callable[[str], str]) -> int:
+    value = arguments.value
+    if value == lines.STREAM:
+        return _stream(arguments, source, answer)
+    return _one(arguments, source, value, lambda: answer(value))
+
+
+def _one(arguments: argparse.Namespace, source: names.Source, given: str, answer: Callable[[], str]) -> int:
+    try:
+        found = answer()
+    except ScitagsError as error:
+        if arguments.json:
+            print(_refusal(given, str(error)))
+        raise
+    print(found)
+    if not arguments.json:
+        names.tell(source)
     return 0
 
 
-def _stream(lines: Iterable[str], answer: Answer, *, as_json: bool) -> int:
+def _stream(arguments: argparse.Namespace, source: names.Source, answer: Callable[[str], str]) -> int:
     """One answer a line, bad lines included, so that answers can be put beside what was asked."""
-    bad = 0
-    pending: list[str] = []
-    for number, line in enumerate(lines, 1):
-        text = line.rstrip("\r\n")
-        try:
-            pending.append(answer(text))
-        except ScitagsError as error:
-            bad += 1
-            pending.append(json_line({"error": str(error), "input": text}) if as_json else "-")
-            print(f"line {number}: {error}", file=sys.stderr)
-        if len(pending) >= _LINES_AT_ONCE:
-            sys.stdout.write("\n".join(pending) + "\n")
-            pending.clear()
-    if pending:
-        sys.stdout.write("\n".join(pending) + "\n")
-    if bad:
-        print(f"scitags: {count_text(bad, 'bad line')}", file=sys.stderr)
-    return 1 if bad else 0
+    known: dict[bytes, bytes] = {}
+
+    def answered(_: int, line: bytes) -> bytes:
+        found = known.get(line)
+        if found is None:
+            found = answer(_decoded(line)).encode()
+            if len(known) < _ANSWERS_REMEMBERED:
+                known[line] = found
+        return found
+
+    def refused(_: int, line: bytes, reason: str) -> bytes:
+        return _refusal(lines.input_text(line), reason).encode() if arguments.json else b"-"
+
+    if not arguments.json:
+        names.tell(source)
+    return lines.answer_each(lines.STREAM, answered, refused, longest=_LONGEST_LINE)
 
 
-def _configure(parser: argparse.ArgumentParser, *, entropy: bool) -> None:
+def _decoded(line: bytes) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError:
+        raise InvalidValue(f"{shown(line)} is not UTF-8") from None
+
+
+def _refusal(given: str, reason: str) -> str:
+    # An argument that is no UTF-8 comes as half surrogates, which JSON has no room for.
+    return json_line({"error": reason, "input": given.encode("utf-8", "backslashreplace").decode()})
+
+
+def _configure(parser: argparse.ArgumentParser, *, labels: bool) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    number = "LABEL" if entropy else "SCITAG"
-    for name, values, summary in (
-        ("encode", "EXPERIMENT ACTIVITY", "from ids or names"),
-        ("decode", number, f"from a {number.lower()}, decimal or 0x"),
-    ):
-        action = actions.add_parser(name, help=summary, description=f"{summary}; - reads one a line from input")
-        action.add_argument("values", nargs="+", metavar=values.split()[0], help=f"{values}, or -")
+    number = "LABEL" if labels else "SCITAG"
+    encode = actions.add_parser("encode", help="from ids or names", description="- reads a pair a line from input")
+    encode.add_argument("experiment", metavar="EXPERIMENT", help="id, name or alias; or -")
+    encode.add_argument("activity", metavar="ACTIVITY", nargs="?", help="id, name or alias")
+    encode.add_argument(
+        "--default", action="store_true", help="take an activity that the registry does not list for 'default'"
+    )
+    if labels:
+        encode.add_argument("--entropy", type=_entropy, default=0, metavar="N", help="0..31, default 0")
+    summary = f"from a {number.lower()}"
+    decode = actions.add_parser("decode", help=summary, description="- reads one a line from input")
+    decode.add_argument("value", metavar=number, help="decimal, or hexadecimal with 0x; or -")
+    for action in (encode, decode):
         action.add_argument("--json", action="store_true", help="an object a line")
-        if entropy and name == "encode":
-            action.add_argument("--entropy", type=_entropy, default=0, metavar="N", help="0..31, default 0")
         names.add_options(action)
         action.set_defaults(parser=action)
 
@@ -195,7 +227,7 @@ def _entropy(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-TAG = Command("tag", "encode and decode scitags", lambda parser: _configure(parser, entropy=False), run_tag)
+TAG = Command("tag", "encode and decode scitags", lambda parser: _configure(parser, labels=False), run_tag)
 LABEL = Command(
-    "label", "encode and decode IPv6 flow labels", lambda parser: _configure(parser, entropy=True), run_label
+    "label", "encode and decode IPv6 flow labels", lambda parser: _configure(parser, labels=True), run_label
 )
