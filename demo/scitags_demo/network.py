@@ -1,136 +1,184 @@
-"""Network namespaces and links that go with the process that made them.
+"""The demonstration's network: two storages and a router between them, each in a namespace of its own.
 
-A namespace has no name: a holder process lives in it and dies with its maker, even a killed one, and the kernel
-then takes the namespace and its links away. Nothing stays behind.
+    west  2001:db8:1::10 --- router --- 2001:db8:2::20  east
+          198.51.100.10                 203.0.113.20
+
+The addresses are those that are reserved for documentation (RFC 3849, RFC 5737). No packet leaves these
+namespaces: nothing connects them to anything else.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
 import subprocess
-import time
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import IO
 
-from pyroute2 import IPRoute
+import msgspec
 
-from scitags_core.errors import ScitagsError
+from scitags_demo.errors import DemoError
+from scitags_demo.namespace import Address, Gateway, Setting, Step, Up, Veth
+from scitags_demo.plan import Side
 
-CLONE_NEWNET = 0x40000000
-HOLD_SECONDS = 10.0
-ADDRESS_SECONDS = 10.0
-IFA_F_NODAD = 0x02
-_libc = ctypes.CDLL(None, use_errno=True)
+STORAGE_INTERFACE = "eth0"
+STOP_SECONDS = 5.0
+_START_SECONDS = 20.0
 
 
-class NetworkUnavailable(ScitagsError):
-    """Namespaces or links cannot be made here; the message says why."""
+class Site(msgspec.Struct, frozen=True):
+    """Where a storage is: its addresses, the router's on the same link, and the router's interface to it."""
+
+    ipv6: str
+    gateway6: str
+    ipv4: str
+    gateway4: str
+    router_interface: str
+
+    def address(self, family: int) -> str:
+        """Its address of family 6 or 4."""
+        return self.ipv6 if family == 6 else self.ipv4  # noqa: PLR2004
+
+
+SITES: dict[Side, Site] = {
+    "west": Site("2001:db8:1::10", "2001:db8:1::1", "198.51.100.10", "198.51.100.1", "west0"),
+    "east": Site("2001:db8:2::20", "2001:db8:2::1", "203.0.113.20", "203.0.113.1", "east0"),
+}
+# One of the two sees every packet that crosses the router, and sees it once.
+OBSERVED_INTERFACE = SITES["west"].router_interface
+
+
+class Process:
+    """A process of the demonstration: ended by its id, with a deadline."""
+
+    def __init__(self, name: str, command: Sequence[str], *, output: IO[bytes] | int, errors: IO[bytes] | int) -> None:
+        self.name = name
+        self.popen = subprocess.Popen(  # noqa: S603  (our own commands)
+            command, stdin=subprocess.PIPE, stdout=output, stderr=errors
+        )
+
+    def is_alive(self) -> bool:
+        return self.popen.poll() is None
+
+    def interrupt(self, number: int) -> None:
+        if self.is_alive():
+            self.popen.send_signal(number)
+
+    def wait(self, seconds: float) -> int:
+        """Its exit status; DemoError when it does not end in time."""
+        try:
+            return self.popen.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise DemoError(f"{self.name} did not end within {seconds:g} s") from None
+
+    def stop(self) -> None:
+        """End it, gently first."""
+        self.popen.terminate()
+        try:
+            self.popen.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
+            self.popen.wait()
+        for stream in (self.popen.stdin, self.popen.stdout, self.popen.stderr):
+            if stream is not None:
+                stream.close()
+
+
+def module_command(module: str, *arguments: str) -> list[str]:
+    """A module of ours as a command, with nothing of the working directory on its path."""
+    return [sys.executable, "-P", "-m", module, *arguments]
 
 
 class Namespace:
-    """A network namespace, as long as this object is open."""
+    """One namespace, alive until closed."""
 
     def __init__(self, name: str) -> None:
-        """The name is for messages only. Raises NetworkUnavailable."""
         self.name = name
-        command = ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "sleep", "infinity"]
-        self._holder = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        ours = os.readlink("/proc/self/ns/net")
-        deadline = time.monotonic() + HOLD_SECONDS
-        while self._theirs() in (ours, ""):
-            if self._holder.poll() is not None or time.monotonic() > deadline:
-                self.close()
-                assert self._holder.stderr is not None
-                reason = self._holder.stderr.read().decode(errors="replace").strip()
-                raise NetworkUnavailable(f"no network namespace can be made: {reason}")
-            time.sleep(0.002)
-        with self.entered(), IPRoute() as netlink:
-            netlink.link("set", index=netlink.link_lookup(ifname="lo")[0], state="up")
-
-    def _theirs(self) -> str:
-        try:
-            return os.readlink(self.path)
-        except OSError:
-            return ""
+        command = module_command("scitags_demo.namespace", str(os.getpid()))
+        self._holder = Process(f"namespace {name}", command, output=subprocess.PIPE, errors=subprocess.PIPE)
 
     @property
     def pid(self) -> int:
-        """The holder."""
-        return self._holder.pid
+        return self._holder.popen.pid
 
-    @property
-    def path(self) -> str:
-        """What nsenter and setns take."""
-        return f"/proc/{self.pid}/ns/net"
+    def wait_until_made(self) -> None:
+        self._answer()
 
-    def __enter__(self) -> Self:
-        return self
+    def set_up(self, steps: Sequence[Step]) -> None:
+        """Take these steps in it. Raises DemoError."""
+        stdin = self._holder.popen.stdin
+        assert stdin is not None
+        stdin.write(msgspec.json.encode(steps) + b"\n")
+        stdin.flush()
+        self._answer()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def start(self, name: str, command: Sequence[str], log: Path, *, output: IO[bytes] | int | None = None) -> Process:
+        """Start a command in it; what it says goes to the log, standard output elsewhere if wanted."""
+        entered = module_command("scitags_demo.enter", str(os.getpid()), str(self.pid), *command)
+        with log.open("ab") as file:
+            return Process(name, entered, output=file if output is None else output, errors=file)
 
     def close(self) -> None:
-        """End the holder, and the namespace with it once no other process is inside."""
-        if self._holder.poll() is None:
-            self._holder.kill()
-        self._holder.wait()
+        self._holder.stop()
 
-    @contextlib.contextmanager
-    def entered(self) -> Iterator[None]:
-        """This thread inside the namespace: sockets that are made meanwhile belong to it."""
-        with open("/proc/thread-self/ns/net", "rb") as home, open(self.path, "rb") as there:  # noqa: PTH123
-            _set_namespace(there.fileno())
-            try:
-                yield
-            finally:
-                _set_namespace(home.fileno())
-
-    def popen(self, command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
-        """Start a process inside; it is killed when we are."""
-        prefix = ["setpriv", "--pdeathsig", "KILL", "nsenter", f"--net={self.path}", "--"]
-        return subprocess.Popen([*prefix, *command], **options)
-
-    def set_sysctl(self, name: str, value: str) -> None:
-        """Write a setting under net/, such as ipv6/conf/all/forwarding, of this namespace."""
-        # /proc/sys/net shows the namespace of whoever opens it.
-        with self.entered():
-            Path("/proc/sys/net", name).write_text(value)
+    def _answer(self) -> None:
+        stdout, stderr = self._holder.popen.stdout, self._holder.popen.stderr
+        assert stdout is not None
+        assert stderr is not None
+        answer = stdout.readline()
+        if not answer:
+            # It has ended; its last line says why.
+            said = stderr.read().decode(errors="replace").strip().splitlines()
+            raise DemoError(f"{self._holder.name}: {said[-1] if said else 'ended without a word'}")
+        if answer.strip():
+            raise DemoError(f"{self._holder.name}: {answer.decode(errors='replace').strip()}")
 
 
-def _set_namespace(descriptor: int) -> None:
-    if _libc.setns(descriptor, CLONE_NEWNET) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"setns: {os.strerror(code)}")
+class Network:
+    """The three namespaces, joined."""
+
+    def __init__(self, resources: ExitStack) -> None:
+        """Make them; they are gone when the resources are closed."""
+        self.router = Namespace("router")
+        resources.callback(self.router.close)
+        self.storages: dict[Side, Namespace] = {}
+        for side in SITES:
+            self.storages[side] = Namespace(side)
+            resources.callback(self.storages[side].close)
+        for namespace in (self.router, *self.storages.values()):
+            namespace.wait_until_made()
+        self.router.set_up(router_steps({side: one.pid for side, one in self.storages.items()}))
+        for side, namespace in self.storages.items():
+            namespace.set_up(storage_steps(SITES[side]))
 
 
-def link(one: Namespace, one_name: str, other: Namespace, other_name: str, *, mtu: int = 1500) -> None:
-    """Join two namespaces by a veth pair, both ends up."""
-    with one.entered(), IPRoute() as netlink:
-        peer = {"ifname": other_name, "net_ns_pid": other.pid, "mtu": mtu}
-        try:
-            netlink.link("add", ifname=one_name, kind="veth", mtu=mtu, peer=peer)
-        except Exception as error:
-            raise NetworkUnavailable(f"no veth link can be made: {error}") from None
-    for namespace, name in ((one, one_name), (other, other_name)):
-        with namespace.entered(), IPRoute() as netlink:
-            netlink.link("set", index=netlink.link_lookup(ifname=name)[0], state="up")
+def router_steps(pids: dict[Side, int]) -> list[Step]:
+    """What makes a namespace the router: a link to each storage's namespace, and forwarding."""
+    steps: list[Step] = [
+        Up("lo"),
+        Setting("ipv6/conf/all/forwarding", "1"),
+        Setting("ipv4/ip_forward", "1"),
+    ]
+    for side, site in SITES.items():
+        name = site.router_interface
+        steps += [
+            Veth(name, STORAGE_INTERFACE, pids[side]),
+            Address(name, site.gateway6, 64),
+            Address(name, site.gateway4, 24),
+            Up(name),
+        ]
+    return steps
 
 
-def add_address(namespace: Namespace, interface: str, address: str, prefix: int) -> None:
-    """Give an interface an address that can be used at once: nobody else is there to have it already."""
-    with namespace.entered(), IPRoute() as netlink:
-        index = netlink.link_lookup(ifname=interface)[0]
-        flags = {"flags": IFA_F_NODAD} if ":" in address else {}
-        netlink.addr("add", index=index, address=address, prefixlen=prefix, **flags)
-
-
-def add_default_route(namespace: Namespace, gateway: str) -> None:
-    """Send everything else to a gateway."""
-    with namespace.entered(), IPRoute() as netlink:
-        netlink.route("add", dst="default", gateway=gateway)
+def storage_steps(site: Site) -> list[Step]:
+    """What gives a storage its place in the network; its interface has been made by the router."""
+    return [
+        Up("lo"),
+        Address(STORAGE_INTERFACE, site.ipv6, 64),
+        Address(STORAGE_INTERFACE, site.ipv4, 24),
+        Up(STORAGE_INTERFACE),
+        Gateway(site.gateway6),
+        Gateway(site.gateway4),
+    ]
