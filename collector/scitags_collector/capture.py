@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import socket
 import struct
@@ -78,21 +79,27 @@ class LiveCapture:
     def packets(self, go_on: Callable[[], bool]) -> Iterator[tuple[int, Packet]]:
         """Packets with their times of receipt (nanoseconds since 1970); go_on is asked at every pause and now and
         then, and what is still queued is delivered before the end."""
-        receive, parse, now = self._socket.recv, self._parse, time.time_ns
+        parse, now = self._parse, time.time_ns
         count = 0
         while go_on():
-            with contextlib.suppress(TimeoutError):
+            try:
                 while True:
-                    packet = parse(receive(SNAP_OCTETS))
+                    packet = parse(self._socket.recv(SNAP_OCTETS))
                     if packet is not None:
                         yield now(), packet
                     count += 1
                     if not count & 0x3FF and not go_on():
                         break
+            except TimeoutError:
+                continue
+            except OSError as error:
+                if error.errno != errno.ENETDOWN:
+                    raise CaptureUnavailable(f"the capture ended: {error.strerror}") from None
+                time.sleep(LOOK_UP_SECONDS)  # it may come up again
         self._socket.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(OSError):
             while True:
-                packet = parse(receive(SNAP_OCTETS))
+                packet = parse(self._socket.recv(SNAP_OCTETS))
                 if packet is not None:
                     yield now(), packet
 

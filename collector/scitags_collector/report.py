@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from scitags_collector.observation import NANOSECONDS, Observation, state_counts
+from scitags_collector.observation import NANOSECONDS, Chance, Observation, state_counts
 from scitags_core.cli.names import Source
 from scitags_core.cli.output import table
 from scitags_core.flow_json import encode_event
@@ -48,12 +48,10 @@ def as_text(observation: Observation, source: Source, dropped: int) -> str:
         )
         for row in observation.rows()
     ]
-    chance = observation.chance()
     lines = [
         table(HEADERS, rows, "llrrrrrrrr"),
         "",
-        f"By chance: a random flow label decodes to a listed pair with a probability of {chance.probability:.2%}. Of "
-        f"{chance.flows} flows without a firefly {chance.matched} did, and {chance.expected:.2f} are to be expected.",
+        chance_text(observation.chance()),
         source.description,
     ]
     if observation.refusals:
@@ -61,6 +59,14 @@ def as_text(observation: Observation, source: Source, dropped: int) -> str:
     if dropped:
         lines.append(f"{dropped} packets were dropped by the kernel before they could be looked at")
     return "\n".join(lines)
+
+
+def chance_text(chance: Chance) -> str:
+    """What to think of labels that no firefly confirms."""
+    return (
+        f"By chance: a random flow label decodes to a listed pair with a probability of {chance.probability:.2%}. Of "
+        f"{chance.flows} flows without a firefly {chance.matched} did, and {chance.expected:.2f} are to be expected."
+    )
 
 
 def as_json(observation: Observation, source: Source, dropped: int) -> dict[str, Any]:

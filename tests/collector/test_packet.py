@@ -1,0 +1,137 @@
+"""Captured octets to packets: tables, truncations, and whatever hypothesis thinks of."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scitags_collector.packet import Packet, parse_ethernet, parse_ip
+from scitags_core import exthdr
+from scitags_core.tag import Tag
+from tests.netns import packets as p
+
+PORTS = struct.pack("!HH", 1094, 43720)
+TAGGED = exthdr.encode(2, 15, p.TCP)
+FIREFLY = struct.pack("!HHHH", 5000, 10514, 8 + 5, 0) + b"hello"
+
+
+def parsed(frame: bytes) -> Packet:
+    found = parse_ethernet(frame)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("frame", "expected"),
+    [
+        (p.ethernet(p.ipv6(p.tcp(), label=196664)), (6, p.TCP, PORTS, 67, 196664, None)),
+        (p.ethernet(p.ipv6(p.udp(), p.UDP)), (6, p.UDP, PORTS, 55, 0, None)),
+        (p.ethernet(p.ipv6(p.tcp(), label=7), p.IPV6, (0x8100, 5)), (6, p.TCP, PORTS, 67, 7, None)),
+        (p.ethernet(p.ipv6(p.tcp(), label=7), p.IPV6, (0x88A8, 5), (0x8100, 6)), (6, p.TCP, PORTS, 67, 7, None)),
+        (p.ethernet(p.ipv6(TAGGED + p.tcp(), p.DESTINATION)), (6, p.TCP, PORTS, 75, 0, Tag(2, 15))),
+        (p.ethernet(p.ipv6(TAGGED + p.tcp(), p.HOP_BY_HOP)), (6, p.TCP, PORTS, 75, 0, Tag(2, 15))),
+        (
+            p.ethernet(p.ipv6(p.extension(p.DESTINATION, 1) + TAGGED + p.tcp(), p.ROUTING)),
+            (6, p.TCP, PORTS, 91, 0, Tag(2, 15)),
+        ),
+        (
+            p.ethernet(p.ipv6(p.jumbo(p.TCP, 100_000) + p.tcp(), p.HOP_BY_HOP, length=0)),
+            (6, p.TCP, PORTS, 100_040, 0, None),
+        ),
+        (p.ethernet(p.ipv6(p.fragment(p.TCP, 0) + p.tcp(), p.FRAGMENT)), (6, p.TCP, PORTS, 75, 0, None)),
+        (p.ethernet(p.ipv6(p.fragment(p.TCP, 5) + p.tcp(), p.FRAGMENT)), (6, p.TCP, b"", 75, 0, None)),
+        (p.ethernet(p.ipv6(b"", p.ICMPV6)), (6, p.ICMPV6, b"", 40, 0, None)),
+        (p.ethernet(p.ipv6(p.tcp()[:3])), (6, p.TCP, b"", 43, 0, None)),
+    ],
+)
+def test_ipv6(frame: bytes, expected: tuple[object, ...]) -> None:
+    found = parsed(frame)
+    assert (found.version, found.protocol, found.ports, found.octets, found.label, found.header_tag) == expected
+    assert found.payload == b""
+
+
+def ipv4(payload: bytes, protocol: int = p.TCP, *, options: bytes = b"", fragment: int = 0) -> bytes:
+    words = 5 + len(options) // 4
+    header = struct.pack(
+        "!BBHHHBBH4s4s",
+        0x40 | words,
+        0,
+        4 * words + len(payload),
+        1,
+        fragment,
+        64,
+        protocol,
+        0,
+        b"\x0a\0\0\1",
+        b"\x0a\0\0\2",
+    )
+    return p.ethernet(header + options + payload, p.IPV4)
+
+
+@pytest.mark.parametrize(
+    ("frame", "ports", "octets"),
+    [
+        (ipv4(p.tcp()), PORTS, 47),
+        (ipv4(p.udp(), p.UDP, options=bytes(8)), PORTS, 43),
+        (ipv4(p.tcp(), fragment=0x2000), PORTS, 47),
+        (ipv4(p.tcp(), fragment=0x2001), b"", 47),
+        (ipv4(b"", 1), b"", 20),
+    ],
+)
+def test_ipv4(frame: bytes, ports: bytes, octets: int) -> None:
+    found = parsed(frame)
+    assert (found.version, found.ports, found.octets) == (4, ports, octets)
+    assert found.endpoints == b"\x0a\0\0\1\x0a\0\0\2"
+
+
+def test_fireflies_come_whole_over_both() -> None:
+    for frame in (
+        p.ethernet(p.ipv6(FIREFLY, p.UDP)),
+        ipv4(FIREFLY, p.UDP),
+        p.ethernet(p.ipv6(FIREFLY, p.UDP)) + bytes(9),
+    ):
+        assert parsed(frame).payload == b"hello"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"\x06\0\x1e\x03\x00\x00\x0f\0",  # experiment 0
+        b"\x06\0\x1e\x03\x04\x00\x0f\0",  # experiment 1024
+        b"\x06\0\x1e\x03\x00\x02\x40\0",  # activity 64
+        b"\x06\0\x1e\x07\x00\x02\x0f\0",  # runs past the end
+    ],
+)
+def test_a_malformed_option_is_no_tag(header: bytes) -> None:
+    assert parsed(p.ethernet(p.ipv6(header + p.tcp(), p.DESTINATION))).header_tag is None
+
+
+@pytest.mark.parametrize("frame", [b"", bytes(13), p.ethernet(bytes(40), p.ARP), p.ethernet(b"\x70" + bytes(60))])
+def test_what_is_no_ip_packet(frame: bytes) -> None:
+    assert parse_ethernet(frame) is None
+
+
+@given(st.binary(max_size=300))
+def test_no_octets_make_it_fail(octets: bytes) -> None:
+    parse_ethernet(octets)
+    parse_ip(octets)
+    parse_ip(b"\x60" + octets)
+    parse_ip(b"\x45" + octets)
+    for protocol in (p.HOP_BY_HOP, p.ROUTING, p.FRAGMENT, p.DESTINATION, p.UDP):
+        parse_ip(p.ipv6(octets, protocol))
+
+
+@given(st.integers(0, 120))
+def test_truncated_captures_keep_what_is_there(length: int) -> None:
+    frame = p.ethernet(p.ipv6(TAGGED + p.tcp(), p.DESTINATION, label=196664))
+    found = parse_ethernet(frame[:length])
+    if length < 54:
+        assert found is None
+    else:
+        assert found is not None
+        assert (found.label, found.octets) == (196664, 75)
+        assert found.header_tag == (Tag(2, 15) if length >= 62 else None)
+        assert found.ports == (PORTS if length >= 66 else b"")
