@@ -1,7 +1,8 @@
 """The rules of firefly version 1 to the letter, for those who write fireflies and want them checked.
 
 Reading (scitags_core.firefly.decode) is lenient; this is not. The types below state the published
-schema's rules; formats of dates and addresses are checked as well.
+schema's rules; formats of dates and addresses are checked as well. In one thing they are stricter: a
+port written 1094.0 is an integer to JSON Schema, but to few who read fireflies.
 """
 
 from __future__ import annotations

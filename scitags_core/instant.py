@@ -17,7 +17,8 @@ def parse_instant(text: str) -> datetime:
     try:
         if text[_DATE_OCTETS] not in "Tt " or text.count(":") < 2:  # noqa: PLR2004
             raise ValueError
-        found = datetime.fromisoformat(text)
+        # RFC 3339 allows small letters; Python knows only the small t.
+        found = datetime.fromisoformat(text if text[-1] != "z" else f"{text[:-1]}Z")
         zone = found.tzinfo
         if zone is UTC:
             return found
