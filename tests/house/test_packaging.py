@@ -63,7 +63,18 @@ def install(directory: Path, wheel: Path) -> Path:
     environment = directory / "environment"
     venv.create(environment)
     python = environment / "bin" / "python"
-    command = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        str(python),
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        str(wheel),
+    ]
     subprocess.run(command, check=True, timeout=BUILD_SECONDS)
     [packages] = (environment / "lib").glob("python3*/site-packages")
     # A plain path, whose own .pth files (the editable checkout) are not followed.
