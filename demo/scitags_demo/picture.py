@@ -5,6 +5,7 @@ matplotlib is imported when a picture is drawn, and draws without a display.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,11 +24,14 @@ FORMATS = ("png", "svg")
 # A hue for each experiment, told apart by the colour-blind too; its activities are shades of it.
 HUES = ("#2b62a8", "#d95f30", "#3b8f4a", "#8a5aa8", "#d7a021", "#2a9aa0", "#c8588f", "#86623e")
 UNTAGGED_COLOUR = "#c3c7cc"
+UNTAGGED_NAMES = {True: "no tag in the label", False: "not announced"}
 INK, FAINT = "#22262b", "#6b727a"
 
 
 def draw(series: Series, registry: Registry, stem: Path) -> list[Path]:
     """Write STEM.png and STEM.svg; their paths."""
+    # It says at length where it keeps its cache when there is no home directory.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     import matplotlib as mpl  # noqa: PLC0415
 
     mpl.use("Agg")
@@ -87,12 +91,13 @@ def _fill(axes: Axes, series: Series, registry: Registry) -> None:
         # A step holds until the next interval begins, so the last value stands twice.
         rates = [*series.rates[tag], series.rates[tag][-1]]
         top = [below + rate for below, rate in zip(base, rates, strict=True)]
-        experiment, activity = names_of(registry, tag)
-        label = f"{experiment}  {activity}".strip() + f"   {series.megabytes(tag):.1f} MB"
+        name = "  ".join(names_of(registry, tag)) if tag else UNTAGGED_NAMES[series.by_label]
+        # Figure spaces are as wide as digits, which makes a column of them.
+        label = f"{series.megabytes(tag):6.1f} MB   {name}".replace("  ", "\u2007\u2007", 1)
         handles.append(axes.fill_between(times, base, top, step="post", color=colour, linewidth=0, label=label))
         axes.step(times, top, where="post", color="white", linewidth=0.6)
         base = top
-    axes.set_xlim(0, times[-1])
+    axes.set_xlim(0, max(times[-1], series.seconds))
     axes.set_ylim(0, max(base, default=1.0) * 1.08 or 1.0)
     # From the top of the stack, as the eye finds them in the picture.
     axes.legend(handles=handles[::-1], loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, labelspacing=0.75)
@@ -102,9 +107,9 @@ def _dress(axes: Axes, series: Series) -> None:
     axes.set_xlabel("time (s)")
     axes.set_ylabel("traffic (Mbit/s)")
     how = (
-        "as decoded from the IPv6 flow labels of the packets on the wire"
+        "decoded from the flow labels of IPv6 packets by an observer who knows nothing but the registry"
         if series.by_label
-        else "as announced by fireflies; each connection's octets spread over its time"
+        else "found by fireflies alone; each connection's octets are spread evenly over its time"
     )
     axes.set_title("Traffic by activity", loc="left", fontsize=14, fontweight="bold", pad=26)
     axes.text(0, 1.025, how, transform=axes.transAxes, color=FAINT)

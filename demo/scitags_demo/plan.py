@@ -41,7 +41,8 @@ PLAUSIBLE_DAY: tuple[tuple[str, str, float], ...] = (
     ("dune", "Data Challenge", 2),
     ("juno", "default", 1),
 )
-ACTIVITIES_A_DAY = 8  # as many as a legend can bear
+ACTIVITIES_A_DAY = 9  # as many as a legend can bear
+ACTIVITIES_OF_ONE = 3  # of one experiment among them
 CAST: tuple[Kind, ...] = (
     *("single",) * 12,
     *("overlapping",) * 2,
@@ -151,8 +152,12 @@ def make_plan(registry: Registry, *, seed: int, seconds: float) -> Plan:
         raise InvalidValue(f"{seconds:g} seconds are outside {SECONDS_MIN:g}..{SECONDS_MAX:g}")
     chance = random.Random(seed)  # noqa: S311  (a show, not a secret)
     draw = _Draw(chance, activities_of_the_day(registry, chance))
-    connections = [_connection(number, kind, seconds, draw) for number, kind in enumerate(CAST)]
-    # Numbers are given in the order of the show, so that the same number is the same file in every log.
+    # Each has its share of the time to begin in, so that no moment goes without traffic.
+    shares = chance.sample(range(len(CAST)), len(CAST))
+    connections = [
+        _connection(number, kind, seconds, (share + chance.random()) / len(CAST), draw)
+        for number, (kind, share) in enumerate(zip(CAST, shares, strict=True))
+    ]
     factor = PEAK_OCTETS_A_SECOND / peak_octets_a_second(connections)
     count = 0
     scaled: list[Connection] = []
@@ -182,7 +187,9 @@ def activities_of_the_day(registry: Registry, chance: random.Random) -> list[tup
     chosen: list[tuple[Tag, float]] = []
     while weighted and len(chosen) < ACTIVITIES_A_DAY:
         position = chance.choices(range(len(weighted)), [weight for _, weight in weighted])[0]
-        chosen.append(weighted.pop(position))
+        tag, weight = weighted.pop(position)
+        if sum(one.experiment == tag.experiment for one, _ in chosen) < ACTIVITIES_OF_ONE:
+            chosen.append((tag, weight))
     return chosen
 
 
@@ -222,12 +229,14 @@ class _Draw:
         return self.chance.choice(related or others or [tag])
 
 
-def _connection(number: int, kind: Kind, seconds: float, draw: _Draw) -> Connection:
+def _connection(number: int, kind: Kind, seconds: float, when: float, draw: _Draw) -> Connection:
+    """A connection whose middle is at this share, 0 to 1, of the time, or as near to it as it can be."""
     chance = draw.chance
-    span = seconds * (
-        chance.uniform(0.25, 0.6) if kind in ("single", "untagged", "ipv4") else chance.uniform(0.5, 0.75)
-    )
-    begin = chance.uniform(0.0, seconds - span)
+    shorter = kind in ("single", "untagged", "ipv4")
+    span = seconds * (chance.uniform(0.2, 0.5) if shorter else chance.uniform(0.5, 0.7))
+    # Not all of those that begin early begin at once, nor do all end at once.
+    early, late = (seconds * chance.uniform(0.0, 0.06) for _ in range(2))
+    begin = min(max(early, seconds * when - span / 2), seconds - span - late)
     first: Tag | None = None if kind == "untagged" else draw.tag()
     tags = [first] * len(_TIMES[kind])
     # The second file of a connection is another activity's where that shows something: the connection then

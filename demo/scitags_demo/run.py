@@ -37,6 +37,7 @@ READY_SECONDS = 20.0
 REPORT_SECONDS = 30.0
 # The marker keeps a mark for a moment after the last end, and the last firefly is under way.
 SETTLE_SECONDS = 0.5
+LONGEST_BASE = 64  # the path of a Unix socket has 107 octets
 _POLL_SECONDS = 0.02
 _SCITAGS = ("-P", "-c", "import sys; from scitags_core.cli import main; sys.exit(main())")
 
@@ -133,7 +134,9 @@ def _end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  (a sign
 
 def _directory(resources: ExitStack, *, keep: bool) -> Path:
     """A directory of our own; unless kept it goes with us, even when we are killed."""
-    directory = Path(tempfile.mkdtemp(prefix="scitags-demo-"))
+    usual = tempfile.gettempdir()
+    base = usual if len(usual) <= LONGEST_BASE else "/tmp"  # noqa: S108  (mkdtemp makes it ours alone)
+    directory = Path(tempfile.mkdtemp(prefix="scitags-demo-", dir=base))
     if keep:
         return directory
     sweeper = subprocess.Popen(  # noqa: S603  (our own command)

@@ -95,8 +95,7 @@ class Storage:
             case rpc.Resume(number):
                 self._streams[number].resume()
             case rpc.Close(number):
-                octets, again, segments = self._streams[number].close(WAIT_SECONDS)
-                return rpc.Answer(octets=octets, retransmitted=again, segments=segments)
+                return rpc.Answer(**self._streams[number].close(WAIT_SECONDS)._asdict())
         return rpc.Answer()
 
     def _report(self, request: rpc.Report) -> None:

@@ -16,6 +16,7 @@ import struct
 import threading
 import time
 from collections import Counter
+from typing import NamedTuple
 
 from scitags_demo.errors import DemoError
 
@@ -61,6 +62,14 @@ class Deframer:
             view = view[taken:]
 
 
+class Closed(NamedTuple):
+    """What a stream counted: octets handed to TCP, those that TCP sent again, and the segments that it sent."""
+
+    octets: int
+    retransmitted: int
+    segments: int
+
+
 class Stream:
     """One connection, at one of its ends. Closed by close()."""
 
@@ -74,8 +83,14 @@ class Stream:
         self._deframer = Deframer()
         self._progress = threading.Condition()
         self._ended = False
+        self._closed: Closed | None = None
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+
+    @property
+    def written(self) -> int:
+        """Octets handed to TCP so far, the framing included."""
+        return self._written
 
     def send(self, number: int, octets: int, octets_a_second: float) -> None:
         """Send a file at a pace; return when the far end has acknowledged all of it."""
@@ -112,17 +127,19 @@ class Stream:
     def resume(self) -> None:
         self._turn.release()
 
-    def close(self, seconds: float) -> tuple[int, int, int]:
-        """Close both directions: octets written, octets that TCP sent again, segments that it sent."""
-        self._end_writing()
-        self._reader.join(seconds)
-        if self._reader.is_alive():
-            raise DemoError("the far end does not close")
-        info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_OCTETS).ljust(
-            _TCP_INFO_OCTETS, b"\0"
-        )
-        self._socket.close()
-        return self._written, _BYTES_RETRANSMITTED.unpack_from(info)[0], _SEGMENTS_OUT.unpack_from(info)[0]
+    def close(self, seconds: float) -> Closed:
+        """Close both directions. A second time changes nothing."""
+        if self._closed is None:
+            self._end_writing()
+            self._reader.join(seconds)
+            if self._reader.is_alive():
+                raise DemoError("the far end does not close")
+            info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_OCTETS)
+            info = info.ljust(_TCP_INFO_OCTETS, b"\0")
+            self._socket.close()
+            again, segments = _BYTES_RETRANSMITTED.unpack_from(info)[0], _SEGMENTS_OUT.unpack_from(info)[0]
+            self._closed = Closed(self._written, again, segments)
+        return self._closed
 
     def _write(self, number: int, length: int) -> None:
         self._socket.sendall(FRAME.pack(number, length))
