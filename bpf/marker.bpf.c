@@ -32,7 +32,7 @@ struct {
 	__uint(max_entries, 1); /* the loader sets it */
 	__type(key, struct flow_key);
 	__type(value, __be32);
-} flows SEC(".maps");
+} overflow SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -41,9 +41,11 @@ struct {
 	__type(value, __u64);
 } outcomes SEC(".maps");
 
-/* A bit for each source port of any known flow, written by the loader through a mapping. Most packets belong
- * to no known flow, and most of those are told by one load from here, without a call. */
-__u64 source_ports[PORTS / 64];
+/* Most packets belong to no known flow, and most of those are told by one load from the ports. */
+struct state state;
+
+/* Keep the compiler from moving loads across. */
+#define barrier() asm volatile("" ::: "memory")
 
 struct extension {
 	__u8 next;
@@ -83,7 +85,41 @@ static __always_inline int port_is_known(__be16 port)
 {
 	__u32 bit = bpf_ntohs(port);
 
-	return source_ports[(bit >> 6) & (PORTS / 64 - 1)] >> (bit & 63) & 1;
+	return state.source_ports[(bit >> 6) & (PORTS / 64 - 1)] >> (bit & 63) & 1;
+}
+
+/* The set of a key; layout.py computes the same. */
+static __always_inline __u32 set_of(const __u64 *words)
+{
+	return (words[0] ^ words[1] ^ words[2] ^ words[3] ^ words[4]) * 0x9e3779b97f4a7c15ULL >> 52;
+}
+
+/* The label of a flow, 0 when it is not known. */
+static __always_inline __be32 find_label(const struct flow_key *key)
+{
+	const __u64 *wanted = (const void *)key;
+	__u32 first = (set_of(wanted) & (SETS - 1)) * WAYS;
+	__be32 *found;
+
+#pragma unroll
+	for (int way = 0; way < WAYS; way++) {
+		struct slot *slot = &state.slots[first + way];
+		const __u64 *words = (const void *)&slot->key;
+		__be32 label = slot->label;
+
+		barrier();
+		if (!label || words[4] != wanted[4])
+			continue;
+		if ((words[0] ^ wanted[0]) | (words[1] ^ wanted[1]) | (words[2] ^ wanted[2]) | (words[3] ^ wanted[3]))
+			continue;
+		barrier();
+		if (slot->label == label)
+			return label;
+	}
+	if (!state.overflowing)
+		return 0;
+	found = bpf_map_lookup_elem(&overflow, key);
+	return found ? *found : 0;
 }
 
 /* Step over the link layer. The offset of the IPv6 header, 0 when it is another protocol, -1 when too short. */
@@ -178,7 +214,7 @@ static __always_inline int mark(struct __sk_buff *skb, int ethernet)
 {
 	struct flow_key key = {};
 	enum search result = TOO_SHORT;
-	__be32 *label;
+	__be32 label;
 	int at = 0;
 
 	/* The second round is for headers that are not in the linear part of the packet, which is rare. */
@@ -204,9 +240,9 @@ static __always_inline int mark(struct __sk_buff *skb, int ethernet)
 						 OUTCOME_HEADERS);
 		return TC_ACT_UNSPEC;
 	}
-	label = bpf_map_lookup_elem(&flows, &key);
+	label = find_label(&key);
 	if (label)
-		write_label(skb, at & 0x3f, *label & LABEL_MASK);
+		write_label(skb, at & 0x3f, label & LABEL_MASK);
 	return TC_ACT_UNSPEC;
 }
 

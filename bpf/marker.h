@@ -14,7 +14,7 @@ struct flow_key {
 	__be16 dport;
 	__u8 protocol;
 	__u8 zero[3];
-};
+} __attribute__((aligned(8)));
 
 /* What happened to packets that got as far as a decision. A packet of no known flow is not counted: that is
  * the common case, and it shall cost nothing. */
@@ -28,5 +28,26 @@ enum outcome {
 };
 
 #define PORTS 65536
+/* Flows live in a table of sets of a few slots each, which costs no call to look into; a flow whose set is full
+ * goes to the map of flows. */
+#define SETS 4096
+#define WAYS 4
+
+/* A label of 0 is an empty slot: no tag has it. */
+struct slot {
+	struct flow_key key;
+	__be32 label;
+	__u32 zero;
+};
+
+/* What user space writes through a mapping while packets pass.
+ * A slot is filled key first, label last, and emptied label first; the program takes a label only if it is the
+ * same before and after the comparison of the key. */
+struct state {
+	__u64 source_ports[PORTS / 64]; /* a bit for each source port of any flow */
+	__u32 overflowing;              /* how many flows are in the map */
+	__u32 zero;
+	struct slot slots[SETS * WAYS];
+};
 
 #endif

@@ -6,16 +6,23 @@ import ctypes
 import enum
 import socket
 import struct
+import sys
 
 from scitags_core.flow import FlowKey
 
 PORTS = 65536
-PORT_WORDS = PORTS // 64
+SETS = 4096
+WAYS = 4
 FLOW_KEY_OCTETS = 40
-LABEL_OCTETS = 4
+SLOT_OCTETS = 48
+OVERFLOWING_AT = PORTS // 8  # in octets, in struct state
+SLOTS_AT = OVERFLOWING_AT + 8
+STATE_OCTETS = SLOTS_AT + SETS * WAYS * SLOT_OCTETS
 
 _FLOW_KEY = struct.Struct("!16s16sHHB3x")
+_KEY_WORDS = struct.Struct("=5Q")
 _LABEL = struct.Struct("!I")
+_MIX = 0x9E3779B97F4A7C15
 _PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
 
 
@@ -41,8 +48,20 @@ def pack_key(key: FlowKey) -> bytes:
 
 
 def pack_label(label: int) -> bytes:
-    """The value of the map of flows: a label in network order."""
+    """The value of the overflow map: a label in network order."""
     return _LABEL.pack(label)
+
+
+def label_word(label: int) -> int:
+    """The same as a word of this host, as it is stored in a slot."""
+    return int.from_bytes(_LABEL.pack(label), sys.byteorder)
+
+
+def set_of(packed: bytes) -> int:
+    """The set of slots that a packed key belongs to, as the program computes it."""
+    words: tuple[int, int, int, int, int] = _KEY_WORDS.unpack(packed)
+    one, two, three, four, five = words
+    return ((one ^ two ^ three ^ four ^ five) * _MIX & (1 << 64) - 1) >> 52
 
 
 # --- bpf(2) ------------------------------------------------------------------------------------

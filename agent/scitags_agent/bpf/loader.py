@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 from collections import Counter
 from importlib import resources
@@ -10,12 +11,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scitags_agent.bpf.layout import (
-    PORT_WORDS,
-    PORTS,
+    FLOW_KEY_OCTETS,
+    OVERFLOWING_AT,
+    SLOT_OCTETS,
+    SLOTS_AT,
+    STATE_OCTETS,
+    WAYS,
     Outcome,
     TestRunOpts,
+    label_word,
     pack_key,
     pack_label,
+    set_of,
 )
 from scitags_agent.bpf.libbpf import BPF_ANY, BpfObject, MarkerUnavailable, library
 from scitags_core.flow import FlowKey
@@ -40,45 +47,31 @@ class MarkerProgram:
 
     def __init__(self, max_flows: int = DEFAULT_MAX_FLOWS) -> None:
         """max_flows counts directions: a connection takes two. Raises MarkerUnavailable."""
-        self._object = BpfObject(object_path(), {"flows": max_flows})
+        self._max_flows = max_flows
+        self._object = BpfObject(object_path(), {"overflow": max_flows})
         self._lib = self._object.lib
-        self._flows = self._object.map_fd("flows")
         self._outcomes = self._object.map_fd("outcomes")
-        self._ports = mmap.mmap(
-            self._object.globals_fd(), PORTS // 8, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE
-        )
-        self._port_users: Counter[int] = Counter()
         self._cpus = self._lib.call("libbpf_num_possible_cpus")
-        self._known: set[bytes] = set()
+        self._table = FlowTable(self._object)
 
     def close(self) -> None:
         """Give all back to the kernel."""
-        self._ports.close()
+        self._table.close()
         self._object.close()
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._table)
 
     def set(self, key: FlowKey, label: int) -> None:
-        """Mark the packets of an IPv6 flow, one direction. OSError (E2BIG) when the map is full."""
+        """Mark the packets of an IPv6 flow, one direction. OSError (E2BIG) when there is no room for it."""
         packed = pack_key(key)
-        self._lib.call("bpf_map_update_elem", self._flows, packed, pack_label(label), BPF_ANY)
-        if packed not in self._known:
-            self._known.add(packed)
-            self._port_users[key.src_port] += 1
-            self._write_port(key.src_port, known=True)
+        if len(self._table) >= self._max_flows and packed not in self._table:
+            raise OSError(errno.E2BIG, f"there is room for {self._max_flows} flows")
+        self._table.set(packed, key.src_port, label)
 
     def unset(self, key: FlowKey) -> None:
         """Stop marking a flow; nothing happens when it was not marked."""
-        packed = pack_key(key)
-        if packed not in self._known:
-            return
-        self._known.remove(packed)
-        self._lib.call("bpf_map_delete_elem", self._flows, packed)
-        self._port_users[key.src_port] -= 1
-        if not self._port_users[key.src_port]:
-            del self._port_users[key.src_port]
-            self._write_port(key.src_port, known=False)
+        self._table.unset(pack_key(key), key.src_port)
 
     def outcomes(self) -> dict[str, int]:
         """Packets by what happened to them, over all interfaces; those of no known flow are not counted."""
@@ -97,14 +90,87 @@ class MarkerProgram:
         """Run the program on a packet in the kernel without sending it. Raises OSError."""
         return test_run(self.program_fd(ethernet=ethernet), packet, repeat)
 
-    def _write_port(self, port: int, *, known: bool) -> None:
-        # The program reads words in the host's order; bit n of a word is port 64 * word + n.
-        word = port >> 6
-        assert word < PORT_WORDS
-        view = ctypes.c_uint64.from_buffer(self._ports, word * 8)
-        bit = 1 << (port & 63)
-        view.value = view.value | bit if known else view.value & ~bit
-        del view
+
+class FlowTable:
+    """The flows as the program sees them: struct state, mapped into this process, and the overflow map.
+
+    The order of writes is what keeps a packet from being given another flow's label (bpf/marker.h).
+    """
+
+    def __init__(self, loaded: BpfObject) -> None:
+        self._lib = loaded.lib
+        self._overflow = loaded.map_fd("overflow")
+        protection = mmap.PROT_READ | mmap.PROT_WRITE
+        self._mapping = mmap.mmap(loaded.globals_fd(), STATE_OCTETS, mmap.MAP_SHARED, protection)
+        self._octets = memoryview(self._mapping)
+        # Words are stored whole, by one instruction each: a reader sees the old or the new.
+        self._words = self._octets.cast("I")
+        self._port_words = self._octets[:OVERFLOWING_AT].cast("Q")
+        self._slots: dict[bytes, int] = {}
+        self._overflowed: set[bytes] = set()
+        self._occupied: dict[int, int] = {}  # by set, a bit for each way
+        self._port_users: Counter[int] = Counter()
+
+    def close(self) -> None:
+        for view in (self._words, self._port_words, self._octets):
+            view.release()
+        self._mapping.close()
+
+    def __len__(self) -> int:
+        return len(self._slots) + len(self._overflowed)
+
+    def __contains__(self, packed: bytes) -> bool:
+        return packed in self._slots or packed in self._overflowed
+
+    def set(self, packed: bytes, port: int, label: int) -> None:
+        """Add a flow, or change its label. Raises OSError."""
+        if packed in self._slots:
+            self._write_label(self._slots[packed], label)
+            return
+        is_new = packed not in self._overflowed
+        slot = self._free_slot(packed) if is_new else None
+        if slot is None:
+            self._lib.call("bpf_map_update_elem", self._overflow, packed, pack_label(label), BPF_ANY)
+            self._overflowed.add(packed)
+            self._words[OVERFLOWING_AT // 4] = len(self._overflowed)
+        else:
+            at = SLOTS_AT + slot * SLOT_OCTETS
+            self._octets[at : at + FLOW_KEY_OCTETS] = packed
+            self._write_label(slot, label)
+            self._slots[packed] = slot
+        if is_new:
+            self._port_users[port] += 1
+            self._port_words[port >> 6] |= 1 << (port & 63)
+
+    def unset(self, packed: bytes, port: int) -> None:
+        """Take a flow away; nothing happens when it is not there."""
+        slot = self._slots.pop(packed, None)
+        if slot is not None:
+            self._write_label(slot, 0)
+            self._occupied[slot // WAYS] &= ~(1 << slot % WAYS)
+        elif packed in self._overflowed:
+            self._lib.call("bpf_map_delete_elem", self._overflow, packed)
+            self._overflowed.remove(packed)
+            self._words[OVERFLOWING_AT // 4] = len(self._overflowed)
+        else:
+            return
+        self._port_users[port] -= 1
+        if not self._port_users[port]:
+            del self._port_users[port]
+            self._port_words[port >> 6] &= ~(1 << (port & 63))
+
+    def _free_slot(self, packed: bytes) -> int | None:
+        """A slot for a new key, now taken; None when its set is full."""
+        number = set_of(packed)
+        taken = self._occupied.get(number, 0)
+        for way in range(WAYS):
+            if not taken >> way & 1:
+                self._occupied[number] = taken | 1 << way
+                return number * WAYS + way
+        return None
+
+    def _write_label(self, slot: int, label: int) -> None:
+        self._words[(SLOTS_AT + slot * SLOT_OCTETS + FLOW_KEY_OCTETS) // 4] = label_word(label)
 
 
 def pack_index(index: int) -> bytes:
