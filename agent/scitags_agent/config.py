@@ -103,21 +103,28 @@ def parse(document: Mapping[str, Any], plugins: PluginHost, where: str) -> Confi
         for table in tables.backend
     ]
     own = [{k: v for k, v in table.items() if k not in option_names} for table in tables.backend]
-    backends = _instances("backend", own, plugins.collect("provide_backends"), where)
+    backends = _instances("backend", own, plugins.collect("provide_backends"), plugins, where)
     return Config(
         tables.agent,
         tables.log,
         tables.table,
-        _instances("source", tables.source, plugins.collect("provide_sources"), where),
+        _instances("source", tables.source, plugins.collect("provide_sources"), plugins, where),
         list(zip(backends, options, strict=True)),
-        _instances("enricher", tables.enricher, plugins.collect("provide_enrichers"), where),
+        _instances("enricher", tables.enricher, plugins.collect("provide_enrichers"), plugins, where),
     )
+
+
+def _left_out(plugins: PluginHost) -> str:
+    """Which plug-ins failed: the kind that was asked for may be among theirs."""
+    failed = [f"{plugin.name} ({plugin.problem})" for plugin in plugins.plugins if plugin.problem]
+    return f". Plug-ins left out: {'; '.join(failed)}" if failed else ""
 
 
 def _instances(
     role: str,
     tables: Sequence[Mapping[str, Any]],
     kinds: Sequence[SourceKind | BackendKind | EnricherKind],
+    plugins: PluginHost,
     where: str,
 ) -> list[Instance]:
     by_name = {kind.kind: kind for kind in kinds}
@@ -127,7 +134,7 @@ def _instances(
         place = f"{where}: {role} {number}"
         kind = table.get("kind")
         if not isinstance(kind, str) or kind not in by_name:
-            raise ConfigError(f"{place}: no kind {shown(kind)}{nearest(str(kind), list(by_name))}")
+            raise ConfigError(f"{place}: no kind {shown(kind)}{nearest(str(kind), list(by_name))}{_left_out(plugins)}")
         name = table.get("name", kind if kind not in names else f"{kind}-{number}")
         if not isinstance(name, str) or not name or name in names:
             raise ConfigError(f"{place}: name {shown(name)} is not a name of its own")

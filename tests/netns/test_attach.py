@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from pyroute2 import IPRoute, NetlinkError
 
-from scitags_agent.bpf import attach
+from scitags_agent.bpf import attach, clsact
 from scitags_agent.bpf.interfaces import matching
 from scitags_agent.bpf.loader import MarkerProgram
 from scitags_agent.client import AgentClient, AgentUnavailable
@@ -77,7 +77,7 @@ def hosted(pair: Pair, stack: ExitStack, directory: Path, way: str) -> HostedAge
 def filters(host: Namespace) -> list[str]:
     """The names of the filters on the way out of alice0."""
     with host.entered(), IPRoute() as netlink:
-        return [one.name for one in attach._filters(netlink, index_of(host), attach.EGRESS)]
+        return [one.name for one in clsact.list_filters(netlink, index_of(host), clsact.EGRESS)]
 
 
 def qdiscs(host: Namespace) -> list[str]:
@@ -94,11 +94,11 @@ def index_of(host: Namespace) -> int:
 def add_foreign(host: Namespace, program: MarkerProgram, priority: int, *, qdisc: bool) -> None:
     with host.entered(), IPRoute() as netlink:
         if qdisc:
-            netlink.tc("add", "clsact", index_of(host), attach.CLSACT_HANDLE)
+            netlink.tc("add", "clsact", index_of(host), clsact.CLSACT_HANDLE)
         descriptor = program.program_fd(ethernet=True)
         netlink.tc(
             "add-filter", "bpf", index_of(host), 1, fd=descriptor, name=f"foreign{priority}",
-            parent=attach.EGRESS, prio=priority, protocol=attach.ETH_P_ALL, direct_action=True,
+            parent=clsact.EGRESS, prio=priority, protocol=clsact.ETH_P_ALL, direct_action=True,
         )  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def names_in(directory: Path) -> list[str]:
 
 
 def ours(names: list[str]) -> list[str]:
-    return [name for name in names if name.startswith(attach.FILTER_NAME)]
+    return [name for name in names if name.startswith(clsact.FILTER_NAME)]
 
 
 @pytest.mark.parametrize("way", ["tcx", "clsact"])
@@ -126,14 +126,14 @@ def test_a_stopped_agent_leaves_nothing(
 def test_foreign_filters_before_and_after_stay_and_so_does_the_qdisc(
     pair: Pair, program: MarkerProgram, stack: ExitStack, tmp_path: Path
 ) -> None:
-    add_foreign(pair.alice, program, attach.FIRST_PRIORITY, qdisc=True)
+    add_foreign(pair.alice, program, clsact.FIRST_PRIORITY, qdisc=True)
     agent = hosted(pair, stack, tmp_path, "clsact")
     add_foreign(pair.alice, program, 20, qdisc=False)
     names = filters(pair.alice)
     assert len(ours(names)) == 1
-    assert set(names) - set(ours(names)) == {f"foreign{attach.FIRST_PRIORITY}", "foreign20"}
+    assert set(names) - set(ours(names)) == {f"foreign{clsact.FIRST_PRIORITY}", "foreign20"}
     assert agent.end(signal.SIGTERM) == 0
-    assert filters(pair.alice) == [f"foreign{attach.FIRST_PRIORITY}", "foreign20"]
+    assert filters(pair.alice) == [f"foreign{clsact.FIRST_PRIORITY}", "foreign20"]
     assert "clsact" in qdiscs(pair.alice)
 
 
@@ -148,7 +148,7 @@ def test_a_qdisc_of_ours_that_others_have_come_to_use_stays(
 
 def test_an_empty_foreign_qdisc_stays(pair: Pair, bpf: None, stack: ExitStack, tmp_path: Path) -> None:
     with pair.alice.entered(), IPRoute() as netlink:
-        netlink.tc("add", "clsact", index_of(pair.alice), attach.CLSACT_HANDLE)
+        netlink.tc("add", "clsact", index_of(pair.alice), clsact.CLSACT_HANDLE)
     agent = hosted(pair, stack, tmp_path, "clsact")
     assert agent.end(signal.SIGTERM) == 0
     assert "clsact" in qdiscs(pair.alice)
@@ -179,7 +179,7 @@ def test_after_kill_9_the_next_agent_clears_up_with_clsact(
 def test_a_program_that_someone_took_away_is_put_back(pair: Pair, bpf: None, stack: ExitStack, tmp_path: Path) -> None:
     agent = hosted(pair, stack, tmp_path, "clsact")
     with pair.alice.entered(), IPRoute() as netlink:
-        netlink.tc("del", "clsact", index_of(pair.alice), attach.CLSACT_HANDLE)
+        netlink.tc("del", "clsact", index_of(pair.alice), clsact.CLSACT_HANDLE)
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         with contextlib.suppress(NetlinkError):  # no qdisc at this moment
@@ -195,15 +195,15 @@ def test_two_ways_side_by_side_do_not_disturb_each_other(pair: Pair, program: Ma
     with pair.alice.entered():
         index = index_of(pair.alice)
         tcx = attach.attach(program, index, ethernet=True, way="tcx")
-        clsact = attach.attach(program, index, ethernet=True, way="clsact")
+        filtered = attach.attach(program, index, ethernet=True, way="clsact")
         assert tcx.is_alive()
-        assert clsact.is_alive()
+        assert filtered.is_alive()
         tcx.detach()
         assert not tcx.is_alive()
-        assert clsact.is_alive()
-        clsact.detach()
-        assert not clsact.is_alive()
-        clsact.detach()
+        assert filtered.is_alive()
+        filtered.detach()
+        assert not filtered.is_alive()
+        filtered.detach()
 
 
 def test_an_interface_that_went_away_is_no_error(pair: Pair, program: MarkerProgram) -> None:
