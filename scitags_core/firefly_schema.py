@@ -104,7 +104,10 @@ def _address_problems(flow_id: _FlowId) -> list[str]:
     family = ipaddress.IPv4Address if flow_id.afi == "ipv4" else ipaddress.IPv6Address
     for name, text in (("src-ip", flow_id.src_ip), ("dst-ip", flow_id.dst_ip)):
         try:
-            family(text)
+            address = family(text)
         except ValueError:
+            address = None
+        # A zone index is of one host, and no part of an address (RFC 4007, section 11.2).
+        if address is None or getattr(address, "scope_id", None) is not None:
             found.append(f"{name} {text!r} is not an {flow_id.afi} address")
     return found
