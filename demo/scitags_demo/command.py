@@ -13,7 +13,7 @@ from scitags_core.cli.output import json_line
 from scitags_core.roles import Command
 
 DEFAULT_SECONDS = 15.0
-DEFAULT_SEED = 48  # one that has every moment busy
+DEFAULT_SEED = 23  # one that has every moment busy
 PICTURE = "traffic"
 
 

@@ -93,7 +93,8 @@ def _fill(axes: Axes, series: Series, registry: Registry) -> None:
         top = [below + rate for below, rate in zip(base, rates, strict=True)]
         name = "  ".join(names_of(registry, tag)) if tag else UNTAGGED_NAMES[series.by_label]
         # Figure spaces are as wide as digits, which makes a column of them.
-        label = f"{series.megabytes(tag):6.1f} MB   {name}".replace("  ", "\u2007\u2007", 1)
+        amount = f"{series.megabytes(tag):5.1f}".replace(" ", "\u2007")
+        label = f"{amount} MB   {name}"
         handles.append(axes.fill_between(times, base, top, step="post", color=colour, linewidth=0, label=label))
         axes.step(times, top, where="post", color="white", linewidth=0.6)
         base = top

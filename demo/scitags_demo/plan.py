@@ -6,6 +6,7 @@ publicly known of the experiments' relative traffic; nothing was measured, and n
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from typing import Literal
@@ -214,6 +215,7 @@ class _Draw:
         self._tags = [tag for tag, _ in weighted]
         self._weights = [weight for _, weight in weighted]
         self._unused = list(self._tags)
+        self._pace = {tag: math.sqrt(weight) for tag, weight in weighted}
 
     def side(self) -> Side:
         return self.chance.choice(("west", "east"))
@@ -221,6 +223,11 @@ class _Draw:
     def tag(self) -> Tag:
         """A tag by weight; each has its turn once before that."""
         return self._unused.pop(0) if self._unused else self.chance.choices(self._tags, self._weights)[0]
+
+    def pace(self, tag: Tag | None) -> float:
+        """How fast a file moves, relative to others: more by those who have more to move."""
+        usual = sum(self._pace.values()) / len(self._pace)
+        return self._pace.get(tag, usual) * self.chance.uniform(0.5, 1.5) if tag else usual
 
     def another(self, tag: Tag) -> Tag:
         """A tag that differs, of the same experiment where there is one."""
@@ -247,7 +254,7 @@ def _connection(number: int, kind: Kind, seconds: float, when: float, draw: _Dra
     for tag, (since, until) in zip(tags, _TIMES[kind], strict=True):
         length = span * (until - since)
         # Relative to the others for now; make_plan scales all of them together.
-        octets = int(1e6 * length * chance.uniform(0.4, 1.6))
+        octets = int(1e6 * length * draw.pace(tag))
         transfers.append(Transfer(0, tag, begin + span * since, length, octets))
     return Connection(
         number=number,
