@@ -246,7 +246,10 @@ class Change(msgspec.Struct, frozen=True):
 
     @property
     def kind(self) -> str:
-        return "added" if self.old is None else "removed" if self.new is None else "renamed"
+        """added, removed, renamed, or respelled: the same name but for case and white space."""
+        if self.old is None or self.new is None:
+            return "added" if self.old is None else "removed"
+        return "respelled" if fold(self.old) == fold(self.new) else "renamed"
 
 
 def diff(old: Registry, new: Registry) -> list[Change]:
