@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -117,13 +118,17 @@ class RegistryClient:
             )
         except RegistryError as error:
             return self._instead(str(error))
+        except Exception as error:  # a plug-in's source may fail in any way
+            return self._instead(f"{self.url}: {type(error).__name__}: {error}")
         document = entry.document.encode() if answer.document is None and entry else answer.document
         registry, problem = _parsed(document or b"")
         if registry is None:
             return self._instead(f"{self.url}: {problem}")
         assert document is not None
         now = datetime.now(UTC)
-        fresh = _CacheEntry(self.url, now, document.decode(), answer.etag, answer.last_modified)
+        # What the parser passes over may be no UTF-8, and is of no use to anybody.
+        text = document.decode("utf-8", "replace")
+        fresh = _CacheEntry(self.url, now, text, answer.etag, answer.last_modified)
         problem = self._write_cache(fresh, registry)
         return Loaded(registry, "network", self.url, now, problem)
 
@@ -216,7 +221,30 @@ def built_in(problem: str = "") -> Loaded:
 
 
 def fetch_http(url: str, etag: str, last_modified: str, timeout: float) -> Answer:
-    """GET, conditional when a validator is known. RegistryError for anything but a whole 200 or a 304."""
+    """GET, conditional when a validator is known. RegistryError for anything but a whole 200 or a 304 in time.
+
+    A socket's timeout bounds neither the look-up of the name nor headers that come octet by octet, so a
+    thread asks, and is left behind when it takes longer than timeout seconds.
+    """
+    outcome: list[Answer | RegistryError] = []
+
+    def ask() -> None:
+        try:
+            outcome.append(_ask(url, etag, last_modified, timeout))
+        except RegistryError as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=ask, name="registry", daemon=True)
+    thread.start()
+    thread.join(timeout)
+    if not outcome:
+        raise RegistryError(f"{url}: answer did not end in time ({timeout:g} s)")
+    if isinstance(outcome[0], RegistryError):
+        raise outcome[0]
+    return outcome[0]
+
+
+def _ask(url: str, etag: str, last_modified: str, timeout: float) -> Answer:
     # A third of what a command costs that stays off the network, as most do.
     import urllib.error  # noqa: PLC0415
     import urllib.request  # noqa: PLC0415
