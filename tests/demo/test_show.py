@@ -183,3 +183,17 @@ def test_what_cannot_be_is_said_in_a_line(shop: Shop, arguments: list[str], mess
     assert status == 1
     assert errors.strip() == message
     assert shop.nothing_is_left()
+
+
+def test_a_package_that_is_missing_is_named(shop: Shop) -> None:
+    without = "import sys; sys.modules['matplotlib'] = None; from scitags_core.cli import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", without, "demo", "--output", str(shop.temporary / "pictures")],
+        capture_output=True,
+        text=True,
+        timeout=RUN_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == "scitags demo: not installed: matplotlib: pip install 'scitags-suite[demo]'\n"
+    assert done.stdout == ""
