@@ -33,6 +33,7 @@ class SyslogHeader(msgspec.Struct, frozen=True):
     app: str
 
 
+@lru_cache(maxsize=64)  # fireflies that leave together have the same
 def format_header(timestamp: datetime, host: str, app: str) -> str:
     """The header of a firefly, without the blank that follows it."""
     return (
