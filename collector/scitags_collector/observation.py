@@ -43,8 +43,9 @@ class Sum(msgspec.Struct):
 class Flow(msgspec.Struct):
     """One direction of a connection, as seen.
 
-    labels         what its packets bore as flow labels
-    header_tags    and in extension headers
+    labels             what its packets bore as flow labels
+    header_tags        and in extension headers
+    traffic_classes    packets by DSCP and ECN, eight bits
     """
 
     key: FlowKey | None
@@ -53,6 +54,7 @@ class Flow(msgspec.Struct):
     total: Sum = msgspec.field(default_factory=Sum)
     labels: dict[int, Sum] = msgspec.field(default_factory=dict)
     header_tags: dict[Tag, Sum] = msgspec.field(default_factory=dict)
+    traffic_classes: dict[int, int] = msgspec.field(default_factory=dict)
 
 
 class Row(msgspec.Struct):
@@ -110,6 +112,8 @@ class Observation:
             flow = self._flows[raw] = Flow(_key(packet), time_ns, time_ns)
         flow.last = time_ns
         flow.total.add(octets)
+        classes = flow.traffic_classes
+        classes[packet.traffic_class] = classes.get(packet.traffic_class, 0) + 1
         tag: Tag | None = None
         if packet.version == 6:  # noqa: PLR2004
             borne = flow.labels.get(packet.label)

@@ -37,12 +37,13 @@ _PORTS = struct.Struct("!HH")
 class Packet(NamedTuple):
     """An IP packet.
 
-    endpoints    source and destination address as octets, one after the other: 32 of them for IPv6, 8 for IPv4
-    ports        source and destination port as octets; empty when the packet has none
-    octets       of the whole IP packet on the wire, whatever of it was captured
-    label        the flow label; 0 for IPv4
-    header_tag   the tag in an extension header
-    payload      of a UDP datagram to the port of fireflies; empty otherwise
+    endpoints      source and destination address as octets, one after the other: 32 of them for IPv6, 8 for IPv4
+    ports          source and destination port as octets; empty when the packet has none
+    octets         of the whole IP packet on the wire, whatever of it was captured
+    label          the flow label; 0 for IPv4
+    traffic_class  DSCP and ECN, eight bits (the type of service of IPv4)
+    header_tag     the tag in an extension header
+    payload        of a UDP datagram to the port of fireflies; empty otherwise
     """
 
     version: int
@@ -51,6 +52,7 @@ class Packet(NamedTuple):
     ports: bytes
     octets: int
     label: int
+    traffic_class: int
     header_tag: Tag | None
     payload: bytes
 
@@ -92,7 +94,8 @@ def _parse_ipv6(data: bytes, at: int) -> Packet | None:
     ports = data[next_at : next_at + 4] if next_at and protocol in (TCP, UDP) else b""
     if len(ports) < 4:  # noqa: PLR2004
         ports = b""
-    return Packet(6, protocol, endpoints, ports, octets, word & 0xFFFFF, tag, _firefly(data, next_at, protocol, ports))
+    payload = _firefly(data, next_at, protocol, ports)
+    return Packet(6, protocol, endpoints, ports, octets, word & 0xFFFFF, word >> 20 & 0xFF, tag, payload)
 
 
 class _Headers(NamedTuple):
@@ -143,7 +146,7 @@ def _parse_ipv4(data: bytes, at: int) -> Packet | None:
         ports = b""
     octets = int.from_bytes(data[at + 2 : at + 4], "big")
     payload = _firefly(data, next_at, protocol, ports)
-    return Packet(4, protocol, data[at + 12 : at + 20], ports, octets, 0, None, payload)
+    return Packet(4, protocol, data[at + 12 : at + 20], ports, octets, 0, data[at + 1], None, payload)
 
 
 def _firefly(data: bytes, at: int, protocol: int, ports: bytes) -> bytes:

@@ -122,6 +122,7 @@ def _flow(observation: Observation, flow: Any) -> dict[str, Any]:
         "last": flow.last / NANOSECONDS,
         "packets": flow.total.packets,
         "octets": flow.total.octets,
+        "traffic_classes": flow.traffic_classes,
         "labels": [
             {"label": value, "packets": borne.packets, "octets": borne.octets}
             | _tag(observation, observation.tag_of_label(value))

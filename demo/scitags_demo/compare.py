@@ -12,6 +12,7 @@ import msgspec
 
 from scitags_core.flow import FlowKey, FlowState
 from scitags_core.tag import Tag
+from scitags_demo import traffic_class
 from scitags_demo.observer import Flow, Observation
 from scitags_demo.service import Record
 
@@ -112,6 +113,9 @@ def compare(records: Sequence[Record], observation: Observation, *, marking: boo
         else:
             _add_announced(rows, record, seen, observation)
         _add_fireflies(rows, record, observation)
+        if record.connection.family == 6:  # noqa: PLR2004
+            wrong = [traffic_class.problem(record, flow) for flow in seen.directions]
+            rows[record.marks[0].tag].problems += [one for one in wrong if one]
     ordered = sorted(rows.values(), key=lambda row: (row.tag is None, row.tag or Tag(0, 0)))
     for row in ordered:
         row.problems += _problems(row, marking=marking, dropped=observation.dropped)
@@ -194,7 +198,7 @@ def _problems(row: Row, *, marking: bool, dropped: int) -> list[str]:
 
 
 def _notes(records: Sequence[Record], observation: Observation, *, marking: bool) -> list[str]:
-    notes = []
+    notes = [_traffic_classes(records, observation)]
     untagged = [record for record in records if not record.connection.tags]
     by_chance = sum(bool(_tags(seen_of(record.key, observation))) for record in untagged)
     if by_chance:
@@ -222,6 +226,22 @@ def _notes(records: Sequence[Record], observation: Observation, *, marking: bool
     if observation.refused_fireflies:
         notes.append(f"{observation.refused_fireflies} datagrams to the port of fireflies could not be read")
     return notes
+
+
+def _traffic_classes(records: Sequence[Record], observation: Observation) -> str:
+    directions = [
+        (record, flow)
+        for record in records
+        if record.connection.family == 6  # noqa: PLR2004
+        for flow in seen_of(record.key, observation).directions
+    ]
+    kept = sum(traffic_class.problem(record, flow) is None for record, flow in directions)
+    values = sorted({record.connection.dscp for record, _ in directions})
+    capable = sum(traffic_class.ecn_capable(flow) for _, flow in directions)
+    return (
+        f"DSCP and ECN came through as set in {kept} of {len(directions)} directions over IPv6 "
+        f"(DSCP {', '.join(map(str, values))}; {capable:,} packets with ECN)"
+    )
 
 
 def _tags(seen: Seen) -> set[Tag]:

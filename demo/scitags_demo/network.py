@@ -176,6 +176,8 @@ def storage_steps(site: Site) -> list[Step]:
     """What gives a storage its place in the network; its interface has been made by the router."""
     return [
         Up("lo"),
+        # Both ends ask for ECN, so that its bits beside the label can be seen to come through.
+        Setting("ipv4/tcp_ecn", "1"),
         Address(STORAGE_INTERFACE, site.ipv6, 64),
         Address(STORAGE_INTERFACE, site.ipv4, 24),
         Up(STORAGE_INTERFACE),

@@ -35,6 +35,7 @@ class Flow(msgspec.Struct, frozen=True):
     packets: int
     octets: int
     labels: tuple[Borne, ...]
+    traffic_classes: dict[int, int] = {}  # packets by DSCP and ECN
 
     def packets_with(self, tag: Tag) -> int:
         return sum(borne.packets for borne in self.labels if borne.tag == tag)

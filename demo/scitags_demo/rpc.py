@@ -40,6 +40,7 @@ class Open(msgspec.Struct, frozen=True, tag="open"):
     port: int
     to_address: str
     to_port: int
+    dscp: int
 
 
 class Accepted(msgspec.Struct, frozen=True, tag="accepted"):
@@ -48,6 +49,7 @@ class Accepted(msgspec.Struct, frozen=True, tag="accepted"):
     connection: int
     from_address: str
     from_port: int
+    dscp: int
 
 
 class Send(msgspec.Struct, frozen=True, tag="send"):

@@ -161,9 +161,9 @@ class _Drive(threading.Thread):
         connection, number = self._connection, self._connection.number
         client, server = self._addresses[connection.client], self._addresses[connection.server]
         with self._line(connection.client) as line:
-            line.ask(rpc.Open(number, client, connection.client_port, server, connection.server_port))
+            line.ask(rpc.Open(number, client, connection.client_port, server, connection.server_port, connection.dscp))
         with self._line(connection.server) as line:
-            line.ask(rpc.Accepted(number, client, connection.client_port))
+            line.ask(rpc.Accepted(number, client, connection.client_port, connection.dscp))
 
     def _close(self) -> None:
         """Close the connection from its supplier's end; the other follows."""

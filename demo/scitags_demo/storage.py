@@ -124,6 +124,7 @@ class Storage:
             if not self._arrival.wait_for(lambda: peer in self._accepted, WAIT_SECONDS):
                 raise DemoError(f"nobody has connected from {peer[0]} port {peer[1]}")
             connected = self._accepted.pop(peer)
+        _set_dscp(connected, request.dscp)
         self._streams[request.connection] = self._stream(connected)
 
     def _open(self, request: rpc.Open) -> None:
@@ -131,6 +132,7 @@ class Storage:
         try:
             # The port is bound before, so that the agent could be told of it before the first packet.
             connecting.bind((request.address, request.port))
+            _set_dscp(connecting, request.dscp)
             connecting.connect((request.to_address, request.to_port))
         except OSError:
             connecting.close()
@@ -143,6 +145,12 @@ class Storage:
 
 def _family(address: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def _set_dscp(connection: socket.socket, dscp: int) -> None:
+    """Ask the kernel for a DSCP; the two bits of ECN beside it are the kernel's own."""
+    if connection.family == socket.AF_INET6:
+        connection.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, dscp << 2)
 
 
 class _Line(socketserver.StreamRequestHandler):

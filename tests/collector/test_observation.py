@@ -24,7 +24,7 @@ NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 def packet(key: FlowKey = KEY, *, label: int = 0, header: Tag | None = None, octets: int = 1000) -> Packet:
     endpoints = b"".join(ipaddress.ip_address(one).packed for one in (key.src, key.dst))
     ports = struct.pack("!HH", key.src_port, key.dst_port)
-    return Packet(6 if key.is_ipv6 else 4, TCP, endpoints, ports, octets, label, header, b"")
+    return Packet(6 if key.is_ipv6 else 4, TCP, endpoints, ports, octets, label, 0xB8, header, b"")
 
 
 def key(port: int) -> FlowKey:
@@ -66,6 +66,7 @@ def test_a_flow_may_bear_several_labels(observation: Observation) -> None:
         observation.add(0, packet(label=value))
     assert rows(observation) == {ATLAS: (2, 2000, 1, 0, 0), CMS: (1, 1000, 1, 0, 0)}
     [flow] = observation.flows()
+    assert flow.traffic_classes == {0xB8: 4}
     assert {value: borne.packets for value, borne in flow.labels.items()} == {
         0: 1,
         label.encode(*ATLAS): 2,

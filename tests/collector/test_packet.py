@@ -87,6 +87,14 @@ def test_ipv4(frame: bytes, ports: bytes, octets: int) -> None:
     assert found.endpoints == b"\x0a\0\0\1\x0a\0\0\2"
 
 
+@pytest.mark.parametrize("value", [0, 1, 2, 3, 0xB8, 0xFF])
+def test_the_traffic_class_of_both(value: int) -> None:
+    assert parsed(p.ethernet(p.ipv6(p.tcp(), traffic_class=value, label=7))).traffic_class == value
+    frame = bytearray(ipv4(p.tcp()))
+    frame[15] = value
+    assert parsed(bytes(frame)).traffic_class == value
+
+
 def test_fireflies_come_whole_over_both() -> None:
     for frame in (
         p.ethernet(p.ipv6(FIREFLY, p.UDP)),

@@ -8,13 +8,14 @@ from scitags_core import label
 from scitags_core.flow import FlowKey, FlowState
 from scitags_core.tag import Tag
 from scitags_demo.observer import Announcement, Borne, Flow, Observation, Timeline
-from scitags_demo.plan import Connection, Plan, Side
+from scitags_demo.plan import DSCPS, FIRST_CLIENT_PORT, Connection, Plan, Side
 from scitags_demo.service import Mark, Record
 
 ADDRESSES: dict[int, dict[Side, str]] = {
     6: {"west": "2001:db8:1::10", "east": "2001:db8:2::20"},
     4: {"west": "198.51.100.10", "east": "203.0.113.20"},
 }
+ECT = 0b10
 PAYLOAD, HEADERS, ACK = 1400, {6: 72, 4: 52}, {6: 72, 4: 52}
 
 
@@ -56,7 +57,9 @@ def packet_label(tag: Tag | None, marked: bool) -> int:
 def flow_of(key: FlowKey, parts: list[tuple[int, int, int]]) -> Flow:
     borne = tuple(Borne(value, packets, octets, *ids(value)) for value, packets, octets in parts)
     packets, octets = sum(one.packets for one in borne), sum(one.octets for one in borne)
-    return Flow(key=key, first=100.0, last=104.0, packets=packets, octets=octets, labels=borne)
+    number = max(key.src_port, key.dst_port) - FIRST_CLIENT_PORT
+    classes = {DSCPS[number % len(DSCPS)] << 2 | ECT: packets}
+    return Flow(key=key, first=100.0, last=104.0, packets=packets, octets=octets, labels=borne, traffic_classes=classes)
 
 
 def ids(value: int) -> tuple[int, int] | tuple[None, None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -66,6 +68,28 @@ def test_a_lost_firefly_is_found(seed: int, data: st.DataObject) -> None:
     name = "starts" if lost.state is FlowState.START else "ends"
     differing = [row for row in comparison.rows if any(problem.startswith(name) for problem in row.problems)]
     assert [row.tag for row in differing] == [lost.tag]
+
+
+@pytest.mark.parametrize("kind", ["single", "untagged"])
+@pytest.mark.parametrize(
+    ("spoilt", "said"),
+    [
+        (lambda value: value & 0xF0, "do not bear its DSCP"),  # a marker that clears the low nibble
+        (lambda value: value & 0xFC, "says that its hosts agreed on ECN"),
+        (lambda value: value ^ value, "do not bear its DSCP"),
+    ],
+)
+def test_a_traffic_class_that_was_changed_is_found(kind: Kind, spoilt: Callable[[int], int], said: str) -> None:
+    records = [one for one in records_of(PLAN) if one.connection.dscp not in (0, 34)]
+    observation = observation_of(records)
+    chosen = next(one for one in records if one.connection.kind == kind)
+    flow = observation.flows[chosen.key]
+    classes = {spoilt(value): packets for value, packets in flow.traffic_classes.items()}
+    comparison = compare(
+        records, with_flow(observation, msgspec.structs.replace(flow, traffic_classes=classes)), marking=True
+    )
+    assert len(problems(comparison)) == 1
+    assert said in problems(comparison)[0]
 
 
 @pytest.mark.parametrize("kind", ["single", "overlapping", "nested", "reused"])

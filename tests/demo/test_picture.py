@@ -37,7 +37,7 @@ ENDPOINTS = bytes.fromhex("20010db800000000000000000000000120010db80000000000000
 
 def packet(flow_label: int, octets: int, *, payload: bytes = b"") -> Packet:
     protocol, ports = (17, b"\x10\x00\x29\x12") if payload else (6, (20000).to_bytes(2) + (1094).to_bytes(2))
-    return Packet(6, protocol, ENDPOINTS, ports, octets, flow_label, None, payload)
+    return Packet(6, protocol, ENDPOINTS, ports, octets, flow_label, 0, None, payload)
 
 
 def observed(packets: list[tuple[float, Packet]]) -> observer.Observation:
