@@ -36,6 +36,9 @@ class Provided(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `scitags`; the exit status. argparse itself exits with 2 for wrong usage."""
     given = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # JSON is UTF-8 whatever the locale, and a name that it cannot write is no reason to fail.
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         host = PluginHost.load()
         parser = build_parser(host, _asked(given))
