@@ -69,14 +69,14 @@ def build_parser(host: PluginHost, asked: str | None = None) -> argparse.Argumen
     parser = argparse.ArgumentParser(prog="scitags", description="Scitags: tag transfers, and see whose traffic it is.")
     parser.add_argument("--version", action="version", version=f"scitags-suite {__version__}")
     provided = commands(host)
-    if asked and asked not in provided:
-        _no_such(parser, asked, list(provided), host)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (plugin, command) in provided.items():
         summary = command.summary.replace("%", "%%")  # argparse would fill in something there
         own = subparsers.add_parser(name, help=summary, description=summary)
         if asked in (None, name):
             _configure(own, plugin, command, host)
+    if asked and asked not in provided:
+        _no_such(parser, asked, list(provided), host)
     broken = _broken(host)
     if broken:
         parser.epilog = f"Left out: {'; '.join(broken)}. See `scitags plugins`."
