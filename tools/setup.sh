@@ -31,11 +31,15 @@ if [ -n "$missing" ]; then
     say "missing from the system:$missing"
     if [ "$(id -u)" = 0 ]; then as_root=""; else as_root="sudo"; fi
     if command -v apt-get >/dev/null && { [ -z "$as_root" ] || command -v sudo >/dev/null; }; then
-        say "$as_root apt-get install$missing"
+        say "${as_root:+$as_root }apt-get install$missing"
+        log=$(mktemp)
         # shellcheck disable=SC2086  # words on purpose
-        { $as_root apt-get update -qq &&
-            DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq --no-install-recommends $missing; } ||
+        { $as_root apt-get update -qq && DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq \
+            --no-install-recommends $missing; } >"$log" 2>&1 || {
+            cat "$log"
             say "that failed; going on without: packets cannot be marked"
+        }
+        rm -f "$log"
     else
         say "install them by hand to have packets marked; going on without"
     fi
