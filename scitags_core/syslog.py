@@ -44,8 +44,11 @@ def format_header(timestamp: datetime, host: str, app: str) -> str:
 
 @lru_cache(maxsize=64)  # a sender has one host and one name
 def header_field(text: str, limit: int) -> str:
-    """The text as RFC 5424 allows it in a header: printable ASCII without blanks, '-' when empty."""
-    return "".join(c if ord(c) in _PRINTABLE else "_" for c in text)[:limit] or NIL
+    """The text as RFC 5424 allows it in a header: printable ASCII without blanks, '-' when empty.
+
+    Without braces, too: readers look for the first one to find the JSON object.
+    """
+    return "".join(c if ord(c) in _PRINTABLE and c != "{" else "_" for c in text)[:limit] or NIL
 
 
 def parse_header(prefix: bytes) -> SyslogHeader | None:

@@ -161,7 +161,8 @@ def test_the_sdist_holds_what_a_wheel_is_built_from(tmp_path: Path) -> None:
         assert {f"{top}/{name}" for name in ("hatch_build.py", "bpf/marker.bpf.c", "bpf/marker.h", "LICENSE")} <= {
             *names
         }
-        opened.extractall(tmp_path / "unpacked", filter="data")
+    (tmp_path / "unpacked").mkdir()
+    subprocess.run(["tar", "-xf", archive, "-C", tmp_path / "unpacked"], check=True, timeout=60)
     (tmp_path / "second").mkdir()
     wheel, _ = build(tmp_path / "second", tmp_path / "unpacked" / top, os.environ["PATH"])
     assert OBJECT in zipfile.ZipFile(wheel).namelist()
