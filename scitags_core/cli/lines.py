@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from scitags_core.cli.output import count_text
-from scitags_core.errors import CarrierError, ScitagsError
+from scitags_core.errors import InvalidValue, PeerDataError, ScitagsError
 
 STREAM = "-"
 _READ_OCTETS = 1 << 20
@@ -42,7 +42,7 @@ def answer_each(file: str, answer: Answer, refusal: Refusal, *, longest: int, sk
                     continue
                 try:
                     if len(line) > longest:
-                        raise CarrierError(f"longer than {longest} octets")
+                        raise PeerDataError(f"longer than {longest} octets")
                     answers.append(answer(number, line))
                 except ScitagsError as error:
                     complaints.append(f"line {number}: {error}\n")
@@ -79,7 +79,7 @@ def input_text(line: bytes) -> str:
 
 @contextlib.contextmanager
 def opened(file: str) -> Iterator[BinaryIO]:
-    """Standard input for '-', else the file. Raises CarrierError when it cannot be opened or read."""
+    """Standard input for '-', else the file. Raises InvalidValue when it cannot be opened or read."""
     if file == STREAM:
         yield sys.stdin.buffer
         return
@@ -89,7 +89,7 @@ def opened(file: str) -> Iterator[BinaryIO]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise CarrierError(f"{file}: {error.strerror}") from None
+        raise InvalidValue(f"{file}: {error.strerror}") from None
 
 
 def _print(answers: list[bytes | None], complaints: list[str]) -> None:
