@@ -36,7 +36,8 @@ class Shop:
         self._mark = uuid.uuid4().hex
 
     def start(self, *arguments: str, before: list[str] | None = None) -> subprocess.Popen[str]:
-        environment = {**os.environ, VARIABLE: self._mark, "TMPDIR": str(self.temporary), "HOME": "/nonexistent"}
+        home = self.temporary.with_name("no-home")  # where nothing of the user's is found or made
+        environment = {**os.environ, VARIABLE: self._mark, "TMPDIR": str(self.temporary), "HOME": str(home)}
         return subprocess.Popen(
             [*(before or []), *DEMO, *arguments],
             stdin=subprocess.DEVNULL,
