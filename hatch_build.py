@@ -16,7 +16,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SOURCES = Path("bpf")
 OBJECTS = Path("agent/scitags_agent/bpf")
-CFLAGS = ("-g", "-O2", "-Wall", "-Wextra", "-Werror", "-target", "bpf")
+# Without the last, the object would name the directory that it was built in.
+CFLAGS = ("-g", "-O2", "-Wall", "-Wextra", "-Werror", "-target", "bpf", "-fdebug-compilation-dir=.")
 
 
 class CompileBpf(BuildHookInterface):  # type: ignore[type-arg]
@@ -35,13 +36,13 @@ class CompileBpf(BuildHookInterface):  # type: ignore[type-arg]
             self.say("clang is not installed: built without the programs that mark packets (bpf/*.bpf.c)")
             return
         for source in sorted((root / SOURCES).glob("*.bpf.c")):
-            self.compile(clang, source, root / OBJECTS / f"{source.name.removesuffix('.c')}.o")
+            self.compile(clang, SOURCES / source.name, root / OBJECTS / f"{source.name.removesuffix('.c')}.o")
 
     def compile(self, clang: str, source: Path, target: Path) -> None:
-        """Compile one program; the kernel's UAPI headers are where the distribution keeps them."""
+        """Compile one program, source relative to the root; UAPI headers are where the distribution keeps them."""
         headers = f"-I/usr/include/{platform.machine()}-linux-gnu"
         command = [clang, *CFLAGS, headers, "-c", str(source), "-o", str(target)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+        done = subprocess.run(command, cwd=self.root, capture_output=True, text=True, check=False)  # noqa: S603
         if done.returncode != 0:
             target.unlink(missing_ok=True)
             self.say(f"clang cannot compile {source.name}: built without it. Are libbpf-dev and linux-libc-dev there?")

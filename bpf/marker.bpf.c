@@ -91,32 +91,32 @@ static __always_inline int port_is_known(__be16 port)
 /* The set of a key; layout.py computes the same. */
 static __always_inline __u32 set_of(const __u64 *words)
 {
-	return (words[0] ^ words[1] ^ words[2] ^ words[3] ^ words[4]) * 0x9e3779b97f4a7c15ULL >> 52;
+	return (words[0] ^ words[1] ^ words[2] ^ words[3] ^ words[4]) * 0x9e3779b97f4a7c15ULL >> 50;
 }
 
 /* The label of a flow, 0 when it is not known. */
 static __always_inline __be32 find_label(const struct flow_key *key)
 {
 	const __u64 *wanted = (const void *)key;
-	__u32 first = (set_of(wanted) & (SETS - 1)) * WAYS;
+	__u32 set = set_of(wanted) & (SETS - 1);
 	__be32 *found;
 
 #pragma unroll
 	for (int way = 0; way < WAYS; way++) {
-		struct slot *slot = &state.slots[first + way];
+		struct slot *slot = &state.slots[set * WAYS + way];
 		const __u64 *words = (const void *)&slot->key;
-		__be32 label = slot->label;
+		__u64 mark = slot->mark;
 
 		barrier();
-		if (!label || words[4] != wanted[4])
+		if (!(__u32)mark || words[4] != wanted[4])
 			continue;
 		if ((words[0] ^ wanted[0]) | (words[1] ^ wanted[1]) | (words[2] ^ wanted[2]) | (words[3] ^ wanted[3]))
 			continue;
 		barrier();
-		if (slot->label == label)
-			return label;
+		if (slot->mark >> 32 == mark >> 32)
+			return mark;
 	}
-	if (!state.overflowing)
+	if (!state.overflowed[set])
 		return 0;
 	found = bpf_map_lookup_elem(&overflow, key);
 	return found ? *found : 0;
@@ -207,7 +207,9 @@ static __always_inline void write_label(struct __sk_buff *skb, __u32 at, __be32 
 	if (data + at + sizeof(word) > end)
 		return;
 	word = (*(__be32 *)(data + at) & ~LABEL_MASK) | label;
-	count(bpf_skb_store_bytes(skb, at, &word, sizeof(word), 0) ? OUTCOME_FAILED : OUTCOME_MARKED);
+	/* A packet that came in by another interface may still bear the sum that the hardware made of it. */
+	count(bpf_skb_store_bytes(skb, at, &word, sizeof(word), BPF_F_RECOMPUTE_CSUM) ? OUTCOME_FAILED :
+										      OUTCOME_MARKED);
 }
 
 static __always_inline int mark(struct __sk_buff *skb, int ethernet)
@@ -235,9 +237,9 @@ static __always_inline int mark(struct __sk_buff *skb, int ethernet)
 	if (result == NOT_OURS)
 		return TC_ACT_UNSPEC;
 	if (result != FOUND) {
-		count(result == LATER_FRAGMENT ? OUTCOME_FRAGMENT :
-		      result == TOO_SHORT      ? OUTCOME_TRUNCATED :
-						 OUTCOME_HEADERS);
+		count(result == LATER_FRAGMENT				  ? OUTCOME_FRAGMENT :
+		      result == TOO_SHORT && skb->len <= HEADER_OCTETS ? OUTCOME_TRUNCATED :
+									 OUTCOME_HEADERS);
 		return TC_ACT_UNSPEC;
 	}
 	label = find_label(&key);

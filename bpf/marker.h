@@ -22,32 +22,35 @@ enum outcome {
 	OUTCOME_MARKED,
 	OUTCOME_FRAGMENT,  /* a later fragment: it has no ports */
 	OUTCOME_TRUNCATED, /* ends within its headers */
-	OUTCOME_HEADERS,   /* more extension headers than are looked at */
+	OUTCOME_HEADERS,   /* more or longer extension headers than are looked at */
 	OUTCOME_FAILED,    /* the kernel would not let it be written to */
 	OUTCOMES,
 };
 
 #define PORTS 65536
 /* Flows live in a table of sets of a few slots each, which costs no call to look into; a flow whose set is full
- * goes to the map of flows. */
-#define SETS 4096
+ * goes to the map of flows. The whole stays below 4 MiB, beyond which older kernels take no global data. */
+#define SETS 16384
 #define WAYS 4
 
-/* A label of 0 is an empty slot: no tag has it. */
+/* mark: the label in network order in the lower half, 0 for an empty slot (no tag has label 0); in the upper half
+ * a number that is another one for every key that the slot has had. */
 struct slot {
 	struct flow_key key;
-	__be32 label;
-	__u32 zero;
+	__u64 mark;
 };
 
 /* What user space writes through a mapping while packets pass.
- * A slot is filled key first, label last, and emptied label first; the program takes a label only if it is the
- * same before and after the comparison of the key. */
+ * A slot is filled in this order: a new number with label 0, the key, the label. The program takes a label only if
+ * the number was the same before and after the comparison of the key, so that it never compares with half a key. */
 struct state {
 	__u64 source_ports[PORTS / 64]; /* a bit for each source port of any flow */
-	__u32 overflowing;              /* how many flows are in the map */
-	__u32 zero;
+	__u32 overflowed[SETS];         /* how many flows of each set are in the map */
 	struct slot slots[SETS * WAYS];
 };
+
+_Static_assert(sizeof(struct flow_key) == 40, "five words of 64 bits, compared as such");
+_Static_assert(sizeof(struct slot) == 48, "layout.py");
+_Static_assert(sizeof(struct state) < 4 << 20, "older kernels");
 
 #endif

@@ -69,11 +69,12 @@ class Marker:
         self._settings = settings
         self._program: MarkerProgram | None = None
         self._attached: dict[Interface, Attachment] = {}
-        self._unattachable: set[Interface] = set()
+        self._unattachable: dict[Interface, str] = {}
         # Attaching speaks netlink, which waits for its answers: it is done in a thread.
         self._attaching = threading.Lock()
         self._closing = False
         self._marks: dict[FlowKey, Mark] = {}  # by the direction whose key sorts first
+        self._unmarked: dict[FlowKey, str] = {}  # why, for those that are under way
         self._counters: Counter[str] = Counter()
         self._watch: asyncio.Task[None] | None = None
 
@@ -83,18 +84,22 @@ class Marker:
         await asyncio.to_thread(self._scan)
         if not self._attached:
             names = ", ".join(self._settings.interfaces)
-            raise MarkerUnavailable(f"no interface could be attached to (interfaces: {names})")
+            reasons = "".join(f"; {one.name}: {why}" for one, why in self._unattachable.items())
+            raise MarkerUnavailable(f"no interface could be attached to (interfaces: {names}){reasons}")
         self._watch = asyncio.create_task(self._keep_scanning())
 
     async def handle(self, changes: Sequence[FlowChange]) -> None:
         for change in changes:
             key = change.event.key
-            if change.mark is None:
-                if change.event.tag.experiment == UNKNOWN.experiment and change.users:
-                    self._counters["unmarked_unknown_tag"] += 1
+            reason = _why_unmarked(change)
+            if change.mark is None or reason:
                 self._release(key)
-            elif self._can_bear(key, change.mark):
+            else:
                 self._apply(key, change.mark)
+            if reason:
+                self._count_unmarked(key, reason)
+            if not change.users:
+                self._unmarked.pop(key, None)
 
     async def close(self) -> None:
         if self._watch is not None:
@@ -118,17 +123,11 @@ class Marker:
             **self._counters,
         }
 
-    def _can_bear(self, key: FlowKey, tag: Tag) -> bool:
-        if not key.is_ipv6:
-            reason = "ipv4"
-        elif not key.is_complete:
-            reason = "unknown_port"
-        elif tag.experiment > label.EXPERIMENT_MAX:
-            reason = "experiment_above_511"
-        else:
-            return True
-        self._counters[f"unmarked_{reason}"] += 1
-        return False
+    def _count_unmarked(self, key: FlowKey, reason: str) -> None:
+        """Count a flow once, however many events speak of it."""
+        if self._unmarked.get(key) != reason:
+            self._unmarked[key] = reason
+            self._counters[f"unmarked_{reason}"] += 1
 
     def _apply(self, key: FlowKey, tag: Tag) -> None:
         name = _canonical(key)
@@ -172,15 +171,24 @@ class Marker:
         except OSError as error:
             self._remove(name)
             full = error.errno in (errno.E2BIG, errno.ENOMEM)
-            reason = "unmarked_table_full" if full else "unmarked_kernel_refused"
-            self._counters[reason] += 1
-            if self._counters[reason] == 1:
+            reason = "table_full" if full else "kernel_refused"
+            if not self._counters[f"unmarked_{reason}"]:
                 log.error("%s is not marked: %s (said once, counted from here)", name, error)
+            for key in mark.tags:
+                self._count_unmarked(key, reason)
+        else:
+            for key in mark.tags:
+                self._unmarked.pop(key, None)
 
     async def _keep_scanning(self) -> None:
         while True:
             await asyncio.sleep(self._settings.rescan)
-            await asyncio.to_thread(self._scan)
+            try:
+                await asyncio.to_thread(self._scan)
+            except Exception as error:  # whatever it was, the next look may go well
+                self._counters["failed_scans"] += 1
+                if self._counters["failed_scans"] == 1:
+                    log.error("the interfaces cannot be looked at: %s (said once, counted from here)", error)
 
     def _detach_all(self) -> None:
         with self._attaching:
@@ -203,18 +211,34 @@ class Marker:
                 what = "our program was taken away" if interface in present else "has gone"
                 log.warning("interface %s: %s", interface.name, what)
                 self._attached.pop(interface).detach()
-        self._unattachable &= present
-        for interface in sorted(present - self._attached.keys() - self._unattachable, key=lambda one: one.index):
+        for gone in self._unattachable.keys() - present:
+            del self._unattachable[gone]
+        for interface in sorted(present - self._attached.keys(), key=lambda one: one.index):
             try:
                 attached = attach(
                     self._program, interface.index, ethernet=interface.ethernet, way=self._settings.attach
                 )
             except OSError as error:
-                self._unattachable.add(interface)
-                log.error("interface %s cannot be attached to: %s", interface.name, error)
+                if interface not in self._unattachable:
+                    log.error("interface %s cannot be attached to, and is tried again: %s", interface.name, error)
+                self._unattachable[interface] = str(error)
                 continue
+            self._unattachable.pop(interface, None)
             self._attached[interface] = attached
             log.info("interface %s: packets are marked at tc egress (%s)", interface.name, attached.way)
+
+
+def _why_unmarked(change: FlowChange) -> str:
+    """Why a flow that somebody uses cannot bear a mark; empty when it can, and when there is nothing to bear."""
+    key = change.event.key
+    if change.mark is None:
+        unknown = change.users and change.event.tag.experiment == UNKNOWN.experiment
+        return "unknown_tag" if unknown else ""
+    if not key.is_ipv6:
+        return "ipv4"
+    if not key.is_complete:
+        return "unknown_port"
+    return "experiment_above_511" if change.mark.experiment > label.EXPERIMENT_MAX else ""
 
 
 def _canonical(key: FlowKey) -> FlowKey:

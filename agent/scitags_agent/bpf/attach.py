@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import logging
 import os
 from typing import Literal, Protocol
 
@@ -23,6 +24,8 @@ from scitags_agent.bpf.layout import (
 )
 from scitags_agent.bpf.libbpf import library
 from scitags_agent.bpf.loader import MarkerProgram
+
+log = logging.getLogger(__name__)
 
 Way = Literal["auto", "tcx", "clsact"]
 _NO_TCX = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -44,16 +47,31 @@ def attach(program: MarkerProgram, index: int, *, ethernet: bool, way: Way) -> A
     """Put the program on the way out of the interface with this index. Raises OSError."""
     if way != "clsact":
         try:
-            return TcxAttachment(program, index, ethernet=ethernet)
+            attached = TcxAttachment(program, index, ethernet=ethernet)
         except OSError as error:
             if way == "tcx" or error.errno not in _NO_TCX:
                 raise
+        else:
+            _clear_stale(index)
+            return attached
     try:
         # Only here is a netlink library needed; most kernels in use have TCX.
         from scitags_agent.bpf.clsact import ClsactAttachment  # noqa: PLC0415
     except ImportError:
         raise OSError(errno.ENOPKG, "clsact needs pyroute2: pip install 'scitags-suite[agent]'") from None
     return ClsactAttachment(program, index, ethernet=ethernet)
+
+
+def _clear_stale(index: int) -> None:
+    """A filter that an agent left which used clsact and was killed would go on marking what it knew."""
+    try:
+        from scitags_agent.bpf.clsact import clear_stale  # noqa: PLC0415
+
+        clear_stale(index)
+    except ImportError:
+        pass  # and without the library, no agent can have left one
+    except OSError as error:
+        log.warning("interface %d: what a killed agent may have left was not looked for: %s", index, error)
 
 
 class TcxAttachment:

@@ -1,8 +1,8 @@
 """The program as a filter of the clsact qdisc, for kernels without TCX.
 
 The qdisc is made only when absent, our filter gets a place that nobody has, and only what is ours is taken away: the
-filter by the name that it alone has, the qdisc when we made it and nobody else uses it. A filter that a killed agent
-left is known by how its name begins.
+filter by the name that it alone has, the qdisc when we made it and nobody else uses it. The name says whose filter it
+is, so that one which a killed agent left is known, and that of an agent which lives is let alone.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import logging
 import os
 import secrets
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from pyroute2 import IPRoute, NetlinkError
@@ -29,6 +30,7 @@ FIRST_PRIORITY = 7
 PRIORITIES_TRIED = 20
 ETH_P_ALL = 0x0003
 FILTER_NAME = "scitags_label"
+_MADE, _FOUND = "made", "found"
 
 
 class ClsactAttachment:
@@ -39,11 +41,12 @@ class ClsactAttachment:
     def __init__(self, program: MarkerProgram, index: int, *, ethernet: bool) -> None:
         """Attach. Raises OSError."""
         self._index = index
-        self._name = f"{FILTER_NAME}/{os.getpid()}/{secrets.token_hex(4)}"
         with IPRoute() as netlink:
             self._made_qdisc = _make_qdisc(netlink, index)
             try:
-                _remove_filters(netlink, index, lambda one: one.name.startswith(f"{FILTER_NAME}/"))
+                # What a killed agent made is ours to take away.
+                self._made_qdisc |= _remove_stale(netlink, index)
+                self._name = _new_name(made_qdisc=self._made_qdisc)
                 _add_filter(netlink, index, program.program_fd(ethernet=ethernet), self._name)
             except NetlinkError as error:
                 self._remove_qdisc(netlink)
@@ -59,7 +62,7 @@ class ClsactAttachment:
     def detach(self) -> None:
         try:
             with IPRoute() as netlink:
-                _remove_filters(netlink, self._index, lambda one: one.name == self._name)
+                _remove(netlink, self._index, lambda name: name == self._name)
                 self._remove_qdisc(netlink)
         except NetlinkError as error:
             if error.code not in (errno.ENODEV, errno.ENOENT, errno.EINVAL):
@@ -67,10 +70,19 @@ class ClsactAttachment:
 
     def _remove_qdisc(self, netlink: Any) -> None:
         """Only the one that we made, and only while nobody else has put anything into it."""
-        if self._made_qdisc and not any(list_filters(netlink, self._index, side) for side in (EGRESS, INGRESS)):
-            with contextlib.suppress(NetlinkError):
-                netlink.tc("del", "clsact", self._index, CLSACT_HANDLE)
+        if self._made_qdisc:
+            _remove_empty_qdisc(netlink, self._index)
             self._made_qdisc = False
+
+
+def clear_stale(index: int) -> None:
+    """Take away what a killed agent left on an interface. Raises OSError."""
+    try:
+        with IPRoute() as netlink:
+            if _remove_stale(netlink, index):
+                _remove_empty_qdisc(netlink, index)
+    except NetlinkError as error:
+        raise OSError(error.code, f"clsact: {os.strerror(error.code)}") from error
 
 
 class Filter:
@@ -96,8 +108,21 @@ def _make_qdisc(netlink: Any, index: int) -> bool:
     except NetlinkError as error:
         if error.code != errno.EEXIST:
             raise OSError(error.code, f"clsact: {os.strerror(error.code)}") from error
-        return False
-    return True
+    else:
+        return True
+    kinds = {one["handle"]: one.get_attr("TCA_KIND") for one in netlink.get_qdiscs(index=index)}
+    if kinds.get(CLSACT_HANDLE) != "clsact":
+        # The kernel would take a filter for the way out there, and run it on the way in.
+        raise OSError(
+            errno.EEXIST, f"the {kinds.get(CLSACT_HANDLE)} qdisc has clsact's place; put clsact there instead"
+        )
+    return False
+
+
+def _remove_empty_qdisc(netlink: Any, index: int) -> None:
+    with contextlib.suppress(NetlinkError):
+        if not any(list_filters(netlink, index, side) for side in (EGRESS, INGRESS)):
+            netlink.tc("del", "clsact", index, CLSACT_HANDLE)
 
 
 def _add_filter(netlink: Any, index: int, descriptor: int, name: str) -> None:
@@ -119,7 +144,38 @@ def _add_filter(netlink: Any, index: int, descriptor: int, name: str) -> None:
     )
 
 
-def _remove_filters(netlink: Any, index: int, ours: Callable[[Filter], bool]) -> None:
-    for one in list_filters(netlink, index, EGRESS):
-        if ours(one):
-            netlink.tc("del-filter", "bpf", index, one.handle, parent=EGRESS, prio=one.priority, protocol=ETH_P_ALL)
+def _remove(netlink: Any, index: int, ours: Callable[[str], bool]) -> list[str]:
+    """Take away the filters whose names are ours; those names."""
+    found = [one for one in list_filters(netlink, index, EGRESS) if ours(one.name)]
+    for one in found:
+        netlink.tc("del-filter", "bpf", index, one.handle, parent=EGRESS, prio=one.priority, protocol=ETH_P_ALL)
+    return [one.name for one in found]
+
+
+def _remove_stale(netlink: Any, index: int) -> bool:
+    """Take away the filters of agents that are no more; whether one of those had made the qdisc."""
+    return any(f"/{_MADE}/" in name for name in _remove(netlink, index, _is_stale))
+
+
+def _new_name(*, made_qdisc: bool) -> str:
+    """A name that no other filter has: prefix, what became of the qdisc, process, its start, chance."""
+    origin = _MADE if made_qdisc else _FOUND
+    return f"{FILTER_NAME}/{origin}/{os.getpid()}/{_start_of(os.getpid())}/{secrets.token_hex(4)}"
+
+
+def _is_stale(name: str) -> bool:
+    """Whether it is a filter of ours whose process is no more (or lives in another namespace of processes)."""
+    parts = name.split("/")
+    if parts[0] != FILTER_NAME or len(parts) != 5 or not parts[2].isdecimal():  # noqa: PLR2004  (see _new_name)
+        return False
+    return _start_of(int(parts[2])) != parts[3]
+
+
+def _start_of(process: int) -> str:
+    """When a process began, in the kernel's ticks: tells it from a later one with its number. Empty for none."""
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""
+    # Field 22; the command in parentheses may hold anything.
+    return stat.rpartition(")")[2].split()[19]

@@ -11,12 +11,13 @@ import sys
 from scitags_core.flow import FlowKey
 
 PORTS = 65536
-SETS = 4096
+SETS = 16384
 WAYS = 4
 FLOW_KEY_OCTETS = 40
 SLOT_OCTETS = 48
-OVERFLOWING_AT = PORTS // 8  # in octets, in struct state
-SLOTS_AT = OVERFLOWING_AT + 8
+# In octets, in struct state.
+OVERFLOWED_AT = PORTS // 8
+SLOTS_AT = OVERFLOWED_AT + SETS * 4
 STATE_OCTETS = SLOTS_AT + SETS * WAYS * SLOT_OCTETS
 
 _FLOW_KEY = struct.Struct("!16s16sHHB3x")
@@ -52,16 +53,16 @@ def pack_label(label: int) -> bytes:
     return _LABEL.pack(label)
 
 
-def label_word(label: int) -> int:
-    """The same as a word of this host, as it is stored in a slot."""
-    return int.from_bytes(_LABEL.pack(label), sys.byteorder)
+def mark_word(number: int, label: int) -> int:
+    """A slot's mark: which key of the slot it belongs to (of which 32 bits count), and the label or 0."""
+    return (number & 0xFFFFFFFF) << 32 | int.from_bytes(_LABEL.pack(label), sys.byteorder)
 
 
 def set_of(packed: bytes) -> int:
     """The set of slots that a packed key belongs to, as the program computes it."""
     words: tuple[int, int, int, int, int] = _KEY_WORDS.unpack(packed)
     one, two, three, four, five = words
-    return ((one ^ two ^ three ^ four ^ five) * _MIX & (1 << 64) - 1) >> 52
+    return ((one ^ two ^ three ^ four ^ five) * _MIX & (1 << 64) - 1) >> 50
 
 
 # --- bpf(2) ------------------------------------------------------------------------------------

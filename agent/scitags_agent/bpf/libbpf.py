@@ -49,6 +49,7 @@ class Library:
             ("bpf_object__find_program_by_name", pointer, (pointer, text)),
             ("bpf_map__set_max_entries", integer, (pointer, ctypes.c_uint32)),
             ("bpf_map__name", text, (pointer,)),
+            ("bpf_map__value_size", ctypes.c_uint32, (pointer,)),
             ("bpf_map__fd", integer, (pointer,)),
             ("bpf_program__fd", integer, (pointer,)),
             ("bpf_map_update_elem", integer, (integer, text, text, ctypes.c_uint64)),
@@ -148,12 +149,12 @@ class BpfObject:
     def map_fd(self, name: str) -> int:
         return self.lib.call("bpf_map__fd", self._map(name))
 
-    def globals_fd(self) -> int:
-        """The map that holds the program's zero-initialised global variables."""
+    def global_variables(self) -> tuple[int, int]:
+        """The map that holds the program's zero-initialised global variables: its descriptor, its size in octets."""
         current = self.lib.pointer("bpf_object__next_map", self._handle, None)
         while current is not None:
             if self.lib.text("bpf_map__name", current).endswith(".bss"):
-                return self.lib.call("bpf_map__fd", current)
+                return self.lib.call("bpf_map__fd", current), self.lib.call("bpf_map__value_size", current)
             current = self.lib.pointer("bpf_object__next_map", self._handle, current)
         raise MarkerUnavailable("the object has no global variables: it is not ours")
 

@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 from scitags_agent.bpf.layout import (
     FLOW_KEY_OCTETS,
-    OVERFLOWING_AT,
+    OVERFLOWED_AT,
     SLOT_OCTETS,
     SLOTS_AT,
     STATE_OCTETS,
     WAYS,
     Outcome,
     TestRunOpts,
-    label_word,
+    mark_word,
     pack_key,
     pack_label,
     set_of,
@@ -50,9 +50,13 @@ class MarkerProgram:
         self._max_flows = max_flows
         self._object = BpfObject(object_path(), {"overflow": max_flows})
         self._lib = self._object.lib
-        self._outcomes = self._object.map_fd("outcomes")
-        self._cpus = self._lib.call("libbpf_num_possible_cpus")
-        self._table = FlowTable(self._object)
+        try:
+            self._outcomes = self._object.map_fd("outcomes")
+            self._cpus = self._lib.call("libbpf_num_possible_cpus")
+            self._table = FlowTable(self._object)
+        except (MarkerUnavailable, OSError):
+            self._object.close()
+            raise
 
     def close(self) -> None:
         """Give all back to the kernel."""
@@ -98,21 +102,25 @@ class FlowTable:
     """
 
     def __init__(self, loaded: BpfObject) -> None:
+        """MarkerUnavailable when the object was compiled from other sources than ours."""
         self._lib = loaded.lib
         self._overflow = loaded.map_fd("overflow")
-        protection = mmap.PROT_READ | mmap.PROT_WRITE
-        self._mapping = mmap.mmap(loaded.globals_fd(), STATE_OCTETS, mmap.MAP_SHARED, protection)
+        descriptor, octets = loaded.global_variables()
+        if octets != STATE_OCTETS:
+            raise MarkerUnavailable(f"{OBJECT_NAME} is of another version than the agent: install again")
+        self._mapping = mmap.mmap(descriptor, STATE_OCTETS, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         self._octets = memoryview(self._mapping)
         # Words are stored whole, by one instruction each: a reader sees the old or the new.
-        self._words = self._octets.cast("I")
-        self._port_words = self._octets[:OVERFLOWING_AT].cast("Q")
+        self._words = self._octets.cast("Q")
+        self._overflowed_of = self._octets[OVERFLOWED_AT:SLOTS_AT].cast("I")
         self._slots: dict[bytes, int] = {}
-        self._overflowed: set[bytes] = set()
+        self._numbers: dict[int, int] = {}  # by slot, how many keys it has had
         self._occupied: dict[int, int] = {}  # by set, a bit for each way
+        self._overflowed: set[bytes] = set()
         self._port_users: Counter[int] = Counter()
 
     def close(self) -> None:
-        for view in (self._words, self._port_words, self._octets):
+        for view in (self._words, self._overflowed_of, self._octets):
             view.release()
         self._mapping.close()
 
@@ -131,16 +139,14 @@ class FlowTable:
         slot = self._free_slot(packed) if is_new else None
         if slot is None:
             self._lib.call("bpf_map_update_elem", self._overflow, packed, pack_label(label), BPF_ANY)
-            self._overflowed.add(packed)
-            self._words[OVERFLOWING_AT // 4] = len(self._overflowed)
+            if is_new:
+                self._overflowed.add(packed)
+                self._overflowed_of[set_of(packed)] += 1
         else:
-            at = SLOTS_AT + slot * SLOT_OCTETS
-            self._octets[at : at + FLOW_KEY_OCTETS] = packed
-            self._write_label(slot, label)
-            self._slots[packed] = slot
+            self._fill(slot, packed, label)
         if is_new:
             self._port_users[port] += 1
-            self._port_words[port >> 6] |= 1 << (port & 63)
+            self._words[port >> 6] |= 1 << (port & 63)
 
     def unset(self, packed: bytes, port: int) -> None:
         """Take a flow away; nothing happens when it is not there."""
@@ -151,13 +157,13 @@ class FlowTable:
         elif packed in self._overflowed:
             self._lib.call("bpf_map_delete_elem", self._overflow, packed)
             self._overflowed.remove(packed)
-            self._words[OVERFLOWING_AT // 4] = len(self._overflowed)
+            self._overflowed_of[set_of(packed)] -= 1
         else:
             return
         self._port_users[port] -= 1
         if not self._port_users[port]:
             del self._port_users[port]
-            self._port_words[port >> 6] &= ~(1 << (port & 63))
+            self._words[port >> 6] &= ~(1 << (port & 63))
 
     def _free_slot(self, packed: bytes) -> int | None:
         """A slot for a new key, now taken; None when its set is full."""
@@ -169,8 +175,17 @@ class FlowTable:
                 return number * WAYS + way
         return None
 
+    def _fill(self, slot: int, packed: bytes, label: int) -> None:
+        self._numbers[slot] = self._numbers.get(slot, 0) + 1
+        self._write_label(slot, 0)
+        at = SLOTS_AT + slot * SLOT_OCTETS
+        self._octets[at : at + FLOW_KEY_OCTETS] = packed
+        self._write_label(slot, label)
+        self._slots[packed] = slot
+
     def _write_label(self, slot: int, label: int) -> None:
-        self._words[(SLOTS_AT + slot * SLOT_OCTETS + FLOW_KEY_OCTETS) // 4] = label_word(label)
+        at = SLOTS_AT + slot * SLOT_OCTETS + FLOW_KEY_OCTETS
+        self._words[at // 8] = mark_word(self._numbers[slot], label)
 
 
 def pack_index(index: int) -> bytes:
