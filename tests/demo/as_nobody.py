@@ -48,7 +48,8 @@ def main() -> None:
         raise OSError(ctypes.get_errno(), "unshare")
     mount("none", "/", None, MS_REC | MS_PRIVATE)
     checkout = Path(__file__).resolve().parents[2]
-    for path in {checkout, Path(sys.prefix), Path(sys.base_prefix)}:
+    # The outermost first: what opens an inner one alone hides the rest of the outer.
+    for path in sorted({checkout, Path(sys.prefix), Path(sys.base_prefix)}, key=lambda one: len(one.parts)):
         open_up(path)
     os.setgroups([])
     os.setgid(NOBODY)
