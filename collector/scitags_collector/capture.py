@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import os
+import select
 import socket
 import struct
 import time
@@ -13,60 +15,76 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import dpkt
+from scitags_collector import pcap, pcapng, socket_filter
+from scitags_collector.link import ETHERNET, ETHERNET_INTERFACES, RAW, Frame, packets_of
+from scitags_collector.packet import Packet
+from scitags_collector.pcap import DamagedFile, Source
+from scitags_collector.ring import BLOCK_OCTETS, RETIRE_MILLISECONDS, SOL_PACKET, Ring
+from scitags_collector.socket_filter import Direction
+from scitags_core.cli.output import count_text
+from scitags_core.errors import ScitagsError
 
-from scitags_collector.packet import Packet, parse_ethernet, parse_ip
-from scitags_core.errors import PeerDataError, ScitagsError
+# Fireflies are read whole, also where frames are of 9000 octets.
+SNAP_OCTETS = 9216
+BUFFER_OCTETS = 64 << 20
+LOOK_UP_MILLISECONDS = 200
+LOOK_UP_FRAMES = 1 << 14
+STANDARD_INPUT = Path("-")
 
-# Fireflies are read whole; of other packets only the headers matter.
-SNAP_OCTETS = 2048
-BUFFER_OCTETS = 256 << 20
-LOOK_UP_SECONDS = 0.2
+_ETH_P_ALL = 0x0003
+_SIOCGIFNAME, _SIOCGIFHWADDR, _SIOCGIFINDEX = 0x8910, 0x8927, 0x8933
+_ARPHRD_LOOPBACK = 772
+_ADD_MEMBERSHIP, _PROMISCUOUS = 1, 1
 
-ETH_P_ALL = 0x0003
-SIOCGIFHWADDR = 0x8927
-SO_RCVBUFFORCE = 33
-SOL_PACKET = 263
-PACKET_STATISTICS = 6
-_ETHERNET_TYPES = (1, 772)
-
-# Link types of capture files (tcpdump.org/linktypes): how many octets stand before the IP header.
-_LINK_NULL, _LINK_ETHERNET, _LINK_LOOP, _LINK_SLL, _LINK_SLL2 = 0, 1, 108, 113, 276
-_LINK_RAW = (12, 14, 101, 228, 229)
-_LINK_OFFSETS = {_LINK_NULL: 4, _LINK_LOOP: 4, _LINK_SLL: 16, _LINK_SLL2: 20, **dict.fromkeys(_LINK_RAW, 0)}
-
-Parser = Callable[[bytes], Packet | None]
+GoOn = Callable[[], bool]
 
 
 class CaptureUnavailable(ScitagsError):
-    """The interface cannot be captured from; the message says why."""
+    """The interface cannot be captured from, or no longer; the message says why."""
 
 
 class LiveCapture:
-    """Everything that an interface sends and receives, from the moment this is made.
+    """What an interface sends and receives, from the moment this is made.
 
-    Needs CAP_NET_RAW in the network namespace. Raises CaptureUnavailable.
+    Needs CAP_NET_RAW in the network namespace. The interface is promiscuous meanwhile, unless told otherwise, so that
+    an observer on a mirror port sees what is not meant for it. On the loopback interface, which receives all that it
+    sends, each packet is taken once. Raises CaptureUnavailable.
     """
 
-    def __init__(self, interface: str) -> None:
+    def __init__(
+        self,
+        interface: str,
+        *,
+        direction: Direction = "both",
+        promiscuous: bool = True,
+        snap_octets: int = SNAP_OCTETS,
+        buffer_octets: int = BUFFER_OCTETS,
+    ) -> None:
+        """Octets: snap_octets of a firefly are looked at; buffer_octets hold what is not yet looked at."""
+        self._interface = interface
         try:
-            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+            hardware, self._index = _describe(interface)
+            is_ethernet = hardware in ETHERNET_INTERFACES
+            self._link = ETHERNET if is_ethernet else RAW
+            kind = socket.SOCK_RAW if is_ethernet else socket.SOCK_DGRAM  # this one is given the IP packet alone
+            self._socket = socket.socket(socket.AF_PACKET, kind, 0)
         except PermissionError:
             raise CaptureUnavailable("the right to capture is missing: run as root, or with CAP_NET_RAW") from None
+        except OSError as error:
+            raise CaptureUnavailable(f"interface {interface!r}: {error.strerror}") from None
         try:
-            hardware = fcntl.ioctl(self._socket, SIOCGIFHWADDR, struct.pack("16sH22x", interface.encode(), 0))
-            for option in (SO_RCVBUFFORCE, socket.SO_RCVBUF):
-                with contextlib.suppress(OSError):
-                    self._socket.setsockopt(socket.SOL_SOCKET, option, BUFFER_OCTETS)
-                    break
-            self._socket.bind((interface, ETH_P_ALL))
-            self._socket.settimeout(LOOK_UP_SECONDS)
+            if direction == "both" and hardware == _ARPHRD_LOOPBACK:
+                direction = "in"
+            socket_filter.attach(self._socket, min(snap_octets, BLOCK_OCTETS // 2), direction)
+            self._ring = Ring(self._socket, buffer_octets)
+            self._socket.bind((interface, _ETH_P_ALL))
+            if promiscuous:
+                membership = struct.pack("iHH8x", self._index, _PROMISCUOUS, 0)
+                with contextlib.suppress(OSError):  # some interfaces know no such thing
+                    self._socket.setsockopt(SOL_PACKET, _ADD_MEMBERSHIP, membership)
         except OSError as error:
             self._socket.close()
             raise CaptureUnavailable(f"interface {interface!r}: {error.strerror}") from None
-        is_ethernet = struct.unpack("16sH22x", hardware)[1] in _ETHERNET_TYPES
-        self._parse: Parser = parse_ethernet if is_ethernet else parse_ip
-        self._dropped = 0
 
     def __enter__(self) -> Self:
         return self
@@ -74,62 +92,118 @@ class LiveCapture:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the interface and the memory back."""
+        self._ring.close()
         self._socket.close()
 
-    def packets(self, go_on: Callable[[], bool]) -> Iterator[tuple[int, Packet]]:
-        """Packets with their times of receipt (nanoseconds since 1970); go_on is asked at every pause and now and
-        then, and what is still queued is delivered before the end."""
-        parse, now = self._parse, time.time_ns
-        count = 0
-        while go_on():
-            try:
-                while True:
-                    packet = parse(self._socket.recv(SNAP_OCTETS))
-                    if packet is not None:
-                        yield now(), packet
-                    count += 1
-                    if not count & 0x3FF and not go_on():
-                        break
-            except TimeoutError:
-                continue
-            except OSError as error:
-                if error.errno != errno.ENETDOWN:
-                    raise CaptureUnavailable(f"the capture ended: {error.strerror}") from None
-                time.sleep(LOOK_UP_SECONDS)  # it may come up again
-        self._socket.setblocking(False)
-        with contextlib.suppress(OSError):
-            while True:
-                packet = parse(self._socket.recv(SNAP_OCTETS))
-                if packet is not None:
-                    yield now(), packet
+    def frames(self, go_on: GoOn) -> Iterator[Frame]:
+        """Frames with their times of capture. go_on is asked several times a second, packets or not; what was
+        captured before it said no is still delivered. Raises CaptureUnavailable when the interface is gone."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        end: int | None = None
+        while True:
+            if end is None and not go_on():
+                end = time.time_ns()
+            happened = poll.poll(LOOK_UP_MILLISECONDS if end is None else 4 * RETIRE_MILLISECONDS)
+            if happened and happened[0][1] & select.POLLERR:
+                self._check_interface()
+            if self._ring.is_ready():
+                last = 0
+                for frame in self._ring.frames(self._link):
+                    last = frame[0]
+                    yield frame
+                if end is not None and last > end:
+                    return
+            elif end is not None and not happened:
+                return
+
+    def packets(self, go_on: GoOn) -> Iterator[tuple[int, Packet]]:
+        """The IP packets among the frames."""
+        return packets_of(self.frames(go_on))
 
     def dropped(self) -> int:
         """Packets that the kernel could not hand over, since the beginning."""
-        statistics = self._socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8)
-        self._dropped += struct.unpack("II", statistics)[1]  # reading it sets it to 0
-        return self._dropped
+        return self._ring.dropped()
+
+    def notes(self) -> list[str]:
+        """What else a reader of the result ought to know: nothing."""
+        return []
+
+    def _check_interface(self) -> None:
+        """Deal with an error of the socket: an interface that is down may come up again, one that is gone cannot."""
+        code = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        try:
+            fcntl.ioctl(self._socket, _SIOCGIFNAME, struct.pack("16si20x", b"", self._index))
+        except OSError:
+            raise CaptureUnavailable(f"interface {self._interface!r} is gone") from None
+        if code not in (0, errno.ENETDOWN):
+            raise CaptureUnavailable(f"interface {self._interface!r}: {errno.errorcode.get(code, code)}")
 
 
-def read_file(path: Path) -> Iterator[tuple[int, Packet]]:
-    """The packets of a pcap or pcapng file, with their times. Raises PeerDataError."""
-    try:
-        with path.open("rb") as file:
-            reader = dpkt.pcap.UniversalReader(file)
-            parse = _parser_of(reader.datalink())
-            for seconds, octets in reader:
-                packet = parse(octets)
-                if packet is not None:
-                    yield int(seconds * 1e9), packet
-    except OSError as error:
-        raise PeerDataError(f"{path}: {error.strerror}") from None
-    except (ValueError, dpkt.Error, struct.error) as error:
-        raise PeerDataError(f"{path} is no capture file, or is damaged: {error}") from None
+class CaptureFile:
+    """A pcap or pcapng file; "-" is standard input."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._source: Source | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing: the file is closed when its frames have been read."""
+
+    def frames(self, go_on: GoOn = lambda: True) -> Iterator[Frame]:
+        """The frames, with their times, as long as go_on says so; it is asked now and then.
+
+        Raises DamagedFile, where there is any after all that comes before the damage.
+        """
+        name = str(self._path) if self._path != STANDARD_INPUT else "standard input"
+        try:
+            is_file = self._path != STANDARD_INPUT
+            with self._path.open("rb") if is_file else os.fdopen(0, "rb", closefd=False) as file:
+                self._source = source = Source(file, name)
+                is_ng = source.peek(len(pcapng.SECTION_START)) == pcapng.SECTION_START
+                for number, frame in enumerate((pcapng if is_ng else pcap).frames(source)):
+                    yield frame
+                    if not number % LOOK_UP_FRAMES and not go_on():
+                        return
+        except OSError as error:
+            raise DamagedFile(f"{name}: {error.strerror}") from None
+
+    def packets(self, go_on: GoOn = lambda: True) -> Iterator[tuple[int, Packet]]:
+        """The IP packets among the frames."""
+        return packets_of(self.frames(go_on))
+
+    def dropped(self) -> int:
+        """Packets that the capturing host says it lost, as far as the file has been read."""
+        return sum(self._source.losses.values()) if self._source else 0
+
+    def notes(self) -> list[str]:
+        """What else a reader of the result ought to know."""
+        left_out = self._source.left_out if self._source else {}
+        return [
+            f"{count_text(count, 'frame')} left out, of link type {link_type}, which is not known here"
+            for link_type, count in sorted(left_out.items())
+        ]
 
 
-def _parser_of(link_type: int) -> Parser:
-    if link_type == _LINK_ETHERNET:
-        return parse_ethernet
-    if link_type not in _LINK_OFFSETS:
-        raise PeerDataError(f"link type {link_type} is not known")
-    offset = _LINK_OFFSETS[link_type]
-    return lambda octets: parse_ip(octets, offset)
+def read_pcap(path: Path) -> Iterator[tuple[int, Packet]]:
+    """The IP packets of a capture file, with their times in nanoseconds since 1970. Raises DamagedFile."""
+    return CaptureFile(path).packets()
+
+
+def _describe(interface: str) -> tuple[int, int]:
+    """An interface's hardware type and index. Raises OSError."""
+    request = struct.pack("16s24x", interface.encode())
+    if len(interface.encode()) >= 16:  # noqa: PLR2004  (IFNAMSIZ)
+        raise OSError(errno.ENODEV, "no interface has so long a name")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        hardware = struct.unpack_from("H", fcntl.ioctl(asking, _SIOCGIFHWADDR, request), 16)[0]
+        return hardware, struct.unpack_from("i", fcntl.ioctl(asking, _SIOCGIFINDEX, request), 16)[0]

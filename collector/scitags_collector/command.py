@@ -6,13 +6,20 @@ import argparse
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 from scitags_core.cli import names
 from scitags_core.cli.output import json_line
 from scitags_core.roles import Command
 
+if TYPE_CHECKING:
+    from scitags_collector.capture import CaptureFile, LiveCapture
+
 REFRESH_SECONDS = 1.0
+# Where there are many flows the table costs more than it is worth every second.
+SHARE_OF_TIME = 0.1
 CLEAR = "\x1b[2J\x1b[H"
 
 
@@ -20,10 +27,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """The arguments of `scitags observe`."""
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--interface", metavar="NAME", help="capture live; ends with --duration, SIGINT or SIGTERM")
-    where.add_argument("--pcap", type=Path, metavar="FILE", help="read a pcap or pcapng file")
-    parser.add_argument("--duration", type=float, metavar="SECONDS", help="how long to capture")
+    where.add_argument("--pcap", type=Path, metavar="FILE", help="read a pcap or pcapng file; - is standard input")
+    parser.add_argument("--duration", type=_positive, metavar="SECONDS", help="how long to capture")
+    parser.add_argument("--direction", choices=("in", "out", "both"), default="both", help="of an interface's packets")
+    parser.add_argument("--not-promiscuous", action="store_true", help="see only what is meant for this host")
     parser.add_argument("--bucket", type=_positive, default=1.0, metavar="SECONDS", help="of the timeline, default 1")
     parser.add_argument("--live", action="store_true", help="show the table every second meanwhile")
+    parser.add_argument("--flows", action="store_true", help="list the flows that bear a tag or are announced")
     parser.add_argument("--json", action="store_true", help="one JSON object at the end, with every flow")
     parser.add_argument("--output", type=Path, metavar="FILE", help="instead of standard output")
     parser.add_argument("--ready", type=Path, metavar="FILE", help="make this file once the capture has begun")
@@ -31,53 +41,84 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Observe until the end, then report."""
-    from scitags_collector import capture, report  # noqa: PLC0415
+    """Observe until the end, then report: 1 when the capture broke off, with what was seen until then."""
+    from scitags_collector import report  # noqa: PLC0415
+    from scitags_collector.capture import CaptureUnavailable  # noqa: PLC0415
     from scitags_collector.observation import Observation  # noqa: PLC0415
+    from scitags_collector.pcap import DamagedFile  # noqa: PLC0415
 
     source = names.choose(arguments)
     observation = Observation(source.registry, bucket=arguments.bucket)
-    dropped = 0
-    if arguments.pcap:
-        for when, packet in capture.read_file(arguments.pcap):
-            observation.add(when, packet)
+    status = 0
+    with _open(arguments) as captured:
+        if arguments.ready:
+            arguments.ready.touch()
+
+        def show() -> None:
+            print(CLEAR + report.as_text(observation, source, captured.dropped()), flush=True)
+
+        with _Turns(arguments.duration, show if arguments.live else None) as turns:
+            try:
+                observation.add_frames(captured.frames(turns.go_on))
+            except (DamagedFile, CaptureUnavailable) as error:
+                if not observation.rows():
+                    raise
+                print(f"scitags observe: {error}; what came before is reported", file=sys.stderr)
+                status = 1
+        dropped, notes = captured.dropped(), captured.notes()
+    if arguments.json:
+        text = json_line(report.as_json(observation, source, dropped, notes=notes))
     else:
-        with capture.LiveCapture(arguments.interface) as live:
-            if arguments.ready:
-                arguments.ready.touch()
-            shown = time.monotonic()
-            for when, packet in live.packets(_GoOn(arguments.duration)):
-                observation.add(when, packet)
-                if arguments.live and time.monotonic() - shown > REFRESH_SECONDS:
-                    shown = time.monotonic()
-                    print(CLEAR + report.as_text(observation, source, live.dropped()), flush=True)
-            dropped = live.dropped()
-    text = (
-        json_line(report.as_json(observation, source, dropped))
-        if arguments.json
-        else report.as_text(observation, source, dropped)
-    )
+        text = report.as_text(observation, source, dropped, notes=notes, with_flows=arguments.flows)
     if arguments.output:
         arguments.output.write_text(text + "\n")
     else:
-        sys.stdout.write(text + "\n")
-    return 0
+        print(text)
+    return status
 
 
-class _GoOn:
-    """True until the time is over or a signal asks for the end; the report is still made then."""
+def _open(arguments: argparse.Namespace) -> LiveCapture | CaptureFile:
+    from scitags_collector import capture  # noqa: PLC0415
 
-    def __init__(self, duration: float | None) -> None:
+    if arguments.pcap:
+        return capture.CaptureFile(arguments.pcap)
+    return capture.LiveCapture(
+        arguments.interface, direction=arguments.direction, promiscuous=not arguments.not_promiscuous
+    )
+
+
+class _Turns:
+    """What is to be done beside taking packets: stop when the time is over or a signal asks for it, and show."""
+
+    def __init__(self, duration: float | None, show: Callable[[], None] | None) -> None:
         self._end = None if duration is None else time.monotonic() + duration
+        self._show = show
+        self._next_show = time.monotonic() + REFRESH_SECONDS
         self._stopped = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._stop)
+            self._before[number] = signal.signal(number, self._stop)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def go_on(self) -> bool:
+        """Whether to take more packets; to be asked several times a second."""
+        now = time.monotonic()
+        if self._show is not None and now >= self._next_show:
+            self._show()
+            shown = time.monotonic()
+            self._next_show = shown + max(REFRESH_SECONDS, (shown - now) / SHARE_OF_TIME)
+        return not self._stopped and (self._end is None or now < self._end)
 
     def _stop(self, *_: object) -> None:
+        if self._stopped:  # asked twice: it may be waiting for a pipe that nobody writes to
+            raise KeyboardInterrupt
         self._stopped = True
-
-    def __call__(self) -> bool:
-        return not self._stopped and (self._end is None or time.monotonic() < self._end)
 
 
 def _positive(text: str) -> float:

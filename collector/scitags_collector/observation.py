@@ -7,78 +7,56 @@ and a flow that a firefly names as well is beyond doubt.
 
 from __future__ import annotations
 
-import ipaddress
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from scitags_collector.packet import TCP, UDP, Packet
-from scitags_core import firefly, label
-from scitags_core.errors import FireflyError, TagError
-from scitags_core.flow import FlowEvent, FlowKey, FlowState, Transport
+from scitags_collector.announcements import Announcements
+from scitags_collector.flows import Flow, Strand, Sum
+from scitags_collector.link import Frame
+from scitags_collector.packet import Packet
+from scitags_core import label
+from scitags_core.errors import TagError
+from scitags_core.flow import FlowState
 from scitags_core.registry import Registry
 from scitags_core.tag import Tag
 
 NANOSECONDS = 1_000_000_000
 LABELS = label.LABEL_MAX + 1
 LABELS_PER_TAG = label.ENTROPY_MAX + 1
-REFUSALS_KEPT = 20
-_PROTOCOLS: dict[int, Transport] = {TCP: "tcp", UDP: "udp"}
-
-RawKey = tuple[bytes, bytes, int]
-
-
-class Sum(msgspec.Struct):
-    """Packets and their IP octets."""
-
-    packets: int = 0
-    octets: int = 0
-
-    def add(self, octets: int) -> None:
-        self.packets += 1
-        self.octets += octets
-
-
-class Flow(msgspec.Struct):
-    """One direction of a connection, as seen.
-
-    labels             what its packets bore as flow labels
-    header_tags        and in extension headers
-    traffic_classes    packets by DSCP and ECN, eight bits
-    """
-
-    key: FlowKey | None
-    first: int
-    last: int
-    total: Sum = msgspec.field(default_factory=Sum)
-    labels: dict[int, Sum] = msgspec.field(default_factory=dict)
-    header_tags: dict[Tag, Sum] = msgspec.field(default_factory=dict)
-    traffic_classes: dict[int, int] = msgspec.field(default_factory=dict)
+# Half a kilobyte or so each. What comes after is counted by tag alone.
+STRANDS_KEPT = 1_000_000
+FRAGMENTS_KEPT = 1 << 16
+HEADS_KEPT = 1 << 17
 
 
 class Row(msgspec.Struct):
-    """The traffic of one tag; tag None is what bears none.
+    """The traffic of one tag, or of an IP version without one: tag is None then.
 
-    confirmed    flows that a firefly names with this tag
+    Every packet is in one row. A flow whose packets differ is in several.
+
+    flows        5-tuples, each direction by itself
+    confirmed    of these, flows that a firefly names with this tag
     announced    flows that a firefly names with this tag and whose packets do not bear it
+    fireflies    start, ongoing, end
     """
 
     tag: Tag | None
+    version: int | None = None
     packets: int = 0
     octets: int = 0
     flows: int = 0
     confirmed: int = 0
     announced: int = 0
-    fireflies: Counter[str] = msgspec.field(default_factory=Counter)
+    fireflies: tuple[int, int, int] = (0, 0, 0)
 
 
 class Chance(msgspec.Struct, frozen=True):
     """How far labels alone can be trusted.
 
     probability    that a random label decodes to a listed pair
-    flows          IPv6 flows with a label and without a firefly
-    matched        how many of these decode to a listed pair
+    flows          IPv6 flows that bear a label and have no firefly and no extension header to confirm it
+    matched        how many of these bear the label of a listed pair
     expected       how many would if all their labels were random
     """
 
@@ -89,59 +67,65 @@ class Chance(msgspec.Struct, frozen=True):
 
 
 class Observation:
-    """Everything seen so far. Pure: packets and their times go in."""
+    """Everything seen so far. Pure: packets and their times go in.
 
-    def __init__(self, registry: Registry, *, bucket: float = 1.0) -> None:
+    announcements   what the fireflies among the packets said
+    other_frames    frames that held no IP packet
+    """
+
+    def __init__(self, registry: Registry, *, bucket: float = 1.0, strands_kept: int = STRANDS_KEPT) -> None:
         """bucket is the resolution of the timeline in seconds."""
         self.registry = registry
-        self.events: list[FlowEvent] = []
-        self.refused: list[str] = []
-        self.refusals = 0
-        self.timeline: dict[int, dict[Tag | None, int]] = {}
         self.bucket = round(bucket * NANOSECONDS)
-        self._flows: dict[RawKey, Flow] = {}
+        self.announcements = Announcements()
+        self.other_frames = 0
+        self._beyond: dict[tuple[int, Tag | None], Strand] = {}
+        self._strands_kept = strands_kept
+        self._flows: dict[tuple[bytes, bytes, int], Flow] = {}
+        self._strands: dict[tuple[object, ...], Strand] = {}
+        self._series: dict[Tag | None, dict[int, int]] = {}
+        self._fragments: dict[tuple[bytes, int, bytes], bytes] = {}
         self._tags: dict[int, Tag | None] = {}
-        self._announced: dict[FlowKey, set[Tag]] = {}
 
     def add(self, time_ns: int, packet: Packet) -> None:
         """Take a packet, in any order of time."""
-        octets = packet.octets
-        raw = (packet.endpoints, packet.ports, packet.protocol)
-        flow = self._flows.get(raw)
-        if flow is None:
-            flow = self._flows[raw] = Flow(_key(packet), time_ns, time_ns)
-        flow.last = time_ns
-        flow.total.add(octets)
-        classes = flow.traffic_classes
-        classes[packet.traffic_class] = classes.get(packet.traffic_class, 0) + 1
-        tag: Tag | None = None
-        if packet.version == 6:  # noqa: PLR2004
-            borne = flow.labels.get(packet.label)
-            if borne is None:
-                borne = flow.labels[packet.label] = Sum()
-            borne.packets += 1
-            borne.octets += octets
-            tag = self.tag_of_label(packet.label)
-            if packet.header_tag is not None:
-                flow.header_tags.setdefault(packet.header_tag, Sum()).add(octets)
-                tag = packet.header_tag if packet.header_tag in self.registry else tag
-        bucket = self.timeline.setdefault(time_ns // self.bucket, {})
-        bucket[tag] = bucket.get(tag, 0) + octets
+        self._strand(time_ns, packet).add(time_ns, packet.octets, self.bucket)
         if packet.payload:
-            self.add_firefly(packet.payload)
+            self.announcements.add(packet.payload)
 
-    def add_firefly(self, datagram: bytes) -> None:
-        """Take a firefly; what is none is counted."""
-        try:
-            event = firefly.decode(datagram).event
-        except FireflyError as error:
-            self.refusals += 1
-            if len(self.refused) < REFUSALS_KEPT:
-                self.refused.append(str(error))
-            return
-        self.events.append(event)
-        for direction in (event.key, event.key.reversed()):
-            self._announced.setdefault(direction, set()).add(event.tag)
+    def add_frames(self, frames: Iterable[Frame]) -> None:
+        """Take frames, as far as they hold packets.
+
+        Frames that begin alike are alike to us: each such beginning is parsed and decoded once. This loop is where an
+        observer's time goes.
+        """
+        bucket = self.bucket
+        heads: dict[bytes, tuple[Strand, int]] = {}
+        for time_ns, link, buffer, at, captured, wire in frames:
+            length = link.head
+            head = buffer[at : at + length] if captured >= length else b""
+            known = heads.get(head)
+            if known is None:
+                packet = link.parse(buffer[at : at + captured], wire)
+                if packet is None:
+                    self.other_frames += 1
+                    continue
+                strand, octets = self._strand(time_ns, packet), packet.octets
+                if packet.payload:
+                    self.announcements.add(packet.payload)
+                elif head and link.is_told_by(head):
+                    if len(heads) >= HEADS_KEPT:
+                        heads.clear()
+                    heads[head] = strand, octets
+            else:
+                strand, octets = known
+            # What Strand.add does, without the call.
+            strand.packets += 1
+            strand.octets += octets
+            if time_ns > strand.last:  # noqa: PLR1730  (max() takes thrice as long)
+                strand.last = time_ns
+            series, now = strand.series, time_ns // bucket
+            series[now] = series.get(now, 0) + octets
 
     def tag_of_label(self, value: int) -> Tag | None:
         """The listed tag that a label decodes to, None when there is none."""
@@ -160,70 +144,107 @@ class Observation:
         """Every flow, in the order of first sight."""
         return iter(self._flows.values())
 
-    def borne(self, flow: Flow) -> dict[Tag, Sum]:
-        """The listed tags of a flow's packets. A packet that bears one twice counts once."""
-        found: dict[Tag, Sum] = {}
-        for tag, borne in flow.header_tags.items():
-            if tag in self.registry:
-                found[tag] = Sum(borne.packets, borne.octets)
-        for value, borne in flow.labels.items():
-            tag_of = self.tag_of_label(value)
-            if tag_of is None:
-                continue
-            here = found.setdefault(tag_of, Sum())
-            here.packets, here.octets = max(here.packets, borne.packets), max(here.octets, borne.octets)
-        return found
+    def beyond(self) -> Sum:
+        """The packets of flows that came when there was no place for more: they are in the rows, and in no flow."""
+        total = Sum()
+        for strand in self._beyond.values():
+            total.add(strand.packets, strand.octets)
+        return total
 
-    def announced(self, flow: Flow) -> set[Tag]:
+    def timeline(self) -> dict[int, dict[Tag | None, int]]:
+        """Octets by tag in each bucket, by its number: its time in nanoseconds is that by self.bucket."""
+        found: dict[int, dict[Tag | None, int]] = {}
+        for tag, series in self._series.items():
+            for number, octets in series.items():
+                found.setdefault(number, {})[tag] = octets
+        return dict(sorted(found.items()))
+
+    def announced(self, flow: Flow) -> frozenset[Tag]:
         """The tags that fireflies gave to this connection, in either direction."""
-        return self._announced.get(flow.key, set()) if flow.key is not None else set()
+        return self.announcements.tags(flow.tuple5)
 
     def rows(self) -> list[Row]:
-        """The traffic by tag, in the order of ids; the untagged last."""
-        rows: dict[Tag | None, Row] = {}
+        """The traffic by tag, in the order of ids; then that without one over IPv6, and over IPv4."""
+        rows: dict[tuple[Tag | None, int | None], Row] = {}
 
-        def row(tag: Tag | None) -> Row:
-            return rows.setdefault(tag, Row(tag))
+        def row(tag: Tag | None, version: int | None = None) -> Row:
+            place = (tag, version if tag is None else None)
+            if place not in rows:
+                rows[place] = Row(*place)
+            return rows[place]
 
         for flow in self.flows():
-            borne, announced = self.borne(flow), self.announced(flow)
+            borne, announced = flow.tags, self.announced(flow)
             for tag, found in borne.items():
-                one = row(tag)
+                one = row(tag, flow.version)
                 one.flows += 1
                 one.confirmed += tag in announced
                 one.packets += found.packets
                 one.octets += found.octets
             for tag in announced - borne.keys():
                 row(tag).announced += 1
-            if not borne:
-                rest = row(None)
-                rest.flows += 1
-                rest.packets += flow.total.packets
-                rest.octets += flow.total.octets
-        for event in self.events:
-            row(event.tag).fireflies[event.state.value] += 1
-        return sorted(rows.values(), key=lambda one: (one.tag is None, one.tag or Tag(0, 0)))
+        for (version, tag_beyond), strand in self._beyond.items():
+            one = row(tag_beyond, version)
+            one.packets += strand.packets
+            one.octets += strand.octets
+        counts = self.announcements.counts
+        for tag in {tag for tag, _ in counts}:
+            row(tag).fireflies = tuple(counts[tag, state] for state in FlowState)  # type: ignore[assignment]
+        return sorted(rows.values(), key=lambda one: (one.tag is None, one.tag or Tag(0, 0), -(one.version or 0)))
 
     def chance(self) -> Chance:
         """How many flows can be expected to bear a listed pair by chance."""
         usable = sum(tag.experiment <= label.EXPERIMENT_MAX for tag in self.registry.tags())
         probability = usable * LABELS_PER_TAG / LABELS
-        doubtful = [flow for flow in self.flows() if any(flow.labels) and not self.announced(flow)]
-        matched = sum(bool(self.borne(flow)) for flow in doubtful)
-        return Chance(probability, len(doubtful), matched, probability * len(doubtful))
+        flows = matched = 0
+        expected = 0.0
+        for flow in self.flows():
+            labels = [value for value in flow.labels if value]
+            if not labels or self.announced(flow) or any(tag in self.registry for tag in flow.header_tags):
+                continue
+            flows += 1
+            matched += any(self.tag_of_label(value) is not None for value in labels)
+            # A host draws one for a flow, and a new one after trouble on the path.
+            expected += 1 - (1 - probability) ** len(labels)
+        return Chance(probability, flows, matched, expected)
 
+    def _strand(self, time_ns: int, packet: Packet) -> Strand:
+        ports = self._ports_of_fragment(packet) if packet.fragment else packet.ports
+        _, protocol, endpoints, _, _, flow_label, traffic_class, header_tag, _, _ = packet
+        key = (endpoints, ports, protocol, flow_label, traffic_class, header_tag)
+        found = self._strands.get(key)
+        if found is not None:
+            return found
+        tag = self._tag_of(packet)
+        if len(self._strands) >= self._strands_kept:
+            return self._strand_beyond(packet.version, tag)
+        tuple5 = (endpoints, ports, protocol)
+        flow = self._flows.get(tuple5)
+        if flow is None:
+            flow = self._flows[tuple5] = Flow(packet.version, tuple5, time_ns)
+        strand = Strand(tag, self._series.setdefault(tag, {}), flow_label, traffic_class, header_tag)
+        self._strands[key] = strand
+        flow.strands.append(strand)
+        return strand
 
-def state_counts(row: Row) -> tuple[int, int, int]:
-    """A row's fireflies: start, ongoing, end."""
-    return tuple(row.fireflies[state.value] for state in FlowState)  # type: ignore[return-value]
+    def _strand_beyond(self, version: int, tag: Tag | None) -> Strand:
+        found = self._beyond.get((version, tag))
+        if found is None:
+            found = self._beyond[version, tag] = Strand(tag, self._series.setdefault(tag, {}))
+        return found
 
+    def _tag_of(self, packet: Packet) -> Tag | None:
+        """The one tag that a packet counts for: the extension header's, which nobody draws at random, comes first."""
+        if packet.header_tag in self.registry:
+            return packet.header_tag
+        return self.tag_of_label(packet.label) if packet.label else None
 
-def _key(packet: Packet) -> FlowKey | None:
-    """The 5-tuple in words; None for what is neither TCP nor UDP, or has no ports."""
-    protocol = _PROTOCOLS.get(packet.protocol)
-    if protocol is None or not packet.ports:
-        return None
-    half = len(packet.endpoints) // 2
-    source, destination = (ipaddress.ip_address(part) for part in (packet.endpoints[:half], packet.endpoints[half:]))
-    ports = (int.from_bytes(part, "big") for part in (packet.ports[:2], packet.ports[2:]))
-    return FlowKey.of(str(source), next(ports), str(destination), next(ports), protocol)
+    def _ports_of_fragment(self, packet: Packet) -> bytes:
+        """Only the first fragment has the ports; the others follow it, most often at once."""
+        key = (packet.endpoints, packet.protocol, packet.fragment)
+        if not packet.ports:
+            return self._fragments.get(key, b"")
+        if len(self._fragments) >= FRAGMENTS_KEPT:
+            del self._fragments[next(iter(self._fragments))]
+        self._fragments[key] = packet.ports
+        return packet.ports

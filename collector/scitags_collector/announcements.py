@@ -1,0 +1,79 @@
+"""What fireflies say: the tags of connections, by 5-tuple, and what was sent there that is none."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import Counter
+
+from scitags_collector.packet import TCP, UDP
+from scitags_core import firefly
+from scitags_core.errors import FireflyError
+from scitags_core.flow import UNKNOWN_PORT, FlowEvent, FlowKey, FlowState
+from scitags_core.tag import Tag
+
+REFUSALS_KEPT = 20
+EVENTS_KEPT = 100_000
+CONNECTIONS_KEPT = 1_000_000
+PROTOCOLS = {"tcp": TCP, "udp": UDP}
+
+# Both addresses, both ports, and the protocol, as they stand in a packet.
+Tuple5 = tuple[bytes, bytes, int]
+
+_NO_PORT = UNKNOWN_PORT.to_bytes(2, "big")
+_NO_TAGS: frozenset[Tag] = frozenset()
+
+
+class Announcements:
+    """Fireflies, decoded.
+
+    events      the first of them
+    counts      all of them, by tag and state
+    refused     why the first of those that are none were refused; refusals is how many there were
+    """
+
+    def __init__(self) -> None:
+        self.events: list[FlowEvent] = []
+        self.counts: Counter[tuple[Tag, FlowState]] = Counter()
+        self.refused: list[str] = []
+        self.refusals = 0
+        self._tags: dict[Tuple5, frozenset[Tag]] = {}
+        self._has_partial = False
+
+    def add(self, datagram: bytes) -> None:
+        """Take a datagram to the port of fireflies."""
+        try:
+            event = firefly.decode(datagram).event
+        except FireflyError as error:
+            self.refusals += 1
+            if len(self.refused) < REFUSALS_KEPT:
+                self.refused.append(str(error))
+            return
+        self.counts[event.tag, event.state] += 1
+        if len(self.events) < EVENTS_KEPT:
+            self.events.append(event)
+        if len(self._tags) < CONNECTIONS_KEPT:
+            self._has_partial |= not event.key.is_complete
+            # Peers do not agree on which end is the source.
+            for one in (tuple5(event.key), tuple5(event.key.reversed())):
+                self._tags[one] = self._tags.get(one, _NO_TAGS) | {event.tag}
+
+    def tags(self, of: Tuple5) -> frozenset[Tag]:
+        """The tags that a connection was given, in either direction; a port that a firefly left out fits any."""
+        found = self._tags.get(of, _NO_TAGS)
+        if self._has_partial:
+            addresses, ports, protocol = of
+            for partial in (ports[:2] + _NO_PORT, _NO_PORT + ports[2:]):
+                found |= self._tags.get((addresses, partial, protocol), _NO_TAGS)
+        return found
+
+    @property
+    def unlisted(self) -> int:
+        """Fireflies that are counted and not among the events."""
+        return self.counts.total() - len(self.events)
+
+
+def tuple5(key: FlowKey) -> Tuple5:
+    """The 5-tuple in a packet's octets."""
+    addresses = b"".join(ipaddress.ip_address(one).packed for one in (key.src, key.dst))
+    ports = key.src_port.to_bytes(2, "big") + key.dst_port.to_bytes(2, "big")
+    return addresses, ports, PROTOCOLS[key.protocol]
