@@ -113,6 +113,12 @@ def test_the_wheel_holds_the_compiled_program_and_our_packages_alone(with_clang:
     assert any(name.endswith("scitags_core/registry_history.json") for name in names)
 
 
+def test_the_compiled_program_names_no_directory_of_its_builder(with_clang: Built) -> None:
+    program = zipfile.ZipFile(with_clang.wheel).read(OBJECT)
+    assert b"bpf/marker.bpf.c" in program
+    assert str(with_clang.wheel.parent.parent).encode() not in program
+
+
 def test_it_runs_where_there_is_no_compiler(with_clang: Built) -> None:
     done = with_clang.run("tag", "decode", "143")
     assert done.returncode == 0, done.stderr

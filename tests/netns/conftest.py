@@ -6,12 +6,16 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
 
 from scitags_agent.bpf.loader import MarkerProgram, probe
 from tests.netns.namespaces import Namespace, add_address, link
+
+if TYPE_CHECKING:
+    from tests.netns.watching import Seen
 
 ALICE = "2001:db8::1"
 BOB = "2001:db8::2"
@@ -72,3 +76,13 @@ def program(bpf: None) -> Iterator[MarkerProgram]:
     loaded = MarkerProgram(max_flows=64)
     yield loaded
     loaded.close()
+
+
+@pytest.fixture
+def seen(pair: Pair) -> Iterator[Seen]:
+    """What arrives at bob's end."""
+    from tests.netns.watching import Seen  # it imports this module
+
+    one = Seen(pair.bob, "bob0")
+    yield one
+    one.close()

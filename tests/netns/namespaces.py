@@ -125,6 +125,12 @@ def set_up(namespace: Namespace, interface: str) -> None:
         netlink.link("set", index=netlink.link_lookup(ifname=interface)[0], state="up")
 
 
+def set_mtu(namespace: Namespace, interface: str, octets: int) -> None:
+    """Let an interface send packets of that size."""
+    with namespace.entered(), IPRoute() as netlink:
+        netlink.link("set", index=netlink.link_lookup(ifname=interface)[0], mtu=octets)
+
+
 def delete_link(namespace: Namespace, interface: str) -> None:
     """Take an interface away."""
     with namespace.entered(), IPRoute() as netlink:

@@ -163,17 +163,61 @@ def test_after_kill_9_nothing_stays_with_tcx(pair: Pair, bpf: None, stack: ExitS
     assert agent.end(signal.SIGTERM) == 0
 
 
+@pytest.mark.parametrize("next_way", ["clsact", "tcx"])
 def test_after_kill_9_the_next_agent_clears_up_with_clsact(
-    pair: Pair, bpf: None, stack: ExitStack, tmp_path: Path
+    pair: Pair, bpf: None, stack: ExitStack, tmp_path: Path, next_way: str
 ) -> None:
+    before = qdiscs(pair.alice)
     agent = hosted(pair, stack, tmp_path, "clsact")
     agent.end(signal.SIGKILL)
     [stale] = ours(filters(pair.alice))
-    agent.restart()
-    [fresh] = ours(filters(pair.alice))
-    assert fresh != stale
+    agent = hosted(pair, stack, tmp_path, next_way)
+    if next_way == "clsact":
+        [fresh] = ours(filters(pair.alice))
+        assert fresh != stale
+    else:
+        # Under TCX it would go on marking what the killed agent knew.
+        assert qdiscs(pair.alice) == before
     assert agent.end(signal.SIGTERM) == 0
-    assert filters(pair.alice) == []
+    # The qdisc was the killed agent's: it is taken away with the filter.
+    assert qdiscs(pair.alice) == before
+
+
+def test_after_kill_9_a_foreign_qdisc_and_filter_stay(
+    pair: Pair, program: MarkerProgram, stack: ExitStack, tmp_path: Path
+) -> None:
+    add_foreign(pair.alice, program, 3, qdisc=True)
+    agent = hosted(pair, stack, tmp_path, "clsact")
+    agent.end(signal.SIGKILL)
+    assert len(ours(filters(pair.alice))) == 1
+    agent.restart()
+    assert agent.end(signal.SIGTERM) == 0
+    assert filters(pair.alice) == ["foreign3"]
+
+
+def test_the_filter_of_an_agent_that_lives_is_let_alone(
+    pair: Pair, bpf: None, stack: ExitStack, tmp_path: Path
+) -> None:
+    (tmp_path / "second").mkdir()
+    agents = [hosted(pair, stack, directory, "clsact") for directory in (tmp_path, tmp_path / "second")]
+    assert len(ours(filters(pair.alice))) == 2
+    for left, agent in ((1, agents[0]), (0, agents[1])):
+        assert agent.end(signal.SIGTERM) == 0
+        assert len(ours(filters(pair.alice))) == left
+        assert "our program was taken away" not in agent.log.read_text()
+
+
+def test_where_only_the_ingress_qdisc_is_nothing_is_put_on_the_way_in(pair: Pair, program: MarkerProgram) -> None:
+    """It stands where clsact would, and the kernel would take a filter for the way out and run it on the way in."""
+    with pair.alice.entered(), IPRoute() as netlink:
+        index = index_of(pair.alice)
+        netlink.tc("add", "ingress", index, clsact.CLSACT_HANDLE)
+        with pytest.raises(OSError, match="clsact: its place is taken by the qdisc ingress"):
+            attach.attach(program, index, ethernet=True, way="clsact")
+        assert clsact.list_filters(netlink, index, clsact.EGRESS) == []
+        assert "ingress" in qdiscs(pair.alice)
+        attach.attach(program, index, ethernet=True, way="auto").detach()
+        assert "ingress" in qdiscs(pair.alice)
 
 
 def test_a_program_that_someone_took_away_is_put_back(pair: Pair, bpf: None, stack: ExitStack, tmp_path: Path) -> None:

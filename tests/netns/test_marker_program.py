@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+import threading
 
 import pytest
 from hypothesis import HealthCheck, example, given, reject, settings
@@ -165,14 +166,20 @@ def test_every_port_can_be_known(program: MarkerProgram) -> None:
         assert program.test_run(packet).packet == packet
 
 
-def test_flows_of_one_set_overflow_and_are_marked_all_the_same(program: MarkerProgram) -> None:
+def crowded(count: int) -> list[FlowKey]:
+    """As many flows of one source port that all belong to one set."""
     by_set: dict[int, list[FlowKey]] = {}
-    for port in range(1, 60_000):
+    for port in range(1, 65_536):
         flow = FlowKey.of(p.SRC, 1094, p.DST, port)
         crowd = by_set.setdefault(set_of(pack_key(flow)), [])
         crowd.append(flow)
-        if len(crowd) == WAYS + 3:
-            break
+        if len(crowd) == count:
+            return crowd
+    pytest.fail(f"no set has {count} of these flows")
+
+
+def test_flows_of_one_set_overflow_and_are_marked_all_the_same(program: MarkerProgram) -> None:
+    crowd = crowded(WAYS + 3)
     frames = {flow: p.ethernet(p.ipv6(p.tcp(destination=flow.dst_port))) for flow in crowd}
     for number, flow in enumerate(crowd):
         program.set(flow, label.encode(2, number))
@@ -191,6 +198,45 @@ def test_flows_of_one_set_overflow_and_are_marked_all_the_same(program: MarkerPr
     assert len(program) == 0
     program.set(crowd[0], LABEL)
     assert program.test_run(frames[crowd[0]]).packet == labelled(frames[crowd[0]], 14)
+
+
+@pytest.mark.parametrize("neighbours", [1, WAYS - 1, WAYS + 1])
+def test_a_flow_is_found_by_every_packet_while_its_neighbours_come_and_go(
+    program: MarkerProgram, neighbours: int
+) -> None:
+    """The table changes while packets pass: who is in it never misses a mark, who is not never gets one."""
+    steady, stranger, *others = crowded(neighbours + 2)
+    program.set(steady, LABEL)
+    done = threading.Event()
+
+    def churn() -> None:
+        while not done.is_set():
+            for flow in others:
+                program.set(flow, LABEL)
+            program.set(steady, label.encode(2, 15))
+            for flow in others:
+                program.unset(flow)
+            program.set(steady, LABEL)
+
+    churning = threading.Thread(target=churn)
+    churning.start()
+    try:
+        for _ in range(5):
+            for flow in (steady, stranger):
+                program.test_run(p.ethernet(p.ipv6(p.tcp(destination=flow.dst_port))), repeat=200_000)
+    finally:
+        done.set()
+        churning.join()
+    assert program.outcomes()["marked"] == 5 * 200_000
+
+
+def test_extension_headers_may_be_long(marking: MarkerProgram) -> None:
+    long = p.extension(p.DESTINATION, 31) + p.extension(p.TCP, 31)
+    packet = p.ethernet(p.ipv6(long + p.tcp(), p.DESTINATION))
+    assert marking.test_run(packet).packet == labelled(packet, 14)
+    # Ports that far behind and not there: too long, not cut short.
+    assert marking.test_run(packet[:400]).packet == packet[:400]
+    assert {name: count for name, count in marking.outcomes().items() if count} == {"marked": 1, "headers": 1}
 
 
 def test_the_program_and_its_loader_agree_on_every_slot(program: MarkerProgram) -> None:

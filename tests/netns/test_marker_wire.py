@@ -3,119 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
-import os
 import socket
-import struct
-import threading
-from collections import Counter
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from scitags_agent.backends.marker import Marker, MarkerSettings
 from scitags_agent.bpf.libbpf import MarkerUnavailable
 from scitags_core import label
-from scitags_core.flow import FlowChange, FlowEvent, FlowKey, FlowState
+from scitags_core.flow import FlowChange, FlowKey
 from scitags_core.tag import UNKNOWN, Tag
 from tests.netns.conftest import ALICE, BOB, Pair
-from tests.netns.namespaces import Namespace, add_address, allow_big_tcp, delete_link, link, set_up
-
-FLOW = FlowKey.of(ALICE, 40000, BOB, 1094)
-OTHER = FlowKey.of(ALICE, 40001, BOB, 1094)
-ATLAS = Tag(2, 15)
-CMS = Tag(3, 14)
-MEGABYTE = bytes(1 << 20)
-TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
-ETH_P_ALL = 0x0003  # a tap for one protocol alone does not see what is sent
-IPV6 = 6
-
-
-class Seen:
-    """The first words of all IPv6 TCP packets that an interface receives or sends, by their two ports."""
-
-    def __init__(self, host: Namespace, interface: str) -> None:
-        with host.entered():
-            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
-        self._socket.setsockopt(socket.SOL_SOCKET, 33, 64 << 20)
-        self._socket.bind((interface, ETH_P_ALL))
-        self.jumbograms = 0
-
-    def words(self) -> dict[tuple[int, int], Counter[int]]:
-        """The packets since the last call: traffic class and label (28 bits), by source and destination port."""
-        found: dict[tuple[int, int], Counter[int]] = {}
-        self._socket.settimeout(0.2)
-        with contextlib.suppress(TimeoutError):
-            while True:
-                packet = self._socket.recv(256)
-                if packet[0] >> 4 != IPV6:
-                    continue
-                self.jumbograms += packet[4:7] == b"\0\0\0"
-                at = 40
-                protocol = packet[6]
-                while protocol in (0, 60):
-                    protocol, at = packet[at], at + 8 * (packet[at + 1] + 1)
-                if protocol == socket.IPPROTO_TCP:
-                    ports = int.from_bytes(packet[at : at + 2], "big"), int.from_bytes(packet[at + 2 : at + 4], "big")
-                    found.setdefault(ports, Counter())[int.from_bytes(packet[:4], "big") & 0xFFFFFFF] += 1
-        return found
-
-    def labels(self) -> dict[tuple[int, int], set[int]]:
-        return {ports: {word & 0xFFFFF for word in words} for ports, words in self.words().items()}
-
-    def close(self) -> None:
-        self._socket.close()
-
-
-@pytest.fixture
-def seen(pair: Pair) -> Iterator[Seen]:
-    one = Seen(pair.bob, "bob0")
-    yield one
-    one.close()
-
-
-def start(key: FlowKey = FLOW, mark: Tag | None = ATLAS, tag: Tag | None = None) -> FlowChange:
-    return FlowChange(FlowEvent(state=FlowState.START, key=key, tag=tag or mark or UNKNOWN), 1, mark)
-
-
-def end(key: FlowKey = FLOW, mark: Tag | None = None) -> FlowChange:
-    return FlowChange(FlowEvent(state=FlowState.END, key=key, tag=ATLAS), 1 if mark else 0, mark)
-
-
-def transfer(pair: Pair, source_port: int, octets: bytes = MEGABYTE) -> None:
-    """A whole connection, alice sending, closed from both sides."""
-    client, server = pair.connect(source_port)
-    deliver(client, server, octets)
-    client.close()
-    assert server.recv(1) == b""
-    server.close()
-
-
-def deliver(client: socket.socket, server: socket.socket, octets: bytes = MEGABYTE) -> None:
-    sender = threading.Thread(target=client.sendall, args=(octets,))
-    sender.start()
-    left = len(octets)
-    while left:
-        left -= len(server.recv(min(left, 1 << 16)))
-    sender.join(20)
-
-
-@contextlib.asynccontextmanager
-async def running(host: Namespace, **settings: Any) -> Any:
-    marker = Marker(MarkerSettings(**settings))
-    with host.entered():
-        await marker.start()
-    try:
-        yield marker
-    finally:
-        with host.entered():
-            await marker.close()
-
-
-def run(scenario: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(scenario, 60))
+from tests.netns.namespaces import delete_link, link
+from tests.netns.watching import ATLAS, CMS, FLOW, Seen, deliver, end, run, running, start, transfer
 
 
 @pytest.fixture(params=["tcx", "clsact"])
@@ -305,63 +205,3 @@ def test_loopback_is_taken_when_it_is_named(pair: Pair, bpf: None) -> None:
             assert marker.counters()["interfaces"] == 1
 
     run(scenario())
-
-
-def test_a_device_without_link_layer(pair: Pair, bpf: None) -> None:
-    """A tun device: its packets begin with the IP header."""
-    with pair.alice.entered():
-        tun = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
-        fcntl.ioctl(tun, TUNSETIFF, struct.pack("16sH22x", b"tun0", IFF_TUN | IFF_NO_PI))
-    add_address(pair.alice, "tun0", "2001:db8:7::1", 64)
-    set_up(pair.alice, "tun0")
-    flow = FlowKey.of("2001:db8:7::1", 40000, "2001:db8:7::2", 1094, "udp")
-
-    async def scenario() -> None:
-        async with running(pair.alice, interfaces=["tun0"]) as marker:
-            await marker.handle([start(flow)])
-            with pair.alice.entered():
-                sender = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
-            with sender:
-                sender.bind(("2001:db8:7::1", 40000))
-                for port in (1094, 1095):
-                    sender.sendto(b"x", ("2001:db8:7::2", port))
-            found = {}
-            for packet in read_packets(tun):
-                if packet[6] == socket.IPPROTO_UDP:
-                    found[int.from_bytes(packet[42:44], "big")] = int.from_bytes(packet[:4], "big") & 0xFFFFF
-            assert found[1095] == 0
-            assert label.decode(found[1094]).tag == ATLAS
-
-    try:
-        run(scenario())
-    finally:
-        os.close(tun)
-
-
-def read_packets(tun: int) -> Iterator[bytes]:
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            yield os.read(tun, 2048)
-
-
-def test_big_tcp_packets_are_labelled_too(pair: Pair, bpf: None) -> None:
-    """Packets above 64 KB have a jumbo header between IPv6 and TCP (RFC 2675)."""
-    for host, interface in ((pair.alice, "alice0"), (pair.bob, "bob0")):
-        allow_big_tcp(host, interface)
-    tap = Seen(pair.alice, "alice0")
-
-    async def scenario() -> None:
-        async with running(pair.alice) as marker:
-            await marker.handle([start()])
-            client, server = pair.connect(40000)
-            deliver(client, server, bytes(64 << 20))
-            words = tap.words()[40000, 1094]
-            client.close()
-            server.close()
-            assert tap.jumbograms > 0, "the kernel made no packet above 64 KB"
-            assert {label.decode(word & 0xFFFFF).tag for word in words} == {ATLAS}
-
-    try:
-        run(scenario())
-    finally:
-        tap.close()

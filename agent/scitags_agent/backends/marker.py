@@ -139,6 +139,9 @@ class Marker:
             mark.removal = None
             # What lingers is over; only what goes on counts beside the new one.
             mark.tags.clear()
+        if mark.tags.get(key) == tag:
+            # Nothing new: two names that disagree do not take turns at every ongoing.
+            return
         mark.tags[key] = tag
         mark.tags.move_to_end(key)
         self._write(name, mark)

@@ -111,11 +111,10 @@ def _make_qdisc(netlink: Any, index: int) -> bool:
     else:
         return True
     kinds = {one["handle"]: one.get_attr("TCA_KIND") for one in netlink.get_qdiscs(index=index)}
-    if kinds.get(CLSACT_HANDLE) != "clsact":
+    there = kinds.get(CLSACT_HANDLE)
+    if there != "clsact":
         # The kernel would take a filter for the way out there, and run it on the way in.
-        raise OSError(
-            errno.EEXIST, f"the {kinds.get(CLSACT_HANDLE)} qdisc has clsact's place; put clsact there instead"
-        )
+        raise OSError(errno.EEXIST, f"clsact: its place is taken by the qdisc {there}, which has no way out")
     return False
 
 
