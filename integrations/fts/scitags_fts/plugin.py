@@ -1,0 +1,16 @@
+"""The FTS plug-in: `scitags fts`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from scitags_core import hookimpl
+from scitags_core.roles import Command
+
+
+@hookimpl
+def provide_commands() -> Iterable[Command]:
+    """`scitags fts`."""
+    from scitags_fts import command  # noqa: PLC0415
+
+    return (command.COMMAND,)

@@ -1,0 +1,51 @@
+"""Environments for the real peers that tests run against: one for each, made once, beside our own.
+
+They are kept out of our environment, as what they depend on is theirs to choose.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PEERS = Path(__file__).parent.parent.parent / ".venv" / "peers"
+INSTALL_SECONDS = 900
+SYSTEM_PYTHON = Path("/usr/bin/python3")
+
+
+def peer_environment(name: str, requirements: list[str], *, system_packages: bool = False) -> Path:
+    """The interpreter of the environment that holds these requirements, beside what our core needs.
+
+    With system_packages it is the system's Python, and sees what the system's packages bring.
+    """
+    directory = PEERS / name
+    wanted = ["msgspec", "pluggy", *requirements]
+    stamp = hashlib.sha256("\n".join([str(system_packages), *wanted]).encode()).hexdigest()
+    PEERS.mkdir(parents=True, exist_ok=True)
+    with (PEERS / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = directory / "stamp"
+        if not made.is_file() or made.read_text() != stamp:
+            _make(directory, wanted, system_packages=system_packages)
+            made.write_text(stamp)
+    return directory / "bin" / "python"
+
+
+def _make(directory: Path, requirements: list[str], *, system_packages: bool) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    python = SYSTEM_PYTHON if system_packages else Path(sys.executable)
+    options = ["--system-site-packages"] if system_packages else []
+    steps = [
+        [str(python), "-m", "venv", *options, str(directory)],
+        [str(directory / "bin" / "python"), "-m", "pip", "install", "--quiet", *requirements],
+    ]
+    for step in steps:
+        done = subprocess.run(step, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False)
+        if done.returncode != 0:
+            pytest.fail(f"{' '.join(step)}: {done.stdout}{done.stderr}")
