@@ -14,6 +14,8 @@ missing=""
 command -v clang >/dev/null || missing="$missing clang"
 has_libbpf || missing="$missing libbpf1"
 [ -e /usr/include/bpf/bpf_helpers.h ] || missing="$missing libbpf-dev"
+# Debian's build of it, for the tests with the real FTS client: the one on PyPI wants a compiler.
+/usr/bin/python3 -c 'import M2Crypto' 2>/dev/null || missing="$missing python3-m2crypto"
 command -v make >/dev/null || missing="$missing make"
 
 # The first python3 that is new enough; Debian 12's own is.

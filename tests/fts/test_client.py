@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from scitags_core.cli import main
 from tests.real.peers import SYSTEM_PYTHON, peer_environment
 
 ROOT = Path(__file__).parent.parent.parent
@@ -186,8 +187,6 @@ sys.exit(command.run(arguments))
 def test_without_the_client_the_command_says_what_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from scitags_core.cli import main
-
     job = tmp_path / "job.json"
     job.write_text('{"files": []}')
     assert main(["fts", "submit", "--experiment", "atlas", "--endpoint", "http://127.0.0.1:1", str(job)]) == 1
