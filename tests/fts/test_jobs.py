@@ -112,7 +112,12 @@ def test_what_is_no_job(document: bytes, said: str) -> None:
 
 
 def test_a_job_without_files_stays_as_it_is() -> None:
-    for job in ({"delete": ["root://a//f"], "params": {}}, {"files": None, "staging": []}, {"files": []}):
+    jobs: list[dict[str, Any]] = [
+        {"delete": ["root://a//f"], "params": {}},
+        {"files": None, "staging": []},
+        {"files": []},
+    ]
+    for job in jobs:
         assert Tagger(REGISTRY, "atlas").tag_job(job) == job
 
 
