@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from scitags_core import carrier, hookimpl
+from scitags_core.command_line import tag_command
 from scitags_core.errors import InvalidValue, shown
 from scitags_core.roles import Command, Injector
 from scitags_core.tag import Tag
@@ -19,15 +20,16 @@ def provide_injectors() -> Iterable[Injector]:
         Injector("http", _http),
         Injector("http-tpc", _http_third_party),
         Injector("fts", _fts),
+        Injector("command", _command),
     )
 
 
 @hookimpl
 def provide_commands() -> Iterable[Command]:
-    """`scitags tag`, `label`, `registry`, `firefly`, `plugins`."""
-    from scitags_core.cli import fireflies, plugins, registry, tags  # noqa: PLC0415
+    """`scitags tag`, `label`, `registry`, `firefly`, `inject`, `plugins`."""
+    from scitags_core.cli import fireflies, inject, plugins, registry, tags  # noqa: PLC0415
 
-    return tags.TAG, tags.LABEL, registry.COMMAND, fireflies.COMMAND, plugins.COMMAND
+    return tags.TAG, tags.LABEL, registry.COMMAND, fireflies.COMMAND, inject.COMMAND, plugins.COMMAND
 
 
 def _url(url: Any, tag: Tag) -> str:
@@ -49,6 +51,12 @@ def _fts(job: Any, tag: Tag) -> dict[str, Any]:
     if not isinstance(files, list) or not all(isinstance(file, Mapping) for file in files):
         raise InvalidValue(f"an FTS job has a list of objects as files, not {shown(files)}")
     return {**job, "files": [{**file, **carrier.fts_field(tag)} for file in files]}
+
+
+def _command(words: Any, tag: Tag) -> list[str]:
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+        raise InvalidValue(f"{shown(words)} is not a list of words")
+    return tag_command(words, tag)
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

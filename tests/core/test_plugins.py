@@ -64,7 +64,7 @@ def test_the_first_of_two_injectors_for_a_system_stays() -> None:
 
 
 def test_an_injector_that_nobody_has() -> None:
-    with pytest.raises(PluginError, match=r"no injector for 'gridftp'; there are: fts, http, http-tpc, url"):
+    with pytest.raises(PluginError, match=r"no injector for 'gridftp'; there are: command, fts, http, http-tpc, url"):
         host_with(core=builtin).injector("gridftp")
 
 
