@@ -1,8 +1,10 @@
-"""What the marker costs: nanoseconds for a packet over a program that does nothing, then real transfers on veth."""
+"""What the marker costs: nanoseconds for a packet over a program that does nothing, then real transfers on veth.
+
+python -m bench.marker [--json]
+"""
 
 from __future__ import annotations
 
-import ctypes
 import os
 import socket
 import statistics
@@ -12,71 +14,97 @@ import threading
 import time
 from contextlib import ExitStack
 
+import msgspec
+
 from scitags_agent.bpf import attach
 from scitags_agent.bpf.interfaces import matching
-from scitags_agent.bpf.libbpf import library
+from scitags_agent.bpf.layout import WAYS, pack_key, set_of
 from scitags_agent.bpf.loader import MarkerProgram, probe, test_run
 from scitags_core import label
 from scitags_core.flow import FlowKey
 from tests.netns import packets as p
+from tests.netns import programs
 from tests.netns.namespaces import Namespace, add_address, link
 
-REPEAT = 1_000_000
-ROUNDS = 7
+REPEAT = 500_000
+ROUNDS = 9
+FLOWS = 10_000
 SECONDS = 1.0
 TRANSFER_ROUNDS = 5
 ALICE, BOB, PORT = "2001:db8::1", "2001:db8::2", 1094
 LABEL = label.encode(3, 14, 21)
-
-BPF_PROG_LOAD = 5
-BPF_PROG_TYPE_SCHED_CLS = 3
-# Two instructions: the verdict TC_ACT_UNSPEC into register 0, and the end.
-_EMPTY = struct.pack("<BBhi", 0xB7, 0, 0, -1) + struct.pack("<BBhi", 0x95, 0, 0, 0)
+NOTHING = "a program that does nothing"
 
 
-class ProgramLoad(ctypes.Structure):
-    """The beginning of union bpf_attr for BPF_PROG_LOAD."""
+class Packet(msgspec.Struct, frozen=True):
+    """Medians over interleaved rounds, in nanoseconds for a packet."""
 
-    _fields_ = (
-        ("prog_type", ctypes.c_uint32),
-        ("insn_cnt", ctypes.c_uint32),
-        ("insns", ctypes.c_uint64),
-        ("license", ctypes.c_uint64),
-    )
+    case: str
+    nanoseconds: float
+    over_nothing: float
 
 
-def empty_program() -> int:
-    """The descriptor of a program that passes every packet on."""
-    code, license_text = ctypes.create_string_buffer(_EMPTY), ctypes.create_string_buffer(b"Apache-2.0")
-    request = ProgramLoad(BPF_PROG_TYPE_SCHED_CLS, 2, ctypes.addressof(code), ctypes.addressof(license_text))
-    return library().syscall(BPF_PROG_LOAD, request)
+class Transfer(msgspec.Struct, frozen=True):
+    """Medians over interleaved rounds; ratio is that to the transfer of the same round without a program."""
+
+    case: str
+    gigabits_per_second: float
+    ratio: float
 
 
-def single_packets(program: MarkerProgram) -> None:
-    """BPF_PROG_TEST_RUN, all cases in turn."""
-    program.set(FlowKey.of(p.SRC, 1094, p.DST, 43720), LABEL)
-    ours, empty = program.program_fd(ethernet=True), empty_program()
-    known = p.ethernet(p.ipv6(p.tcp()))
-    cases = {
-        "a program that does nothing": (empty, known),
-        "not IPv6": (ours, p.ethernet(b"\x45" + bytes(60), p.IPV4)),
-        "miss: no flow has the source port": (ours, p.ethernet(p.ipv6(p.tcp(source=1095)))),
-        "miss: a flow has the source port": (ours, p.ethernet(p.ipv6(p.tcp(destination=1)))),
-        "hit: the label is written": (ours, known),
-    }
-    found: dict[str, list[int]] = {name: [] for name in cases}
-    for _ in range(ROUNDS):
-        for name, (descriptor, packet) in cases.items():
-            found[name].append(test_run(descriptor, packet, REPEAT).nanoseconds)
-    os.close(empty)
-    base = found["a program that does nothing"]
-    print(f"\nthe marker's program on a packet, BPF_PROG_TEST_RUN, median of {ROUNDS} interleaved rounds")
-    for name, values in found.items():
-        over = statistics.median(value - zero for value, zero in zip(values, base, strict=True))
-        print(f"  {name:<44} {statistics.median(values):>6.0f} ns   {over:>+5.0f} ns over nothing")
+class Found(msgspec.Struct, frozen=True):
+    """All that was measured."""
+
+    flows: int
+    packets: list[Packet]
+    transfers: list[Transfer]
 
 
-def transfers(program: MarkerProgram) -> None:
+def single_packets(program: MarkerProgram) -> list[Packet]:
+    """BPF_PROG_TEST_RUN with the table as full as a busy storage makes it, all cases in turn."""
+    flow, *crowd = crowded(WAYS + 1)
+    for known in (flow, *crowd):
+        program.set(known, LABEL)
+    for number in range(FLOWS - len(program)):
+        program.set(FlowKey.of(ALICE, 1024 + number % 5000, f"2001:db8:1::{number:x}", PORT), LABEL)
+    ours = program.program_fd(ethernet=True)
+    hit = p.ethernet(p.ipv6(p.tcp(destination=flow.dst_port)))
+    with programs.loaded(programs.returning(programs.TC_ACT_UNSPEC)) as nothing:
+        cases = {
+            NOTHING: (nothing, hit),
+            "not IPv6": (ours, p.ethernet(b"\x45" + bytes(60), p.IPV4)),
+            "miss: no flow has the source port": (ours, p.ethernet(p.ipv6(p.tcp(source=65_000)))),
+            "miss: a flow has the source port": (ours, p.ethernet(p.ipv6(p.tcp(source=1025, destination=1)))),
+            "hit: the label is written": (ours, hit),
+            "hit: in the overflow map": (ours, p.ethernet(p.ipv6(p.tcp(destination=crowd[-1].dst_port)))),
+        }
+        rounds: dict[str, list[int]] = {name: [] for name in cases}
+        for _ in range(ROUNDS):
+            for name, (descriptor, packet) in cases.items():
+                rounds[name].append(test_run(descriptor, packet, REPEAT).nanoseconds)
+    return [
+        Packet(
+            name,
+            statistics.median(values),
+            statistics.median(one - zero for one, zero in zip(values, rounds[NOTHING], strict=True)),
+        )
+        for name, values in rounds.items()
+    ]
+
+
+def crowded(count: int) -> list[FlowKey]:
+    """Flows that all belong to one set of the table, more than it has room for."""
+    by_set: dict[int, list[FlowKey]] = {}
+    for port in range(1, 65_536):
+        flow = FlowKey.of(p.SRC, 1094, p.DST, port)
+        crowd = by_set.setdefault(set_of(pack_key(flow)), [])
+        crowd.append(flow)
+        if len(crowd) == count:
+            return crowd
+    raise AssertionError("no set is shared by that many")
+
+
+def transfers(program: MarkerProgram) -> list[Transfer]:
     """TCP between two namespaces, three ways in turn."""
     with ExitStack() as stack:
         alice = stack.enter_context(Namespace("alice"))
@@ -84,25 +112,26 @@ def transfers(program: MarkerProgram) -> None:
         link(alice, "alice0", bob, "bob0")
         add_address(alice, "alice0", ALICE, 64)
         add_address(bob, "bob0", BOB, 64)
-        for port in (40001, 40002):
-            program.unset(FlowKey.of(ALICE, port, BOB, PORT))
         program.set(FlowKey.of(ALICE, 40002, BOB, PORT), LABEL)
-        found: dict[str, list[float]] = {"no program": [], "program, flow unknown": [], "program, flow marked": []}
+        rounds: dict[str, list[float]] = {"no program": [], "program, flow unknown": [], "program, flow marked": []}
         for _ in range(TRANSFER_ROUNDS):
-            for name, port in zip(found, (40000, 40001, 40002), strict=True):
+            for name, port in zip(rounds, (40000, 40001, 40002), strict=True):
                 attached = None
                 if name != "no program":
                     with alice.entered():
                         attached = attach.attach(program, matching(["alice0"])[0].index, ethernet=True, way="auto")
-                found[name].append(throughput(alice, bob, port))
+                rounds[name].append(throughput(alice, bob, port))
                 if attached is not None:
                     with alice.entered():
                         attached.detach()
-    base = found["no program"]
-    print(f"\nTCP over veth, one stream, {SECONDS} s each, median of {TRANSFER_ROUNDS} interleaved rounds")
-    for name, values in found.items():
-        ratio = statistics.median(value / zero for value, zero in zip(values, base, strict=True))
-        print(f"  {name:<44} {statistics.median(values) / 1e9 * 8:>6.1f} Gbit/s   x {ratio:.2f}")
+    return [
+        Transfer(
+            name,
+            statistics.median(values) * 8 / 1e9,
+            statistics.median(one / zero for one, zero in zip(values, rounds["no program"], strict=True)),
+        )
+        for name, values in rounds.items()
+    ]
 
 
 def throughput(alice: Namespace, bob: Namespace, port: int) -> float:
@@ -139,14 +168,32 @@ def throughput(alice: Namespace, bob: Namespace, port: int) -> float:
     return received / elapsed
 
 
-def main() -> None:
+def show(found: Found) -> None:
+    """The tables."""
+    print(f"\nthe marker on a packet, {found.flows:,} flows, BPF_PROG_TEST_RUN, median of {ROUNDS} interleaved rounds")
+    for one in found.packets:
+        print(f"  {one.case:<44} {one.nanoseconds:>6.0f} ns   {one.over_nothing:>+5.0f} ns over nothing")
+    print(f"\nTCP over veth, one stream, {SECONDS} s each, median of {TRANSFER_ROUNDS} interleaved rounds")
+    for other in found.transfers:
+        print(f"  {other.case:<44} {other.gigabits_per_second:>6.1f} Gbit/s   x {other.ratio:.2f}")
+
+
+def main(arguments: tuple[str, ...] = ()) -> None:
     reason = probe() if os.geteuid() == 0 else "needs root"
     if reason is not None:
         print(f"\nthe marker's bench is left out: {reason}", file=sys.stderr)
         return
-    program = MarkerProgram(1024)
+    program = MarkerProgram()
     try:
-        single_packets(program)
-        transfers(program)
+        packets = single_packets(program)
+        found = Found(len(program), packets, transfers(program))
     finally:
         program.close()
+    if "--json" in arguments:
+        print(msgspec.json.encode(found).decode())
+    else:
+        show(found)
+
+
+if __name__ == "__main__":
+    main(tuple(sys.argv[1:]))

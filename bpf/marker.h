@@ -12,9 +12,10 @@ struct flow_key {
 	struct in6_addr dst;
 	__be16 sport;
 	__be16 dport;
-	__u8 protocol;
-	__u8 zero[3];
+	__be32 protocol;
 } __attribute__((aligned(8)));
+
+#define KEY_WORDS 5
 
 /* What happened to packets that got as far as a decision. A packet of no known flow is not counted: that is
  * the common case, and it shall cost nothing. */
@@ -49,7 +50,7 @@ struct state {
 	struct slot slots[SETS * WAYS];
 };
 
-_Static_assert(sizeof(struct flow_key) == 40, "five words of 64 bits, compared as such");
+_Static_assert(sizeof(struct flow_key) == KEY_WORDS * sizeof(__u64), "compared as words");
 _Static_assert(sizeof(struct slot) == 48, "layout.py");
 _Static_assert(sizeof(struct state) < 4 << 20, "older kernels");
 

@@ -20,7 +20,7 @@ OVERFLOWED_AT = PORTS // 8
 SLOTS_AT = OVERFLOWED_AT + SETS * 4
 STATE_OCTETS = SLOTS_AT + SETS * WAYS * SLOT_OCTETS
 
-_FLOW_KEY = struct.Struct("!16s16sHHB3x")
+_FLOW_KEY = struct.Struct("!16s16sHHI")
 _KEY_WORDS = struct.Struct("=5Q")
 _LABEL = struct.Struct("!I")
 _MIX = 0x9E3779B97F4A7C15
