@@ -105,21 +105,24 @@ class LiveCapture:
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         end: int | None = None
+        problem: CaptureUnavailable | None = None
         while True:
-            if end is None and not go_on():
+            if end is None and (problem or not go_on()):
                 end = time.time_ns()
             happened = poll.poll(LOOK_UP_MILLISECONDS if end is None else 4 * RETIRE_MILLISECONDS)
-            if happened and happened[0][1] & select.POLLERR:
-                self._check_interface()
+            if problem is None and (not happened or happened[0][1] & select.POLLERR):
+                problem = self._problem()
             if self._ring.is_ready():
                 last = 0
                 for frame in self._ring.frames(self._link):
                     last = frame[0]
                     yield frame
                 if end is not None and last > end:
-                    return
+                    break
             elif end is not None and not happened:
-                return
+                break
+        if problem:
+            raise problem
 
     def packets(self, go_on: GoOn) -> Iterator[tuple[int, Packet]]:
         """The IP packets among the frames."""
@@ -133,15 +136,19 @@ class LiveCapture:
         """What else a reader of the result ought to know: nothing."""
         return []
 
-    def _check_interface(self) -> None:
-        """Deal with an error of the socket: an interface that is down may come up again, one that is gone cannot."""
+    def _problem(self) -> CaptureUnavailable | None:
+        """Why it cannot go on, if so: an interface that is down may come up again, one that is gone does not.
+
+        The kernel reports an error when the interface goes down, and none when it then goes away.
+        """
         code = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         try:
             fcntl.ioctl(self._socket, _SIOCGIFNAME, struct.pack("16si20x", b"", self._index))
         except OSError:
-            raise CaptureUnavailable(f"interface {self._interface!r} is gone") from None
-        if code not in (0, errno.ENETDOWN):
-            raise CaptureUnavailable(f"interface {self._interface!r}: {errno.errorcode.get(code, code)}")
+            return CaptureUnavailable(f"interface {self._interface!r} is gone")
+        if code in (0, errno.ENETDOWN):
+            return None
+        return CaptureUnavailable(f"interface {self._interface!r}: {os.strerror(code)}")
 
 
 class CaptureFile:

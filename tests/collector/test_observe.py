@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import socket
 import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import dpkt
 import pytest
 
+from scitags_collector import command
 from scitags_core import exthdr, firefly, label
 from scitags_core.cli import main
 from scitags_core.flow import FlowEvent, FlowKey, FlowState
@@ -22,9 +26,11 @@ from scitags_core.tag import Tag
 from tests.collector.test_observation import NOON, announcement
 from tests.netns import packets as p
 from tests.netns.conftest import ALICE, BOB, Pair
+from tests.netns.namespaces import delete_link
 
 ATLAS, CMS = Tag(2, 15), Tag(3, 14)
 IPV6_DSTOPTS = 59
+OBSERVE = [sys.executable, "-c", "import sys; from scitags_core.cli import main; sys.exit(main())", "observe"]
 
 
 def frames() -> list[bytes]:
@@ -101,15 +107,63 @@ def test_a_file_that_is_none_is_1(
     assert said in capsys.readouterr().err
 
 
-def test_a_truncated_file_is_1(capture_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_of_a_truncated_file_what_is_whole_is_reported(capture_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Into the frame of ARP, and no further.
     capture_file.write_bytes(capture_file.read_bytes()[:-7])
-    status = main(["observe", "--pcap", str(capture_file)])
+    assert main(["observe", "--json", "--pcap", str(capture_file)]) == 1
     said = capsys.readouterr()
-    assert status in (0, 1)
-    assert status == 1 or "atlas" in said.out
+    assert f"{capture_file} is cut short" in said.err
+    assert [row["packets"] for row in json.loads(said.out)["rows"]] == [1, 1, 2]
 
 
-@pytest.mark.parametrize("arguments", [[], ["--interface", "x", "--pcap", "y"], ["--pcap", "y", "--bucket", "0"]])
+def test_a_capture_out_of_a_pipe(capture_file: Path) -> None:
+    observe = [*OBSERVE, "--pcap", "-", "--json"]
+    done = subprocess.run(observe, input=capture_file.read_bytes(), capture_output=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [row["packets"] for row in json.loads(done.stdout)["rows"]] == [1, 1, 2]
+
+
+def test_flows_for_people(capture_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["observe", "--flows", "--pcap", str(capture_file)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    [atlas] = [line for line in lines if line.startswith("tcp [2001:db8::1]:1094 > [2001:db8::2]:43720")]
+    assert re.split("  +", atlas)[3:] == ["atlas/Production Input 100%", "-", "atlas/Production Input"]
+    [cms] = [line for line in lines if line.startswith("tcp [2001:db8::1]:1 > ")]
+    assert re.split("  +", cms)[3:] == ["-", "cms/Analysis Input 100%", "-"]
+    assert not any("[2001:db8::1]:2 >" in line for line in lines)
+
+
+def test_output_to_a_file(capture_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "out.txt"
+    assert main(["observe", "--pcap", str(capture_file), "--output", str(output)]) == 0
+    assert "atlas" in output.read_text()
+    assert capsys.readouterr().out == ""
+
+
+def test_the_table_is_shown_meanwhile(
+    capture_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "REFRESH_SECONDS", 0.0)
+    assert main(["observe", "--live", "--pcap", str(capture_file)]) == 0
+    assert capsys.readouterr().out.count(command.CLEAR) >= 1
+
+
+def test_signals_are_as_they_were(capture_file: Path) -> None:
+    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    assert main(["observe", "--pcap", str(capture_file)]) == 0
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--interface", "x", "--pcap", "y"],
+        ["--pcap", "y", "--bucket", "0"],
+        ["--interface", "x", "--duration", "-1"],
+        ["--interface", "x", "--direction", "up"],
+    ],
+)
 def test_usage_is_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["observe", *arguments])
@@ -121,24 +175,34 @@ def test_an_unknown_interface_is_named(root: None, capsys: pytest.CaptureFixture
     assert "'no-such-if'" in capsys.readouterr().err
 
 
-def start_observer(pair: Pair, directory: Path, *more: str) -> subprocess.Popen[bytes]:
-    ready = directory / "ready"
-    process: subprocess.Popen[bytes] = pair.bob.popen(
-        [
-            sys.executable, "-c", "import sys; from scitags_core.cli import main; sys.exit(main())", "observe",
-            "--interface", "bob0", "--json", "--ready", str(ready), "--output", str(directory / "seen.json"), *more,
-        ]
-    )  # fmt: skip
-    deadline = time.monotonic() + 20
-    while not ready.exists():
-        assert process.poll() is None, "the observer ended"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return process
+Start = Callable[..., subprocess.Popen[bytes]]
 
 
-def test_live_on_a_link_with_headers_that_the_kernel_wrote(pair: Pair, tmp_path: Path) -> None:
-    observer = start_observer(pair, tmp_path)
+@pytest.fixture
+def start(pair: Pair, tmp_path: Path) -> Iterator[Start]:
+    """Starts an observer on bob's end of the link, which writes seen.json, and returns when it captures."""
+    ready = tmp_path / "ready"
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start_observer(*more: str) -> subprocess.Popen[bytes]:
+        arguments = ["--interface", "bob0", "--json", "--ready", str(ready), "--output", str(tmp_path / "seen.json")]
+        process: subprocess.Popen[bytes] = pair.bob.popen([*OBSERVE, *arguments, *more])
+        started.append(process)
+        deadline = time.monotonic() + 20
+        while not ready.exists():
+            assert process.poll() is None, "the observer ended"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        return process
+
+    yield start_observer
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_live_on_a_link_with_headers_that_the_kernel_wrote(pair: Pair, start: Start, tmp_path: Path) -> None:
+    observer = start()
     with pair.alice.entered():
         tagged, untagged, teller = (socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) for _ in range(3))
     # The sticky option of a socket: the kernel fills in the next header.
@@ -165,28 +229,75 @@ def test_live_on_a_link_with_headers_that_the_kernel_wrote(pair: Pair, tmp_path:
     assert (plain["packets"], plain["header_tags"], plain["announced"]) == (10, [], [])
 
 
-def test_it_ends_by_itself_after_the_duration(pair: Pair, tmp_path: Path) -> None:
-    observer = start_observer(pair, tmp_path, "--duration", "0.5")
+def test_it_ends_by_itself_after_the_duration(start: Start, tmp_path: Path) -> None:
+    observer = start("--duration", "0.5")
     assert observer.wait(20) == 0
     assert json.loads((tmp_path / "seen.json").read_text())["rows"] is not None
 
 
-def test_without_the_right_to_capture_it_says_so(tmp_path: Path) -> None:
-    observe = "import sys; from scitags_core.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", observe, "observe", "--interface", "lo", "--duration", "0.2"]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_with_a_report(start: Start, tmp_path: Path, number: signal.Signals) -> None:
+    observer = start()
+    observer.send_signal(number)
+    assert observer.wait(20) == 0
+    assert json.loads((tmp_path / "seen.json").read_text())["dropped"] == 0
+
+
+def test_an_interface_that_goes_away_is_1_with_what_was_seen(pair: Pair, start: Start, tmp_path: Path) -> None:
+    observer = start()
+    with pair.alice.entered(), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sender:
+        sender.sendto(b"x", (BOB, 1094))
+    delete_link(pair.bob, "bob0")
+    assert observer.wait(20) == 1
+    found = json.loads((tmp_path / "seen.json").read_text())
+    assert sum(flow["packets"] for flow in found["flows"] if flow["key"]) == 1
+
+
+def test_without_the_right_to_capture_it_says_so() -> None:
+    observe = [*OBSERVE, "--interface", "lo", "--duration", "0.2"]
     if os.geteuid() == 0:
-        command = ["setpriv", "--bounding-set", "-all", *command]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        observe = ["setpriv", "--bounding-set", "-all", *observe]
+    done = subprocess.run(observe, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 1
     assert "the right to capture is missing" in done.stderr
 
 
-def test_a_user_namespace_of_ones_own_is_enough(tmp_path: Path) -> None:
-    observe = "import sys; from scitags_core.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", observe, "observe", "--interface", "lo", "--duration", "0.2", "--json"]
-    if subprocess.run(["unshare", "--user", "--net", "true"], capture_output=True, timeout=30, check=False).returncode:
+# In the namespace: bring the loopback interface up (SIOCSIFFLAGS: up, running), start the observer, and send ten
+# packets with a label that an application may lease (IPV6_FLOWLABEL_MGR, IPV6_FLOWINFO_SEND), and a firefly.
+ALONE = """
+import fcntl, os, pathlib, signal, socket, struct, subprocess, sys, time
+value, datagram, ready, *observe = sys.argv[1:]
+sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+fcntl.ioctl(sock, 0x8914, struct.pack("16sH22x", b"lo", 0x41))
+observer = subprocess.Popen(observe)
+while not pathlib.Path(ready).exists() and observer.poll() is None:
+    time.sleep(0.01)
+lease = socket.inet_pton(socket.AF_INET6, "::1") + int(value).to_bytes(4, "big")
+sock.setsockopt(socket.IPPROTO_IPV6, 32, lease + struct.pack("BBHHH4x", 0, 1, 1, 60, 60))
+sock.setsockopt(socket.IPPROTO_IPV6, 33, 1)
+sock.bind(("::1", 4001))
+for _ in range(10):
+    sock.sendto(b"x" * 100, ("::1", 1094, int(value)))
+sock.sendto(bytes.fromhex(datagram), ("::1", 10514))
+observer.send_signal(signal.SIGINT)
+sys.exit(observer.wait(20))
+"""
+
+
+def test_without_root_in_a_user_namespace(tmp_path: Path) -> None:
+    """A user and a network namespace of one's own, for which no privilege is needed: labels and fireflies are read."""
+    probe = subprocess.run(["unshare", "--user", "--net", "true"], capture_output=True, timeout=30, check=False)
+    if probe.returncode:
         pytest.skip("needs user namespaces, which are forbidden here")
-    inside = ["unshare", "--user", "--map-root-user", "--net", *command]
-    done = subprocess.run(inside, capture_output=True, text=True, timeout=30, check=False)
+    ready = str(tmp_path / "ready")
+    datagram = announcement(of=FlowKey.of("::1", 4001, "::1", 1094, "udp")).hex()
+    alone = [sys.executable, "-c", ALONE, str(label.encode(*ATLAS, 9)), datagram, ready]
+    alone += [*OBSERVE, "--interface", "lo", "--ready", ready, "--json"]
+    inside = ["unshare", "--user", "--map-root-user", "--net", *alone]
+    done = subprocess.run(inside, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["rows"] == []
+    found = json.loads(done.stdout)
+    [atlas] = [row for row in found["rows"] if row["experiment"] == "atlas"]
+    assert (atlas["packets"], atlas["octets"], atlas["flows"], atlas["confirmed"]) == (10, 1480, 1, 1)
+    assert atlas["fireflies"] == {"start": 1, "ongoing": 0, "end": 0}
+    assert found["dropped"] == 0
