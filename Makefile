@@ -3,6 +3,7 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
+READY_FOR_TESTS := $(VENV)/.ready-for-tests
 
 .PHONY: help setup demo test lint format bench clean
 
@@ -20,10 +21,14 @@ $(READY): pyproject.toml hatch_build.py tools/setup.sh $(wildcard bpf/*)
 	tools/setup.sh $(VENV)
 	@touch $@
 
+$(READY_FOR_TESTS): pyproject.toml hatch_build.py tools/setup.sh $(wildcard bpf/*)
+	tools/setup.sh $(VENV) tests
+	@touch $(READY) $@
+
 demo: $(READY)
 	$(VENV)/bin/scitags demo --output demo-output
 
-test: $(READY)
+test: $(READY_FOR_TESTS)
 	$(PYTHON) -m pytest
 
 lint: $(READY)

@@ -1,22 +1,28 @@
 #!/bin/sh
-# Make the virtual environment that the Makefile works in, and install what it needs from the system first.
-# Asks for nothing that is there already. Without the right to install packages it says what is missing and
-# goes on: all but the marking of packets works without them.
+# setup.sh VENV [tests]: make the virtual environment that the Makefile works in, and install what it needs from the
+# system first; with "tests", what only the tests need as well.
+# Asks for nothing that is there already. Without the right to install packages it says what is missing and goes on:
+# all but the marking of packets works without them.
 set -eu
 venv=${1:-.venv}
+for_tests=${2:-}
 cd "$(dirname "$0")/.."
 
 say() { echo "setup: $*"; }
 
-has_libbpf() { ldconfig -p 2>/dev/null | grep -q 'libbpf\.so\.1' || /sbin/ldconfig -p 2>/dev/null | grep -q 'libbpf\.so\.1'; }
+has_libbpf() { { ldconfig -p || /sbin/ldconfig -p; } 2>/dev/null | grep -q 'libbpf\.so\.1'; }
 
 missing=""
 command -v clang >/dev/null || missing="$missing clang"
 has_libbpf || missing="$missing libbpf1"
 [ -e /usr/include/bpf/bpf_helpers.h ] || missing="$missing libbpf-dev"
-# Debian's build of it, for the tests with the real FTS client: the one on PyPI wants a compiler.
-/usr/bin/python3 -c 'import M2Crypto' 2>/dev/null || missing="$missing python3-m2crypto"
 command -v make >/dev/null || missing="$missing make"
+if [ -n "$for_tests" ]; then
+    # Debian's build of what the real FTS client is built on: the one on PyPI wants a compiler.
+    /usr/bin/python3 -c 'import M2Crypto' 2>/dev/null || missing="$missing python3-m2crypto"
+    # editcap writes capture files as others do.
+    command -v editcap >/dev/null || missing="$missing wireshark-common"
+fi
 
 # The first python3 that is new enough; Debian 12's own is.
 python=""
@@ -36,10 +42,10 @@ if [ -n "$missing" ]; then
         say "${as_root:+$as_root }apt-get install$missing"
         log=$(mktemp)
         # shellcheck disable=SC2086  # words on purpose
-        { $as_root apt-get update -qq && DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq \
+        { $as_root apt-get update -qq && $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
             --no-install-recommends $missing; } >"$log" 2>&1 || {
             cat "$log"
-            say "that failed; going on without: packets cannot be marked"
+            say "that failed; going on without"
         }
         rm -f "$log"
     else
