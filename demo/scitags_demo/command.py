@@ -33,7 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Show it: 0 when what was decoded is what was sent, else 1."""
-    wanted = ("pyroute2", "dpkt", *(("matplotlib",) if arguments.output else ()))
+    wanted = ("pyroute2", *(("matplotlib",) if arguments.output else ()))
     missing = [package for package in wanted if importlib.util.find_spec(package) is None]
     if missing:
         print(f"scitags demo: not installed: {', '.join(missing)}: pip install 'scitags-suite[demo]'", file=sys.stderr)
