@@ -267,6 +267,8 @@ def in_one_buffer(frames: list[bytes]) -> Iterator[Frame]:
 
 
 _TAGGED = exthdr.encode(*CMS, p.TCP)
+_TOLD = announcement(CMS, FlowState.ONGOING)
+_FIREFLY = p.ethernet(p.ipv6(struct.pack("!HHHH", 8, firefly.PORT, 8 + len(_TOLD), 0) + _TOLD, p.UDP))
 _VARIETY = st.one_of(
     # TCP over IPv6, of few flows, labels, lengths and traffic classes, also cut short
     st.builds(
@@ -291,6 +293,11 @@ _VARIETY = st.one_of(
             p.ethernet(p.ipv6(p.tcp() + bytes(90), length=0)),
             p.ethernet(p.ipv6(p.udp(), p.UDP)),
             p.ethernet(bytes(60), p.ARP),
+            _FIREFLY,
+            _FIREFLY[:62],
+            # cut before its ports, where the next frame's first octets would pass for them
+            p.ethernet(p.ipv6(p.tcp(source=0x0200, destination=0))),
+            p.ethernet(p.ipv6(p.tcp(source=0x0200, destination=0)))[:54],
             *(
                 p.ethernet(p.ipv6(struct.pack("!HHHH", 9, firefly.PORT, 8 + len(told), 0) + told, p.UDP))
                 for told in (announcement(), announcement(CMS), announcement(state=FlowState.END), b"rubbish")

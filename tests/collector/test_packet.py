@@ -192,6 +192,22 @@ def test_link_types(link_type: int, frame: bytes) -> None:
         assert head.endswith(PORTS)
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        ipv4(p.tcp() + bytes(40))[14:58],
+        # an IPv4 fragment with TCP's number where IPv6 has its own
+        ipv4(p.tcp() + bytes(40), fragment=0x0600)[14:58],
+        p.ipv6(p.udp(destination=10514), p.UDP)[:44],
+        p.ipv6(p.tcp(), length=0)[:44],
+        p.ipv6(TAGGED + p.tcp(), p.DESTINATION)[:44],
+        p.ipv6(bytes(8), p.ICMPV6)[:44],
+    ],
+)
+def test_what_its_first_octets_do_not_tell(head: bytes) -> None:
+    assert not OF_FILES[101].is_told_by(head)
+
+
 @pytest.mark.parametrize("link_type", [1, 113, 276])
 def test_what_is_no_ip_packet_behind_a_link_header(link_type: int) -> None:
     # The first octet alone would pass for the beginning of an IPv6 header.
