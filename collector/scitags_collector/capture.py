@@ -29,6 +29,7 @@ SNAP_OCTETS = 9216
 BUFFER_OCTETS = 64 << 20
 LOOK_UP_MILLISECONDS = 200
 LOOK_UP_FRAMES = 1 << 14
+_PATIENCE_NANOSECONDS = 1_000_000_000
 STANDARD_INPUT = Path("-")
 
 _ETH_P_ALL = 0x0003
@@ -117,7 +118,8 @@ class LiveCapture:
                 for frame in self._ring.frames(self._link):
                     last = frame[0]
                     yield frame
-                if end is not None and last > end:
+                # After it has once been full, the kernel may go on to hand over blocks with nothing in them.
+                if end is not None and (last > end or (not last and time.time_ns() > end + _PATIENCE_NANOSECONDS)):
                     break
             elif end is not None and not happened:
                 break
