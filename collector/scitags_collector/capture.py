@@ -113,15 +113,14 @@ class LiveCapture:
             happened = poll.poll(LOOK_UP_MILLISECONDS if end is None else 4 * RETIRE_MILLISECONDS)
             if problem is None and (not happened or happened[0][1] & select.POLLERR):
                 problem = self._problem()
+            last = 0
             if self._ring.is_ready():
-                last = 0
                 for frame in self._ring.frames(self._link):
                     last = frame[0]
                     yield frame
-                # After it has once been full, the kernel may go on to hand over blocks with nothing in them.
-                if end is not None and (last > end or (not last and time.time_ns() > end + _PATIENCE_NANOSECONDS)):
-                    break
-            elif end is not None and not happened:
+            # After it has once been full, the kernel may go on to hand over blocks with nothing in them.
+            is_idle = not happened or (end is not None and time.time_ns() > end + _PATIENCE_NANOSECONDS)
+            if end is not None and (last > end or (not last and is_idle)):
                 break
         if problem:
             raise problem
