@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import socket
 import struct
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +16,7 @@ from pathlib import Path
 import pytest
 from pyroute2 import IPRoute
 
-from scitags_collector.capture import CaptureUnavailable, LiveCapture
+from scitags_collector.capture import CaptureFile, CaptureUnavailable, LiveCapture
 from scitags_collector.flows import Flow
 from scitags_collector.observation import Observation
 from scitags_collector.packet import Packet
@@ -381,6 +383,32 @@ def test_an_interface_that_is_gone_is_said_to_be(pair: Pair, live: LiveCapture) 
 def until(seconds: float) -> Callable[[], bool]:
     deadline = time.monotonic() + seconds
     return lambda: time.monotonic() < deadline
+
+
+@pytest.mark.parametrize("options", [[], ["-P"]], ids=["pcapng", "pcap"])
+def test_what_dumpcap_captured(pair: Pair, tmp_path: Path, options: list[str]) -> None:
+    dumpcap = shutil.which("dumpcap")
+    if dumpcap is None:
+        pytest.skip("needs dumpcap (Debian: wireshark-common)")
+    path = tmp_path / "captured"
+    command = [dumpcap, "-q", "-i", "bob0", "-f", "udp dst port 1094", "-c", "5", "-a", "duration:20", "-w", str(path)]
+    capturing = pair.bob.popen([*command, *options], stderr=subprocess.PIPE)
+    try:
+        assert capturing.stderr is not None
+        while b"File:" not in (line := capturing.stderr.readline()):
+            assert line, "dumpcap ended"
+        with udp(pair.alice, 4001) as sender:
+            labelled(sender, BOB, label.encode(*ATLAS))
+            for _ in range(5):
+                sender.sendto(b"x" * 100, (BOB, 1094, label.encode(*ATLAS)))
+        assert capturing.wait(30) == 0
+    finally:
+        capturing.kill()
+        capturing.communicate()
+    observation = Observation(REGISTRY)
+    observation.add_frames(CaptureFile(path).frames())
+    [row] = observation.rows()
+    assert (row.tag, row.packets, row.octets) == (ATLAS, 5, 5 * 148)
 
 
 @pytest.mark.parametrize("promiscuous", [True, False])
