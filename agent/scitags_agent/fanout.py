@@ -7,7 +7,7 @@ import logging
 from collections import Counter, deque
 from typing import Any
 
-from scitags_core.flow import FlowChange, FlowState
+from scitags_core.flow import FlowChange, FlowEvent, FlowKey, FlowState
 from scitags_core.roles import Backend
 
 log = logging.getLogger(__name__)
@@ -18,8 +18,9 @@ BATCH = 512
 class Lane:
     """One backend with its queue.
 
-    limit is in changes. Starts beyond it are dropped and counted; ends only beyond twice as many, as a
-    start that is not acted on costs a mark, and an end that is not acted on leaves one where it is wrong.
+    limit is in changes. What comes beyond it is dropped and counted, but for ends: a start that is not acted on
+    costs a mark, an end that is not acted on leaves one where it is wrong. Of a flow whose start was dropped the
+    end is, too, so that ends are never more than what the backend has been told of.
     """
 
     def __init__(self, name: str, backend: Backend, limit: int) -> None:
@@ -28,6 +29,7 @@ class Lane:
         self.counters: Counter[str] = Counter()
         self._limit = limit
         self._queue: deque[FlowChange] = deque()
+        self._dropped_starts: Counter[FlowKey] = Counter()
         self._filled = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -35,15 +37,28 @@ class Lane:
 
     def put(self, change: FlowChange) -> None:
         """Queue a change, or drop and count it."""
-        limit = self._limit if change.event.state is not FlowState.END else 2 * self._limit
-        if len(self._queue) >= limit:
+        if self._is_to_be_dropped(change.event):
             self.counters["dropped"] += 1
             if self.counters["dropped"] == 1:
-                log.error("backend %s is too slow: changes are dropped from its queue of %d", self.name, limit)
+                log.error("backend %s is too slow: changes are dropped from its queue of %d", self.name, self._limit)
             return
         self._queue.append(change)
         self._idle.clear()
         self._filled.set()
+
+    def _is_to_be_dropped(self, event: FlowEvent) -> bool:
+        if event.state is FlowState.END:
+            if event.key not in self._dropped_starts:
+                return False
+            self._dropped_starts[event.key] -= 1
+            if not self._dropped_starts[event.key]:
+                del self._dropped_starts[event.key]
+            return True
+        if len(self._queue) < self._limit:
+            return False
+        if event.state is FlowState.START:
+            self._dropped_starts[event.key] += 1
+        return True
 
     async def run(self) -> None:
         """Hand the queue to the backend, until cancelled."""

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from scitags_agent.fanout import Fanout, Lane
-from scitags_core.flow import FlowChange
+from scitags_core.flow import FlowChange, FlowKey, FlowState
 from tests.agent.events import PRODUCTION, end, start
 
 START = FlowChange(start(), 1, PRODUCTION)
@@ -75,6 +75,29 @@ def test_beyond_the_bound_starts_are_dropped_and_ends_still_come_through() -> No
         slow.gate.set()
         assert await fanout.drained(1)
         assert [change.event.state for change in slow.handled] == [START.event.state] * 10 + [END.event.state] * 10
+        await fanout.close()
+
+    asyncio.run(scenario())
+
+
+def test_an_end_of_what_was_handed_over_is_never_dropped() -> None:
+    async def scenario() -> None:
+        fanout, slow, _ = await two_lanes(limit=3)
+        keys = [FlowKey.of("2001:db8::1", port, "2001:db8::2", 1094) for port in range(1, 11)]
+        for key in keys:
+            fanout.put(FlowChange(start(key=key), 1, PRODUCTION))
+        for _ in range(2):
+            for key in keys:
+                fanout.put(FlowChange(end(key=key), 0, None))
+        fanout.put(FlowChange(start(key=keys[-1]), 1, PRODUCTION))
+        slow.gate.set()
+        assert await fanout.drained(1)
+        ended = [change.event.key for change in slow.handled if change.event.state is FlowState.END]
+        # The second round has ends of nothing, which no backend minds.
+        assert ended[:3] == keys[:3]
+        assert set(keys[:3]) <= set(ended)
+        assert [change.event.key for change in slow.handled[:3]] == keys[:3]
+        assert fanout.lanes[0].status()["dropped"] == 7 + 7 + 1
         await fanout.close()
 
     asyncio.run(scenario())
