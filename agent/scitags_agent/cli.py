@@ -40,6 +40,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     for name, summary in (("run", "run in the foreground"), ("check", "check the configuration")):
         action = actions.add_parser(name, help=summary)
         _add_config(action)
+        if name == "check":
+            action.add_argument("--json", action="store_true", help="one JSON object")
     for name, summary in (
         ("status", "what a running agent counts, asked through its Unix socket"),
         ("probe", "whether this host can mark packets"),
@@ -84,15 +86,31 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    as_json = getattr(arguments, "json", False)
+    try:
+        names = _instances_of(arguments.config)
+    except ScitagsError as error:
+        if not as_json:
+            raise
+        print(msgspec.json.encode({"good": False, "problem": str(error)}).decode())
+        return 1
+    if as_json:
+        print(msgspec.json.encode({"good": True, "instances": names}).decode())
+    else:
+        print(f"{arguments.config}: good: {', '.join(names)}")
+    return 0
+
+
+def _instances_of(path: Path) -> list[str]:
+    """The names of all that a configuration asks for. ConfigError for what cannot be made."""
     from scitags_agent import config  # noqa: PLC0415
     from scitags_core.plugins import PluginHost  # noqa: PLC0415
 
-    settings = config.read(arguments.config, PluginHost.load())
+    settings = config.read(path, PluginHost.load())
     instances = [*settings.sources, *settings.enrichers, *(instance for instance, _ in settings.backends)]
     for instance in instances:
         instance.create()
-    print(f"{arguments.config}: good: {', '.join(instance.name for instance in instances)}")
-    return 0
+    return [instance.name for instance in instances]
 
 
 def _status(arguments: argparse.Namespace) -> int:

@@ -27,6 +27,9 @@ def test_check_says_that_a_configuration_is_good(
     assert cli.main(["--config", str(path), "--check"]) == 0
     assert capsys.readouterr().out == f"{path}: good: named_pipe, unix, firefly\n"
     assert scitags(["agent", "check", "--config", str(path)]) == 0
+    capsys.readouterr()
+    assert scitags(["agent", "check", "--config", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"good": True, "instances": ["named_pipe", "unix", "firefly"]}
 
 
 @pytest.mark.parametrize(
@@ -45,6 +48,10 @@ def test_check_names_what_is_wrong_and_exits_1(
     path = make_agent(backends, started=False).config
     assert cli.main(["--config", str(path), "--check"]) == 1
     assert said in capsys.readouterr().err
+    assert scitags(["agent", "check", "--config", str(path), "--json"]) == 1
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["good"] is False
+    assert said in answer["problem"]
 
 
 def test_usage_is_2() -> None:
