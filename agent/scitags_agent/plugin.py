@@ -21,10 +21,10 @@ def provide_sources() -> Iterable[SourceKind]:
 
 @hookimpl
 def provide_backends() -> Iterable[BackendKind]:
-    """The marker and the fireflies."""
-    from scitags_agent.backends import firefly, marker  # noqa: PLC0415
+    """The marker, the fireflies, the metrics for Prometheus, and the records in a file or in the journal."""
+    from scitags_agent.backends import firefly, journal, jsonl, marker, prometheus  # noqa: PLC0415
 
-    return marker.KIND, firefly.KIND
+    return marker.KIND, firefly.KIND, prometheus.KIND, jsonl.KIND, journal.KIND
 
 
 @hookimpl
