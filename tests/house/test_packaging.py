@@ -18,6 +18,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 OBJECT = "scitags_agent/bpf/marker.bpf.o"
+CONNECTIONS = "scitags_agent/bpf/connections.bpf.o"
 NOT_COPIED = shutil.ignore_patterns(".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "*.bpf.o", "demo-output")
 BUILD_SECONDS = 300
 
@@ -104,7 +105,7 @@ def without_clang(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 def test_the_wheel_holds_the_compiled_program_and_our_packages_alone(with_clang: Built) -> None:
     names = zipfile.ZipFile(with_clang.wheel).namelist()
-    assert OBJECT in names
+    assert {OBJECT, CONNECTIONS} <= set(names)
     tops = {name.partition("/")[0] for name in names}
     packages = {top for top in tops if not top.endswith(".dist-info")}
     assert {"scitags_core", "scitags_agent", "scitags_collector", "scitags_demo"} <= packages

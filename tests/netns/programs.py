@@ -47,12 +47,10 @@ def pushing_vlan(protocol: int, tag: int) -> bytes:
 
 
 @contextmanager
-def loaded(code: bytes) -> Iterator[int]:
-    """The descriptor of a loaded program."""
+def loaded(code: bytes, kind: int = BPF_PROG_TYPE_SCHED_CLS) -> Iterator[int]:
+    """The descriptor of a loaded program; kind is a BPF_PROG_TYPE."""
     instructions, license_text = ctypes.create_string_buffer(code), ctypes.create_string_buffer(b"Apache-2.0")
-    request = ProgramLoad(
-        BPF_PROG_TYPE_SCHED_CLS, len(code) // 8, ctypes.addressof(instructions), ctypes.addressof(license_text)
-    )
+    request = ProgramLoad(kind, len(code) // 8, ctypes.addressof(instructions), ctypes.addressof(license_text))
     descriptor = library().syscall(BPF_PROG_LOAD, request)
     try:
         yield descriptor
