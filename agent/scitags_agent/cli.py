@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from scitags_core.errors import ScitagsError
+from scitags_core.errors import ConfigError, ScitagsError
 from scitags_core.roles import Command
 
 DEFAULT_CONFIG = Path("/etc/scitags/agent.toml")
@@ -50,11 +50,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action.add_argument("--json", action="store_true", help="one JSON object")
         if name == "status":
             action.add_argument("--socket", type=Path, default=Path("/run/scitags/agent.sock"), metavar="PATH")
+    for name, whose in (("import-flowd", "flowd's flowd.cfg"), ("import-flowd-go", "flowd-go's conf.yaml")):
+        action = actions.add_parser(name, help=f"turn {whose} into a configuration for this agent")
+        action.add_argument("file", type=Path, metavar="FILE")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Do what `scitags agent ACTION` asks."""
-    actions = {"run": _run, "check": _check, "status": _status, "probe": _probe}
+    actions = {
+        "run": _run,
+        "check": _check,
+        "status": _status,
+        "probe": _probe,
+        "import-flowd": _import,
+        "import-flowd-go": _import,
+    }
     return actions[arguments.action](arguments)
 
 
@@ -134,6 +144,26 @@ def _probe(arguments: argparse.Namespace) -> int:
     else:
         print("this host can mark packets" if reason is None else f"no packets can be marked: {reason}")
     return 0 if reason is None else 1
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    """Print the configuration, and on standard error what has no equivalent in it."""
+    from scitags_agent.importers import flowd, flowd_go  # noqa: PLC0415
+
+    convert = {"import-flowd": flowd.convert, "import-flowd-go": flowd_go.convert}[arguments.action]
+    try:
+        draft = convert(arguments.file.read_text(encoding="utf-8"))
+        text = draft.finished()
+    except OSError as error:
+        raise ConfigError(f"{arguments.file}: {error.strerror}") from None
+    except (ConfigError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{arguments.file}: {error}") from None
+    print(text, end="")
+    for remark in draft.lacking:
+        print(f"no equivalent: {remark}", file=sys.stderr)
+    for remark in draft.notes:
+        print(f"different: {remark}", file=sys.stderr)
+    return 0
 
 
 def _print_tree(content: dict[str, Any], indent: str = "") -> None:

@@ -1,0 +1,1 @@
+"""Configurations of other daemons, turned into ours."""

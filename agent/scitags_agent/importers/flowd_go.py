@@ -1,0 +1,306 @@
+"""flowd-go's configuration: YAML or JSON, with plug-ins, backends and enrichers that are there when they are named.
+
+Keys and defaults are those of flowd-go 2.4.2.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import Annotated, Any
+
+import msgspec
+
+from scitags_agent.importers.draft import Draft
+from scitags_core.errors import ConfigError, shown
+from scitags_core.flow import PORT_MAX
+from scitags_core.strict import convert as typed
+from scitags_core.strict import nearest
+
+Port = Annotated[int, msgspec.Meta(ge=0, le=PORT_MAX)]
+CGROUP = "/sys/fs/cgroup"
+STUN_SERVERS = ("stun.l.google.com:3478", *(f"stun{number}.l.google.com:3478" for number in range(1, 5)))
+FLOW_SERIES = 1000
+
+_NO_SCAN = "nothing here looks for connections by itself: whoever moves the data has to tell the agent"
+_NO_PROGRAM = "no program but the one that comes with the agent is loaded"
+_NOT_NEEDED = "not needed here"
+_NOT_ENRICHED = "nothing is added to fireflies that the storage did not report"
+
+
+class _NamedPipe(msgspec.Struct, frozen=True, rename="camel"):
+    max_readers: int = 5
+    buff_size: int = 1000
+    pipe_path: str = "np"
+
+
+class _Api(msgspec.Struct, frozen=True, rename="camel"):
+    bind_address: str = "127.0.0.1"
+    bind_port: Port = 7777
+
+
+class _FireflyPlugin(msgspec.Struct, frozen=True, rename="camel"):
+    bind_address: str = "127.0.0.1"
+    bind_port: Port = 10514
+    buffer_size: int = 4096
+    deadline: int = 0
+    has_syslog_header: bool = False
+
+
+class _Perfsonar(msgspec.Struct, frozen=True, rename="camel"):
+    experiment_id: int = 0
+    activity_id: int = 0
+
+
+class _Iperf3(msgspec.Struct, frozen=True, rename="camel"):
+    min_source_port: Port = 0
+    max_source_port: Port = 0
+    min_destination_port: Port = 0
+    max_destination_port: Port = 0
+    cgroup_path: str = CGROUP
+    program_path: str = ""
+    debug_mode: bool = False
+    random_ids: bool = msgspec.field(default=False, name="randomIDs")
+    activity_ids: tuple[int, ...] = msgspec.field(default=(0, 1, 2), name="activityIDs")
+    experiment_ids: tuple[int, ...] = msgspec.field(default=(0, 1, 2), name="experimentIDs")
+
+
+class _Plugins(msgspec.Struct, frozen=True, rename="camel"):
+    named_pipe: _NamedPipe | None = None
+    firefly: _FireflyPlugin | None = None
+    api: _Api | None = None
+    perfsonar: _Perfsonar | None = None
+    iperf3: _Iperf3 | None = None
+
+
+class _Marker(msgspec.Struct, frozen=True, rename="camel"):
+    target_interfaces: tuple[str, ...] = ("lo",)
+    discover_interfaces: bool = False
+    remove_qdisc: bool = True
+    program_path: str = ""
+    marking_strategy: str = "label"
+    debug_mode: bool = False
+    match_all: bool = False
+
+
+class _Stun(msgspec.Struct, frozen=True, rename="camel"):
+    manual_mapping: dict[str, str] | None = None
+    stun_servers: tuple[str, ...] = STUN_SERVERS
+
+
+class _FireflyBackend(msgspec.Struct, frozen=True, rename="camel"):
+    destination_port: Annotated[int, msgspec.Meta(ge=1, le=PORT_MAX)] = 10514
+    prepend_syslog: bool = True
+    send_to_collector: bool = False
+    collector_address: str = "127.0.0.1"
+    collector_port: Annotated[int, msgspec.Meta(ge=1, le=PORT_MAX)] = 10514
+    enrich: bool = False
+    enrichment_mode: str = "lean"
+    stun: _Stun | None = None
+
+
+class _Prometheus(msgspec.Struct, frozen=True, rename="camel"):
+    log: bool = True
+    bind_address: str = "127.0.0.1"
+    netlink_port: Port = 8080
+    skops_port: Port = 8081
+
+
+class _Backends(msgspec.Struct, frozen=True, rename="camel"):
+    marker: _Marker | None = None
+    firefly: _FireflyBackend | None = None
+    prometheus: _Prometheus | None = None
+
+
+class _Netlink(msgspec.Struct, frozen=True, rename="camel"):
+    protocol: int = 6
+    ext: int = 255
+    state: int = 3071
+
+
+class _Skops(msgspec.Struct, frozen=True, rename="camel"):
+    cgroup_path: str = CGROUP
+    program_path: str = ""
+    debug_mode: bool = False
+    strategy: str = "poll"
+
+
+class _Enrichers(msgspec.Struct, frozen=True, rename="camel"):
+    period: int | None = None
+    netlink: _Netlink | None = None
+    skops: _Skops | None = None
+
+
+class _File(msgspec.Struct, frozen=True, rename="camel"):
+    pid_path: str = "/var/run/flowd-go.pid"
+    work_dir: str = "/var/cache/flowd-go"
+    plugins: _Plugins | None = None
+    backends: _Backends | None = None
+    enrichers: _Enrichers | None = None
+
+
+def convert(text: str) -> Draft:
+    """Our configuration for what a conf.yaml asks for. Raises ConfigError for what is no such file."""
+    document = _document(text)
+    file = typed(document, _File, "the configuration")
+    draft = Draft("flowd-go")
+    for path, value, meaning in _not_understood(document, msgspec.inspect.type_info(_File)):
+        draft.lack(path, value, meaning)
+    for name, value in (("pidPath", file.pid_path), ("workDir", file.work_dir)):
+        if name in document:
+            draft.lack(name, value, "systemd keeps track of the process, and nothing is written there")
+    _plugins(file.plugins or _Plugins(), draft)
+    _backends(file.backends or _Backends(), draft)
+    _enrichers(file.enrichers or _Enrichers(), draft)
+    return draft
+
+
+def _document(text: str) -> dict[str, Any]:
+    try:
+        import yaml  # noqa: PLC0415
+    except ModuleNotFoundError:
+        raise ConfigError("PyYAML is not installed: pip install 'scitags-suite[import]'") from None
+    try:
+        document = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"no YAML: {' '.join(str(error).split()) or 'nested too deeply'}") from None
+    if not isinstance(document, dict):
+        raise ConfigError(f"{shown(document)} is no mapping of plug-ins and backends")
+    return document
+
+
+def _not_understood(content: Any, kind: msgspec.inspect.Type, above: str = "") -> Iterator[tuple[str, Any, str]]:
+    """The path of every key that flowd-go passes over, and what to say of it."""
+    if isinstance(kind, msgspec.inspect.UnionType):
+        kind = next(one for one in kind.types if not isinstance(one, msgspec.inspect.NoneType))
+    if not isinstance(kind, msgspec.inspect.StructType) or not isinstance(content, Mapping):
+        return
+    fields = {field.encode_name: field for field in kind.fields}
+    for name, value in content.items():
+        if name not in fields:
+            yield f"{above}{name}", value, f"flowd-go does not know this key either{nearest(str(name), list(fields))}"
+        elif value is None:
+            yield f"{above}{name}", None, "is empty: flowd-go takes it as not there; {} would turn it on"
+        else:
+            yield from _not_understood(value, fields[name].type, f"{above}{name}.")
+
+
+def _changed(one: msgspec.Struct, section: str, names: Mapping[str, str], draft: Draft) -> None:
+    """Say what has no equivalent of a section's settings that are not as by default: setting -> meaning."""
+    defaults = type(one)()
+    renamed = {field.name: field.encode_name for field in msgspec.structs.fields(one)}
+    for name, meaning in names.items():
+        value = getattr(one, name)
+        if value != getattr(defaults, name):
+            draft.lack(f"{section}.{renamed[name]}", value, meaning)
+
+
+def _plugins(plugins: _Plugins, draft: Draft) -> None:
+    if plugins.named_pipe is not None:
+        _pipe(plugins.named_pipe, draft)
+    if plugins.api is not None:
+        draft.lack(
+            "plugins.api",
+            msgspec.to_builtins(plugins.api),
+            "there is no HTTP; the Unix socket takes the same as JSON (docs/agent.md)",
+        )
+    if plugins.firefly is not None:
+        draft.lack(
+            "plugins.firefly",
+            msgspec.to_builtins(plugins.firefly),
+            "fireflies of others are not taken in; have the storage write to the named pipe",
+        )
+    if plugins.perfsonar is not None:
+        draft.lack(
+            "plugins.perfsonar", msgspec.to_builtins(plugins.perfsonar), "only flows that were reported are marked"
+        )
+    if plugins.iperf3 is not None:
+        draft.lack("plugins.iperf3", msgspec.to_builtins(plugins.iperf3), _NO_SCAN)
+
+
+def _pipe(pipe: _NamedPipe, draft: Draft) -> None:
+    _changed(pipe, "plugins.namedPipe", {"max_readers": _NOT_NEEDED, "buff_size": _NOT_NEEDED}, draft)
+    path = pipe.pipe_path
+    if not PurePosixPath(path).is_absolute():
+        draft.note(
+            f"plugins.namedPipe.pipePath {shown(path)} is relative to where flowd-go is started: set path to where "
+            "the storage writes"
+        )
+        path = "/var/run/flowd"
+    draft.source("named_pipe", "As flowd-go's: every user of the host may write to it.", path=path, mode="0666")
+
+
+def _backends(backends: _Backends, draft: Draft) -> None:
+    if backends.marker is not None:
+        _marker(backends.marker, draft)
+    if backends.firefly is not None:
+        _fireflies(backends.firefly, draft)
+    if backends.prometheus is not None:
+        _metrics(backends.prometheus, draft)
+
+
+def _marker(marker: _Marker, draft: Draft) -> None:
+    _changed(
+        marker,
+        "backends.marker",
+        {
+            "remove_qdisc": "the agent takes away what it put there, and leaves what it found",
+            "program_path": _NO_PROGRAM,
+            "debug_mode": "the program writes no trace; `scitags agent status` has its counters",
+            "match_all": "only flows that were reported are marked",
+        },
+        draft,
+    )
+    if marker.marking_strategy.lower() != "label":
+        draft.lack("backends.marker.markingStrategy", marker.marking_strategy, "packets are marked by flow label only")
+    if marker.discover_interfaces:
+        draft.backend("marker", "Every interface but loopback.")
+        draft.note("discoverInterfaces: flowd-go marks on interfaces with a global IPv6 address, the agent on all")
+    else:
+        draft.backend("marker", interfaces=marker.target_interfaces)
+
+
+def _fireflies(firefly: _FireflyBackend, draft: Draft) -> None:
+    section = "backends.firefly"
+    _changed(firefly, section, {"prepend_syslog": "a firefly has a syslog header, as the specification wants"}, draft)
+    if firefly.enrich:
+        draft.lack(f"{section}.enrich", firefly.enrich, _NOT_ENRICHED)
+        _changed(firefly, section, {"enrichment_mode": _NOT_ENRICHED}, draft)
+    if firefly.stun is not None:
+        as_reported = "fireflies bear the addresses that the flows were reported with"
+        draft.lack(f"{section}.stun", msgspec.to_builtins(firefly.stun), as_reported)
+    collectors = [_endpoint(firefly)] if firefly.send_to_collector else []
+    draft.backend("firefly", destination_port=firefly.destination_port, collectors=collectors)
+
+
+def _endpoint(firefly: _FireflyBackend) -> str:
+    host = firefly.collector_address
+    try:
+        is_ipv6 = ipaddress.ip_address(host).version == 6  # noqa: PLR2004
+    except ValueError:
+        is_ipv6 = False
+    return f"[{host}]:{firefly.collector_port}" if is_ipv6 else f"{host}:{firefly.collector_port}"
+
+
+def _metrics(prometheus: _Prometheus, draft: Draft) -> None:
+    section = "backends.prometheus"
+    _changed(prometheus, section, {"log": "the log has one level for all (log.level)"}, draft)
+    ports = [port for port in (prometheus.netlink_port, prometheus.skops_port) if port]
+    if not ports:
+        draft.note(f"{section}: both ports are 0, which asks for no metrics")
+        return
+    why = "Each connection has series of its own, so many at most."
+    draft.backend("prometheus", why, address=prometheus.bind_address, port=ports[0], flow_series=FLOW_SERIES)
+    if len(ports) > 1:
+        draft.lack(f"{section}.skopsPort", ports[1], f"all metrics are at port {ports[0]}")
+    draft.note("the metrics have other names (docs/agent.md), and need scitags-suite[prometheus]")
+
+
+def _enrichers(enrichers: _Enrichers, draft: Draft) -> None:
+    for name in ("netlink", "skops"):
+        one = getattr(enrichers, name)
+        if one is not None:
+            draft.lack(f"enrichers.{name}", msgspec.to_builtins(one), _NOT_ENRICHED)
+    if enrichers.period is not None:
+        draft.lack("enrichers.period", enrichers.period, _NOT_ENRICHED)

@@ -1,0 +1,220 @@
+"""flowd-go's configuration, turned into ours."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from scitags_agent.importers import flowd_go
+from scitags_core.cli import main as scitags
+from scitags_core.errors import ConfigError
+
+WHOLE = """
+# a storage
+plugins:
+  namedPipe:
+    pipePath: "/var/run/flowd-go/np"
+backends:
+  marker:
+    targetInterfaces: ["eth0", eth1]
+  firefly:
+    destinationPort: 10515
+    sendToCollector: true
+    collectorAddress: 2001:db8::a
+    collectorPort: 10516
+  prometheus:
+    bindAddress: "::1"
+    netlinkPort: 9001
+    skopsPort: 0
+"""
+FIREFLY: dict[str, Any] = {"firefly": {}}
+
+
+def imported(document: Any) -> tuple[dict[str, Any], list[str], list[str]]:
+    """The tables, what has no equivalent, and what is different, of YAML or of a document."""
+    draft = flowd_go.convert(document if isinstance(document, str) else json.dumps(document))
+    return tomllib.loads(draft.finished()), draft.lacking, draft.notes
+
+
+def test_a_storages_configuration_is_carried_over_whole() -> None:
+    tables, lacking, notes = imported(WHOLE)
+    assert tables == {
+        "source": [{"kind": "named_pipe", "path": "/var/run/flowd-go/np", "mode": "0666"}, {"kind": "unix"}],
+        "backend": [
+            {"kind": "marker", "interfaces": ["eth0", "eth1"]},
+            {"kind": "firefly", "destination_port": 10515, "collectors": ["[2001:db8::a]:10516"]},
+            {"kind": "prometheus", "address": "::1", "port": 9001, "flow_series": 1000},
+        ],
+    }
+    assert lacking == []
+    assert len(notes) == 1
+
+
+def test_its_defaults_are_flowd_gos() -> None:
+    tables, lacking, notes = imported({"backends": {"marker": {}, "firefly": {}, "prometheus": {}}})
+    assert tables["backend"] == [
+        {"kind": "marker", "interfaces": ["lo"]},
+        {"kind": "firefly", "destination_port": 10514, "collectors": []},
+        {"kind": "prometheus", "address": "127.0.0.1", "port": 8080, "flow_series": 1000},
+    ]
+    assert lacking == ["backends.prometheus.skopsPort = 8081: all metrics are at port 8080"]
+    assert len(notes) == 1
+
+
+def backend(name: str, **keys: Any) -> dict[str, Any]:
+    return {"backends": {name: keys}}
+
+
+def plugin(name: str, **keys: Any) -> dict[str, Any]:
+    return {"plugins": {name: keys}, "backends": FIREFLY}
+
+
+def enricher(name: str, **keys: Any) -> dict[str, Any]:
+    return {"enrichers": {name: keys}, "backends": FIREFLY}
+
+
+LACKING = [
+    ({"pidPath": "/run/x", "backends": FIREFLY}, 'pidPath = "/run/x": systemd keeps track'),
+    ({"workDir": "/var/x", "backends": FIREFLY}, 'workDir = "/var/x": systemd keeps track'),
+    (plugin("namedPipe", maxReaders=7), "plugins.namedPipe.maxReaders = 7: not needed"),
+    (plugin("namedPipe", buffSize=7), "plugins.namedPipe.buffSize = 7: not needed"),
+    (plugin("api", bindAddress="::", bindPort=80), 'plugins.api = {"bindAddress": "::", "bindPort": 80}: there is no'),
+    (
+        plugin("firefly", bindAddress="::", bindPort=1, bufferSize=4097, deadline=1, hasSyslogHeader=True),
+        'plugins.firefly = {"bindAddress": "::", "bindPort": 1, "bufferSize": 4097, "deadline": 1, "hasSyslogHeader":',
+    ),
+    (plugin("perfsonar", experimentId=2, activityId=2), 'plugins.perfsonar = {"experimentId": 2, "activityId": 2}:'),
+    (
+        plugin("iperf3", minSourcePort=1, maxSourcePort=2, minDestinationPort=3, maxDestinationPort=4),
+        'plugins.iperf3 = {"minSourcePort": 1, "maxSourcePort": 2, "minDestinationPort": 3, "maxDestinationPort": 4,',
+    ),
+    (
+        plugin("iperf3", cgroupPath="/x", programPath="/p", debugMode=True, randomIDs=True, activityIDs=[1]),
+        "plugins.iperf3 = {",
+    ),
+    (plugin("iperf3", experimentIDs=[2, 3]), "plugins.iperf3 = {"),
+    (backend("marker", removeQdisc=False), "backends.marker.removeQdisc = false: the agent takes away"),
+    (backend("marker", programPath="/p"), 'backends.marker.programPath = "/p": no program but'),
+    (backend("marker", debugMode=True), "backends.marker.debugMode = true: the program writes no trace"),
+    (backend("marker", matchAll=True), "backends.marker.matchAll = true: only flows that were reported"),
+    (
+        backend("marker", markingStrategy="hopByHopDestination"),
+        'backends.marker.markingStrategy = "hopByHopDestination": packets are marked by flow label only',
+    ),
+    (backend("firefly", prependSyslog=False), "backends.firefly.prependSyslog = false: a firefly has a syslog"),
+    (backend("firefly", enrich=True), "backends.firefly.enrich = true: nothing is added"),
+    (backend("firefly", enrich=True, enrichmentMode=""), 'backends.firefly.enrichmentMode = "": nothing is added'),
+    (backend("firefly", stun={}), 'backends.firefly.stun = {"manualMapping": null, "stunServers": ["stun.l'),
+    (
+        backend("firefly", stun={"manualMapping": {"10.0.0.1": "192.0.2.1"}, "stunServers": []}),
+        'backends.firefly.stun = {"manualMapping": {"10.0.0.1": "192.0.2.1"}, "stunServers": []}: fireflies bear',
+    ),
+    (backend("prometheus", log=False), "backends.prometheus.log = false: the log has one level"),
+    (enricher("netlink", protocol=6, ext=255, state=3071), 'enrichers.netlink = {"protocol": 6, "ext": 255, "state"'),
+    (
+        enricher("skops", cgroupPath="/x", programPath="", debugMode=False, strategy="transition"),
+        'enrichers.skops = {"cgroupPath": "/x", "programPath": "", "debugMode": false, "strategy": "transition"}:',
+    ),
+    ({"enrichers": {"period": 500}, "backends": FIREFLY}, "enrichers.period = 500: nothing is added"),
+    (plugin("api") | {"plugin": {}}, "plugin = {}: flowd-go does not know this key either; did you mean 'plugins'?"),
+    (plugin("perfsonar", activityID=2), "plugins.perfsonar.activityID = 2: flowd-go does not know"),
+    ({"plugins": {"api": None}, "backends": FIREFLY}, "plugins.api = null: is empty"),
+]
+
+
+@pytest.mark.parametrize(("document", "lacks"), LACKING)
+def test_what_has_no_equivalent_is_said(document: dict[str, Any], lacks: str) -> None:
+    _, lacking, _ = imported(document)
+    assert [remark for remark in lacking if remark.startswith(lacks)], lacking
+
+
+def keys_of(kind: msgspec.inspect.Type, above: str = "") -> set[str]:
+    """Every option that the importer knows, by its path."""
+    if isinstance(kind, msgspec.inspect.UnionType):
+        return {key for one in kind.types for key in keys_of(one, above)}
+    if not isinstance(kind, msgspec.inspect.StructType):
+        return {above}
+    return {key for field in kind.fields for key in keys_of(field.type, f"{above}.{field.encode_name}")} - {above}
+
+
+def paths(content: Any, above: str = "") -> set[str]:
+    """The path of every value in a document."""
+    if not isinstance(content, dict):
+        return {above}
+    return {above} | {path for name, value in content.items() for path in paths(value, f"{above}.{name}")}
+
+
+def test_every_option_is_tested() -> None:
+    import yaml
+
+    tried = {path for document, _ in LACKING for path in paths(document)} | paths(yaml.safe_load(WHOLE))
+    known = keys_of(msgspec.inspect.type_info(flowd_go._File))
+    assert ".backends.firefly.stun.stunServers" in known
+    assert known - tried <= {".backends.marker.discoverInterfaces"}  # below
+
+
+def test_discovered_interfaces_are_all_and_that_is_said() -> None:
+    tables, lacking, notes = imported(backend("marker", discoverInterfaces=True, targetInterfaces=["eth0"]))
+    assert tables["backend"] == [{"kind": "marker"}]
+    assert lacking == []
+    assert notes[0].startswith("discoverInterfaces: ")
+
+
+def test_a_relative_pipe_is_pointed_out() -> None:
+    tables, _, notes = imported(plugin("namedPipe"))
+    assert tables["source"][0]["path"] == "/var/run/flowd"
+    assert notes[0].startswith("plugins.namedPipe.pipePath 'np' is relative")
+
+
+@pytest.mark.parametrize(
+    ("address", "endpoint"),
+    [("192.0.2.1", "192.0.2.1:10514"), ("c.example", "c.example:10514"), ("2001:db8::1", "[2001:db8::1]:10514")],
+)
+def test_a_collector_is_named_by_host_and_port(address: str, endpoint: str) -> None:
+    tables, _, _ = imported(backend("firefly", sendToCollector=True, collectorAddress=address))
+    assert tables["backend"][0]["collectors"] == [endpoint]
+
+
+def test_metrics_that_are_turned_off_stay_off() -> None:
+    tables, _, notes = imported({"backends": {"firefly": {}, "prometheus": {"netlinkPort": 0, "skopsPort": 0}}})
+    assert [one["kind"] for one in tables["backend"]] == ["firefly"]
+    assert notes == ["backends.prometheus: both ports are 0, which asks for no metrics"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("plugins: [", "no YAML: .*line 1"),
+        ("just a word", "'just a word' is no mapping"),
+        ("", "None is no mapping"),
+        ("plugins: {api: {bindPort: high}}", r"Expected `int`, got `str` - at `\$.plugins.api.bindPort`"),
+        ("backends: {firefly: {collectorPort: 70000}}", "collectorPort"),
+        ("plugins: {namedPipe: {}}", "it asks flowd-go for no backend"),
+        ("a: !!python/object/apply:os.system [id]", "no YAML: could not determine a constructor"),
+        ("[" * 5000, "no YAML"),
+    ],
+)
+def test_what_is_no_configuration_is_named(text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        flowd_go.convert(text).finished()
+
+
+@pytest.mark.parametrize("text", [WHOLE, json.dumps(LACKING[5][0]), json.dumps(backend("marker", matchAll=True))])
+def test_the_command_prints_what_agent_check_accepts(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "conf.yaml").write_text(text)
+    assert scitags(["agent", "import-flowd-go", str(tmp_path / "conf.yaml")]) == 0
+    printed = capsys.readouterr()
+    (tmp_path / "agent.toml").write_text(printed.out)
+    assert scitags(["agent", "check", "--config", str(tmp_path / "agent.toml")]) == 0
+    draft = flowd_go.convert(text)
+    assert printed.err.splitlines() == [
+        *(f"no equivalent: {remark}" for remark in draft.lacking),
+        *(f"different: {remark}" for remark in draft.notes),
+    ]
