@@ -33,6 +33,13 @@ struct {
 	__type(value, __u64);
 } reports SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct progress);
+} progress SEC(".maps");
+
 static __always_inline void count(__u32 report)
 {
 	__u64 *total = bpf_map_lookup_elem(&reports, &report);
@@ -83,6 +90,52 @@ static __always_inline void fill_addresses(struct bpf_sock_ops *ops, struct conn
 	report->remote[3] = ops->remote_ip6[3];
 }
 
+/* A connection that begins. */
+static __always_inline void remember_syn(struct bpf_sock *sock, __u8 event)
+{
+	struct progress *known = sock ? bpf_sk_storage_get(&progress, sock, 0, BPF_SK_STORAGE_GET_F_CREATE) : 0;
+
+	if (known)
+		known->syn_counts = event == CONNECTION_ACTIVE;
+}
+
+/* One whose FIN the other end has acknowledged, and that has had none itself. */
+static __always_inline void remember_fin(struct bpf_sock_ops *ops)
+{
+	struct bpf_sock *sock = ops->sk;
+	struct progress *known = sock ? bpf_sk_storage_get(&progress, sock, 0, 0) : 0;
+
+	if (!known)
+		return;
+	known->fin_acked = 1;
+	known->received_at_fin_wait2 = ops->bytes_received;
+}
+
+static __always_inline void fill_payload(struct bpf_sock_ops *ops, struct bpf_sock *sock, __u8 old_state,
+					 struct connection *report)
+{
+	struct progress *known = sock ? bpf_sk_storage_get(&progress, sock, 0, 0) : 0;
+	__u64 sent = ops->bytes_acked, received = ops->bytes_received;
+
+	if (known) {
+		sent -= known->syn_counts + known->fin_acked;
+		/* The kernel may close here before it has had the other's FIN, when nobody holds the socket. */
+		if (old_state == BPF_TCP_FIN_WAIT2 && received > known->received_at_fin_wait2)
+			received--;
+	}
+	switch (old_state) {
+	case BPF_TCP_LAST_ACK:
+	case BPF_TCP_CLOSING:
+		if (ops->snd_una == ops->snd_nxt)
+			sent--;
+		/* fall through */
+	case BPF_TCP_CLOSE_WAIT:
+		received--;
+	}
+	report->sent = (__s64)sent < 0 ? 0 : sent;
+	report->received = (__s64)received < 0 ? 0 : received;
+}
+
 static __always_inline void fill_delivered(struct bpf_sock *sock, struct connection *report)
 {
 	struct bpf_tcp_sock *tcp = settings.has_tcp_sock && sock ? bpf_tcp_sock(sock) : 0;
@@ -94,6 +147,7 @@ static __always_inline void fill_delivered(struct bpf_sock *sock, struct connect
 
 static __always_inline void report(struct bpf_sock_ops *ops, __u8 event, __u8 old_state, __u64 netns)
 {
+	struct bpf_sock *sock = ops->sk;
 	struct connection *report;
 
 	report = bpf_ringbuf_reserve(&connections, sizeof(*report), 0);
@@ -104,8 +158,7 @@ static __always_inline void report(struct bpf_sock_ops *ops, __u8 event, __u8 ol
 	report->cookie = bpf_get_socket_cookie(ops);
 	report->netns = netns;
 	report->when = bpf_ktime_get_ns();
-	report->bytes_acked = ops->bytes_acked;
-	report->bytes_received = ops->bytes_received;
+	fill_payload(ops, sock, old_state, report);
 	fill_addresses(ops, report);
 	report->rtt = ops->srtt_us >> 3; /* the kernel keeps eighths */
 	report->min_rtt = ops->rtt_min;
@@ -120,7 +173,7 @@ static __always_inline void report(struct bpf_sock_ops *ops, __u8 event, __u8 ol
 	report->event = event;
 	report->old_state = old_state;
 	__builtin_memset(report->pad, 0, sizeof(report->pad));
-	fill_delivered(ops->sk, report);
+	fill_delivered(sock, report);
 	bpf_ringbuf_submit(report, 0);
 	count(REPORT_WRITTEN);
 }
@@ -141,6 +194,8 @@ SEC("sockops") int scitags_connections(struct bpf_sock_ops *ops)
 		event = CONNECTION_PASSIVE;
 		break;
 	case BPF_SOCK_OPS_STATE_CB:
+		if (ops->args[1] == BPF_TCP_FIN_WAIT2)
+			remember_fin(ops);
 		if (ops->args[1] != BPF_TCP_CLOSE)
 			return GO_ON;
 		/* A callback that somebody has asked for comes to all. */
@@ -163,8 +218,10 @@ SEC("sockops") int scitags_connections(struct bpf_sock_ops *ops)
 	if (event == CONNECTION_OPENING && !is_asked_for(event))
 		return GO_ON;
 	/* So that the end is told of what has begun, and of nothing else. */
-	if (event != CONNECTION_CLOSED && is_asked_for(CONNECTION_CLOSED))
+	if (event != CONNECTION_CLOSED && is_asked_for(CONNECTION_CLOSED)) {
+		remember_syn(ops->sk, event);
 		bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+	}
 	if (is_asked_for(event))
 		report(ops, event, event == CONNECTION_CLOSED ? ops->args[0] : 0, netns);
 	return GO_ON;

@@ -45,9 +45,9 @@ struct connection {
 	__u64 cookie; /* the socket's, for as long as the machine runs */
 	__u64 netns;  /* its network namespace's, 0 when the kernel does not tell */
 	__u64 when;   /* nanoseconds, CLOCK_MONOTONIC */
-	/* As the kernel counts them: a SYN and a FIN are an octet each. */
-	__u64 bytes_acked;
-	__u64 bytes_received;
+	/* Octets of payload: the kernel counts a SYN and a FIN as one each, these do not. */
+	__u64 sent; /* and acknowledged by the other end */
+	__u64 received;
 	/* In network order, IPv4 addresses mapped into IPv6. */
 	__be32 local[4];
 	__be32 remote[4];
@@ -66,6 +66,14 @@ struct connection {
 	__u16 remote_port;
 	__u8 event;	/* enum connection_event */
 	__u8 old_state; /* TCP state before it closed; 0 when it did not */
+	__u8 pad[6];
+};
+
+/* What is remembered of a socket from its opening on, to tell payload from SYN and FIN. */
+struct progress {
+	__u64 received_at_fin_wait2; /* as the kernel counts */
+	__u8 syn_counts;	     /* among what was acknowledged: only that of who connected */
+	__u8 fin_acked;
 	__u8 pad[6];
 };
 

@@ -114,8 +114,8 @@ class _Ready:
     def __init__(self, rule: Rule, registry: Registry | None, cgroup_root: Path | None) -> None:
         self.tag = _tag(rule, registry)
         self._protocol = rule.protocol
-        self._local_ports = _port_ranges(rule.local_ports)
-        self._remote_ports = _port_ranges(rule.remote_ports)
+        self._local_ports = port_ranges(rule.local_ports)
+        self._remote_ports = port_ranges(rule.remote_ports)
         self._local_networks = [_network(text) for text in rule.local_networks]
         self._remote_networks = [_network(text) for text in rule.remote_networks]
         self._user = None if rule.user is None else _user_id(rule.user)
@@ -223,7 +223,7 @@ def _tag(rule: Rule, registry: Registry | None) -> Tag | None:
     return registry.tag(rule.experiment, rule.activity)
 
 
-def _port_ranges(ports: Ports) -> list[range]:
+def port_ranges(ports: Ports) -> list[range]:
     return [_port_range(port) for port in ports]
 
 

@@ -6,6 +6,8 @@ import contextlib
 import os
 import select
 import socket
+import struct
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -72,15 +74,71 @@ def test_both_ends_of_a_transfer_are_told_with_every_octet(pair: Pair, watch: Wa
     assert {one.key for one in (opening, active, sent)} == {key}
     assert {one.key for one in (passive, received)} == {key.reversed()}
     assert opening.cookie == active.cookie == sent.cookie != passive.cookie == received.cookie
-    # A SYN and a FIN are an octet each: alice's SYN and both FINs are acknowledged, bob's SYN is not counted.
-    assert (sent.bytes_acked, sent.bytes_received) == (len(MEGABYTE) + 2, sent.old_state is not TcpState.FIN_WAIT1)
-    assert (received.bytes_acked, received.bytes_received) == (1, len(MEGABYTE) + 1)
+    assert (sent.sent, sent.received) == (len(MEGABYTE), 0)
+    assert (received.sent, received.received) == (0, len(MEGABYTE))
     assert received.old_state is TcpState.LAST_ACK
     assert before < opening.when < active.when < sent.when < after
     assert sent.delivered >= sent.segments_sent // 64 > 0
     assert 0 < sent.min_rtt <= sent.rtt < 10_000_000
     assert opening.netns == sent.netns != received.netns
     assert client.counters() == {"written": 3, "lost": 0}
+
+
+Ends = Callable[[socket.socket, socket.socket], None]
+
+
+def alice_closes_first(client: socket.socket, server: socket.socket) -> None:
+    client.close()
+    assert server.recv(1) == b""
+    server.close()
+
+
+def bob_closes_first(client: socket.socket, server: socket.socket) -> None:
+    server.close()
+    assert client.recv(1) == b""
+    client.close()
+
+
+def alice_shuts_down_and_waits(client: socket.socket, server: socket.socket) -> None:
+    client.shutdown(socket.SHUT_WR)
+    assert server.recv(1) == b""
+    server.close()
+    assert client.recv(1) == b""
+    client.close()
+
+
+def alice_aborts(client: socket.socket, server: socket.socket) -> None:
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+    with pytest.raises(ConnectionResetError):
+        server.recv(1)
+    server.close()
+
+
+def both_at_once(client: socket.socket, server: socket.socket) -> None:
+    together = threading.Barrier(2)
+    enders = [threading.Thread(target=lambda one=one: (together.wait(), one.close())) for one in (client, server)]
+    for ender in enders:
+        ender.start()
+    for ender in enders:
+        ender.join(10)
+
+
+@pytest.mark.parametrize(
+    "ends", [alice_closes_first, bob_closes_first, alice_shuts_down_and_waits, alice_aborts, both_at_once]
+)
+@pytest.mark.parametrize("octets", [(0, 0), (1, 0), (0, 1), (300_000, 70_001)])
+def test_payload_is_counted_to_the_octet_however_it_ends(
+    pair: Pair, watch: Watch, ends: Ends, octets: tuple[int, int]
+) -> None:
+    sent, received = octets
+    watching = [watch(host, events=(Event.CLOSED,)) for host in (pair.alice, pair.bob)]
+    client, server = pair.connect(40000)
+    deliver(client, server, bytes(sent))
+    deliver(server, client, bytes(received))
+    ends(client, server)
+    [of_alice], [of_bob] = (reports(program, 1) for program in watching)
+    assert (of_alice.sent, of_alice.received, of_bob.sent, of_bob.received) == (sent, received, received, sent)
 
 
 def test_a_connection_that_fails_is_told_of_when_openings_are(pair: Pair, watch: Watch) -> None:
@@ -182,7 +240,7 @@ def test_the_programs_of_others_stay_and_go_on(pair: Pair, watch: Watch) -> None
     transfer(pair, 40000)
     [closed] = reports(other, 1)
     mine = reports(one, 3)[2]
-    assert (mine.cookie, mine.bytes_acked, mine.event) == (closed.cookie, closed.bytes_acked, closed.event)
+    assert (mine.cookie, mine.sent, mine.event) == (closed.cookie, closed.sent, closed.event)
 
 
 def test_where_somebody_suffers_no_other_that_is_said_and_stays(bpf: None) -> None:

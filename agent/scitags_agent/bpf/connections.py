@@ -33,7 +33,7 @@ from scitags_agent.bpf.connections_layout import (
 )
 from scitags_agent.bpf.layout import BPF_LINK_CREATE, LinkCreate
 from scitags_agent.bpf.libbpf import SONAME, MarkerUnavailable, library
-from scitags_core.errors import ScitagsError
+from scitags_core.errors import ConfigError
 
 OBJECT_NAME = "connections.bpf.o"
 PROGRAM = "scitags_connections"
@@ -45,7 +45,7 @@ _ESCAPED = re.compile(r"\\([0-7]{3})")
 _STOP = -errno.EAGAIN
 
 
-class ConnectionsUnavailable(ScitagsError):
+class ConnectionsUnavailable(ConfigError):
     """Connections cannot be watched here; the message says what is missing and how to get it."""
 
 

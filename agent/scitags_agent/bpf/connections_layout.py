@@ -73,7 +73,7 @@ class Connection(msgspec.Struct, frozen=True, gc=False):
 
     cookie, netns     the socket's and its network namespace's (0 when the kernel does not tell)
     when              nanoseconds, CLOCK_MONOTONIC
-    bytes_acked, bytes_received     octets as the kernel counts them: a SYN and a FIN are one each
+    sent, received    octets of payload, each counted once however often it was sent; sent and acknowledged
     key               from the local end to the remote one
     old_state         the state of TCP that it closed from
     interface         index of the interface that the socket is bound to, 0 for none
@@ -86,8 +86,8 @@ class Connection(msgspec.Struct, frozen=True, gc=False):
     cookie: int
     netns: int
     when: int
-    bytes_acked: int
-    bytes_received: int
+    sent: int
+    received: int
     key: FlowKey
     event: Event
     old_state: TcpState
@@ -118,14 +118,14 @@ def pack_settings(
 
 def unpack_connection(octets: bytes) -> Connection:
     """struct connection."""
-    cookie, netns, when, acked, received, local, remote, interface, rtt, min_rtt, *counts, near, far, event, state = (
+    cookie, netns, when, sent, received, local, remote, interface, rtt, min_rtt, *counts, near, far, event, state = (
         _CONNECTION.unpack(octets)
     )
     key = FlowKey(_address(local), near, _address(remote), far)
     if min_rtt == _NOT_MEASURED:
         min_rtt = 0
     return Connection(
-        cookie, netns, when, acked, received, key, Event(event), TcpState(state), interface, rtt, min_rtt, *counts
+        cookie, netns, when, sent, received, key, Event(event), TcpState(state), interface, rtt, min_rtt, *counts
     )
 
 
