@@ -18,7 +18,7 @@ import msgspec
 
 from scitags_agent.bpf import attach
 from scitags_agent.bpf.interfaces import matching
-from scitags_agent.bpf.layout import WAYS, pack_key, set_of
+from scitags_agent.bpf.layout import WAYS, pack_key
 from scitags_agent.bpf.loader import MarkerProgram, probe, test_run
 from scitags_core import label
 from scitags_core.flow import FlowKey
@@ -97,7 +97,7 @@ def crowded(count: int) -> list[FlowKey]:
     by_set: dict[int, list[FlowKey]] = {}
     for port in range(1, 65_536):
         flow = FlowKey.of(p.SRC, 1094, p.DST, port)
-        crowd = by_set.setdefault(set_of(pack_key(flow)), [])
+        crowd = by_set.setdefault(pack_key(flow).set, [])
         crowd.append(flow)
         if len(crowd) == count:
             return crowd

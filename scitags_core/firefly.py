@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, cast
 
 import msgspec
@@ -29,6 +30,7 @@ MAX_NESTING = 16
 
 _KNOWN = frozenset({"version", "flow-lifecycle", "flow-id", "usage", "context"})
 _STATES = {state.value: state for state in FlowState}
+_STATE_NAMES = {state: state.value for state in FlowState}  # an enumeration's value costs a call
 _CONTAINERS = (dict, list)  # a union would be made anew at each use
 
 
@@ -42,14 +44,14 @@ class Firefly(msgspec.Struct, frozen=True):
 # --- writing ------------------------------------------------------------------------------------
 
 
-class _Lifecycle(msgspec.Struct, rename="kebab", omit_defaults=True):
+class _Lifecycle(msgspec.Struct, rename="kebab", omit_defaults=True, gc=False):
     state: str
     current_time: datetime
     start_time: datetime
     end_time: datetime | None = None
 
 
-class _FlowId(msgspec.Struct, rename="kebab"):
+class _FlowId(msgspec.Struct, rename="kebab", gc=False):
     afi: str
     src_ip: str
     dst_ip: str
@@ -58,10 +60,18 @@ class _FlowId(msgspec.Struct, rename="kebab"):
     dst_port: int
 
 
-class _Context(msgspec.Struct, rename="kebab"):
+class _Context(msgspec.Struct, rename="kebab", gc=False):
     experiment_id: int
     activity_id: int
     application: str
+
+
+class _Message(msgspec.Struct, rename="kebab", omit_defaults=True):
+    version: int
+    flow_lifecycle: _Lifecycle
+    flow_id: _FlowId
+    context: _Context
+    usage: Usage | None = None
 
 
 _encode_json = msgspec.json.Encoder().encode
@@ -81,7 +91,7 @@ def encode(event: FlowEvent, *, now: datetime, host: str, app: str, max_octets: 
         raise InvalidValue(f"{event.key}: a firefly needs the flow's start time")
     if event.state is FlowState.END and event.end_time is None:
         raise InvalidValue(f"{event.key}: the firefly of an end needs the end time")
-    prefix = format_header(now, host, app).encode("ascii") + b" "
+    prefix = _header_octets(now, host, app)
     try:
         datagram = prefix + _encode_json(_message(event, now, event.application, event.extra))
     except UnicodeEncodeError:  # half a surrogate pair: what bytes that are no UTF-8 become on their way here
@@ -96,21 +106,31 @@ def encode(event: FlowEvent, *, now: datetime, host: str, app: str, max_octets: 
     return datagram
 
 
-def _message(event: FlowEvent, now: datetime, application: str, extra: Mapping[str, Any]) -> dict[str, Any]:
-    key = event.key
-    afi = "ipv6" if key.is_ipv6 else "ipv4"
-    end = event.end_time if event.state is FlowState.END else None
-    message: dict[str, Any] = {
-        "version": VERSION,
-        "flow-lifecycle": _Lifecycle(event.state.value, now, cast("datetime", event.start_time), end),
-        "flow-id": _FlowId(afi, key.src, key.dst, key.protocol, key.src_port, key.dst_port),
-        "context": _Context(event.tag.experiment, event.tag.activity, application),
-    }
-    if event.usage is not None:
-        message["usage"] = event.usage
+@lru_cache(maxsize=16)  # fireflies that leave together have the same
+def _header_octets(now: datetime, host: str, app: str) -> bytes:
+    return format_header(now, host, app).encode("ascii") + b" "
+
+
+def _message(event: FlowEvent, now: datetime, application: str, extra: Mapping[str, Any]) -> _Message | dict[str, Any]:
+    key, tag = event.key, event.tag
+    message = _Message(
+        VERSION,
+        _Lifecycle(
+            _STATE_NAMES[event.state],
+            now,
+            cast("datetime", event.start_time),
+            event.end_time if event.state is FlowState.END else None,
+        ),
+        _FlowId("ipv6" if key.is_ipv6 else "ipv4", key.src, key.dst, key.protocol, key.src_port, key.dst_port),
+        _Context(tag.experiment, tag.activity, application),
+        event.usage,
+    )
+    if not extra:
+        return message
     # The schema knows netlink, as an object; whatever else a peer sent under that name stays home.
     known = _KNOWN if isinstance(extra.get("netlink"), dict) else {*_KNOWN, "netlink"}
-    return message | {name: value for name, value in extra.items() if name not in known}
+    content: dict[str, Any] = msgspec.to_builtins(message, builtin_types=(datetime,))
+    return content | {name: value for name, value in extra.items() if name not in known}
 
 
 def _cut(text: str, octets: int) -> str:

@@ -51,7 +51,7 @@ def zone_of(text: str) -> str:
     return text.strip("[]").partition("%")[2]
 
 
-class FlowKey(msgspec.Struct, frozen=True, gc=False):
+class FlowKey(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """The 5-tuple. Addresses are canonical; a port of 0 is one that its reporter did not know.
 
     Make it with FlowKey.of, which checks; the plain constructor trusts its caller.
@@ -105,7 +105,7 @@ class Usage(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     sent: int | None = None
 
 
-class FlowEvent(msgspec.Struct, frozen=True, kw_only=True):
+class FlowEvent(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """One thing that happened to one flow.
 
     The source of the key is the supplier of the data, whoever reports it. Times are aware (UTC).
@@ -146,14 +146,16 @@ def check_tag(experiment: object, activity: object) -> Tag:
     return Tag(cast("int", experiment), cast("int", activity))
 
 
-class FlowChange(msgspec.Struct, frozen=True):
+class FlowChange(msgspec.Struct, frozen=True, array_like=True):
     """What the table of flows hands to every backend for one accepted event.
 
-    event   the event, its start_time remembered from the start
-    users   how many transfers use the 5-tuple after the event
-    mark    the tag that the 5-tuple's packets bear from now on; None: none
+    event    the event, its start_time remembered from the start
+    users    how many transfers use the 5-tuple after the event
+    mark     the tag that the 5-tuple's packets bear from now on; None: none
+    serial   numbers the changes that the agent can tell again after a kill; 0 for one that it cannot
     """
 
     event: FlowEvent
     users: int
     mark: Tag | None
+    serial: int = 0

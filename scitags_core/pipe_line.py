@@ -9,11 +9,24 @@ writes IPv6 addresses in square brackets and not shortened, and 0 0 for a tag th
 from __future__ import annotations
 
 import re
+from functools import lru_cache
+from typing import NamedTuple
 
 from scitags_core.errors import FlowEventError, shown
-from scitags_core.flow import FlowEvent, FlowKey, FlowState, check_tag, zone_of
+from scitags_core.flow import (
+    PORT_MAX,
+    FlowEvent,
+    FlowKey,
+    FlowState,
+    Transport,
+    canonical_address,
+    check_tag,
+    zone_of,
+)
+from scitags_core.tag import Tag
 
 FIELDS = 8
+_PROTOCOLS: dict[bytes, Transport] = {b"tcp": "tcp", b"udp": "udp"}
 _STATES = {b"start": FlowState.START, b"end": FlowState.END}
 _BEGINNING = re.compile(rb"(?:start|end)[ \t]+(?:tcp|udp)[ \t]", re.IGNORECASE)
 
@@ -23,20 +36,27 @@ def parse_line(line: bytes) -> FlowEvent:
     fields = line.split()
     if len(fields) != FIELDS:
         raise FlowEventError(f"{shown(line)} has {len(fields)} fields, not {FIELDS}")
+    state, protocol, src, src_port, dst, dst_port, experiment, activity = fields
     try:
-        state, protocol, src, src_port, dst, dst_port, experiment, activity = fields
-        if not (src_port + dst_port + experiment + activity).isdigit():
-            raise FlowEventError(f"{shown(line)}: port, experiment or activity is not a number")
-        destination = dst.decode("ascii")
+        # int() takes a sign, and underscores, too.
+        if not (src_port + dst_port).isdigit():
+            raise FlowEventError(f"{shown(line)}: a port is not a number")
+        source, destination = _address(src), _address(dst)
+        from_port, to_port = int(src_port), int(dst_port)
+        if from_port > PORT_MAX or to_port > PORT_MAX or destination.is_ipv6 is not source.is_ipv6:
+            # What is wrong is said by what checks it everywhere.
+            FlowKey.of(source.text, from_port, destination.text, to_port)
         return FlowEvent(
-            state=_state(state),
-            key=FlowKey.of(src.decode("ascii"), int(src_port), destination, int(dst_port), protocol.decode("ascii")),
-            tag=check_tag(int(experiment), int(activity)),
-            zone=zone_of(destination),
+            state=_STATES.get(state) or _state(state),
+            key=FlowKey(
+                source.text, from_port, destination.text, to_port, _PROTOCOLS.get(protocol) or _protocol(protocol)
+            ),
+            tag=_tag(experiment, activity),
+            zone=destination.zone,
         )
     except UnicodeDecodeError:
         raise FlowEventError(f"{shown(line)} is not ASCII") from None
-    except ValueError as error:  # an integer of thousands of digits, too
+    except ValueError as error:  # an integer of thousands of digits
         raise FlowEventError(f"{error} in {shown(line)}") from None
 
 
@@ -59,8 +79,36 @@ def last_beginning(line: bytes) -> int:
     return max((found.start() for found in _BEGINNING.finditer(line)), default=0)
 
 
+class _Address(NamedTuple):
+    text: str
+    zone: str
+    is_ipv6: bool
+
+
+# A storage has few peers and few tags at a time, and reading one costs more than all the rest of a line.
+@lru_cache(maxsize=1 << 16)
+def _address(word: bytes) -> _Address:
+    written = word.decode("ascii")
+    text = canonical_address(written)
+    return _Address(text, zone_of(written), ":" in text)
+
+
+@lru_cache(maxsize=1 << 12)
+def _tag(experiment: bytes, activity: bytes) -> Tag:
+    if not (experiment + activity).isdigit():
+        raise FlowEventError(f"experiment {shown(experiment)} or activity {shown(activity)} is not a number")
+    return check_tag(int(experiment), int(activity))
+
+
+def _protocol(word: bytes) -> Transport:
+    found = _PROTOCOLS.get(word.lower())
+    if found is None:
+        raise FlowEventError(f"protocol {shown(word.decode('ascii'))} is neither tcp nor udp")
+    return found
+
+
 def _state(word: bytes) -> FlowState:
-    state = _STATES.get(word) or _STATES.get(word.lower())
+    state = _STATES.get(word.lower())
     if state is None:
         raise FlowEventError(f"state {shown(word.decode('ascii'))} is neither start nor end")
     return state

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
@@ -24,14 +25,48 @@ class EventSink(Protocol):
     def accept(self, event: FlowEvent) -> None:
         """An event that was understood. Returns at once and never raises."""
 
+    def accept_many(self, events: Sequence[FlowEvent], position: bytes = b"") -> None:
+        """Several at once, which costs less, and how far the source has come with them.
+
+        position is the source's own affair. It is written down together with the events, in one step, so that a
+        source that reads from something which lasts can go on behind them after a kill.
+        """
+
     def refuse(self, reason: str) -> None:
         """Input that was not; the reason names the bad value. It is counted, and logged sparingly."""
 
     async def settled(self) -> None:
         """Return when every backend has dealt with what was accepted so far, or after a second."""
 
+    @property
+    def is_crowded(self) -> bool:
+        """Whether more has been accepted than is dealt with quickly: a source that can wait a moment should."""
+
     def status(self) -> dict[str, Any]:
         """What the agent knows of itself, ready for JSON: counters of sources, table and backends."""
+
+    def flows(self) -> list[dict[str, Any]]:
+        """The table of flows, ready for JSON: an object for each transfer under way."""
+
+    async def reload(self) -> str:
+        """Have the agent read its configuration again; why it stays with the old one, or the empty string."""
+
+    @property
+    def inheritance(self) -> Inheritance:
+        """What an agent that was here before left for this source; position is what it last gave."""
+
+
+class Inheritance(msgspec.Struct, frozen=True):
+    """What outlives an agent: a restart, an upgrade or a kill.
+
+    directory   where something may be kept for the next agent; None where nothing is kept
+    position    of a source: what was given with the last events that were accepted
+    under_way   for a backend: every flow that had begun and not ended, the oldest first
+    """
+
+    directory: Path | None = None
+    position: bytes = b""
+    under_way: Sequence[FlowChange] = ()
 
 
 class Source(Protocol):
@@ -47,8 +82,11 @@ class Source(Protocol):
 class Backend(Protocol):
     """Does something about the flows: marks their packets, announces them, writes them down."""
 
-    async def start(self) -> None:
-        """Make ready; an exception leaves this backend out, and is reported by name."""
+    async def start(self, inheritance: Inheritance) -> None:
+        """Make ready, with what an earlier agent left.
+
+        An exception leaves this backend out, and is reported by name.
+        """
 
     async def handle(self, changes: Sequence[FlowChange]) -> None:
         """Take the changes that have come since the last call, in their order.
@@ -66,8 +104,17 @@ class Backend(Protocol):
 class Enricher(Protocol):
     """Adds what it knows to an event before the table and the backends see it."""
 
+    async def start(self) -> None:
+        """Make ready; an exception leaves this enricher out, and is reported by name."""
+
     def enrich(self, event: FlowEvent) -> FlowEvent:
         """The event, or a copy that says more. Must not block; an exception leaves the event as it was."""
+
+    async def close(self) -> None:
+        """Give back what start took. Called once, also when start failed."""
+
+    def counters(self) -> Mapping[str, int]:
+        """Totals since start, by name, for the status and the metrics."""
 
 
 class SourceKind(msgspec.Struct, frozen=True):

@@ -85,13 +85,14 @@ def _run(arguments: argparse.Namespace) -> int:
     from scitags_agent.daemon import Daemon  # noqa: PLC0415
     from scitags_core.plugins import PluginHost  # noqa: PLC0415
 
-    settings = config.read(arguments.config, PluginHost.load())
+    plugins = PluginHost.load()
+    settings = config.read(arguments.config, plugins)
     log.set_up(settings.log)
     # Events make no reference cycles, and the table lives long: looking through it for some at the usual pace
     # takes a quarter of the time under load.
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
-    asyncio.run(Daemon(settings).run())
+    asyncio.run(Daemon(settings, lambda: config.read(arguments.config, plugins)).run())
     return 0
 
 

@@ -1,13 +1,15 @@
 """The agent's configuration: TOML to typed values, unknown keys refused.
 
-[agent]    shutdown_seconds
+[agent]    shutdown_seconds, state_directory
 [log]      level, format, events
-[table]    idle_seconds, max_transfers
+[table]    idle_seconds, max_transfers, ongoing_seconds, reorder_seconds
 [[source]], [[backend]], [[enricher]]     kind, name, and the keys of that kind
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,13 +21,22 @@ from scitags_core.plugins import PluginHost
 from scitags_core.roles import BackendKind, EnricherKind, SourceKind
 from scitags_core.strict import convert, nearest, read_toml
 
+AUTO = "auto"
+_USUAL_FILE = Path("/etc/scitags/agent.toml")
+_USUAL_DIRECTORY = Path("/run/scitags")
+
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 
 
 class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """[agent]: how long, in seconds, a clean shutdown may take."""
+    """[agent]: how long a clean shutdown may take, and where the agent writes down what is to outlive it.
+
+    state_directory: on a memory file system, and for this agent alone. "auto" is a directory of its own for each
+    configuration file, under /run/scitags; "" keeps nothing, and marks go when the agent is killed.
+    """
 
     shutdown_seconds: Positive = 5.0
+    state_directory: str = AUTO
 
 
 class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -37,9 +48,15 @@ class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TableSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """[table]: when a silent flow counts as ended, and how many transfers are remembered at most."""
+    """[table]: when a silent flow counts as ended, and how many transfers are remembered at most.
+
+    ongoing_seconds   how often backends are told of each transfer that goes on; 0: never
+    reorder_seconds   how long an end that came before its start waits for it
+    """
 
     idle_seconds: Positive = 86400.0
+    ongoing_seconds: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    reorder_seconds: Annotated[float, msgspec.Meta(ge=0)] = 1.0
     max_transfers: Annotated[int, msgspec.Meta(ge=1)] = 1_000_000
 
 
@@ -75,7 +92,7 @@ class BackendOptions(msgspec.Struct, frozen=True):
 
 
 class Config(msgspec.Struct, frozen=True):
-    """The whole, checked."""
+    """The whole, checked; ledger is the directory for what outlives the agent, if there is to be one."""
 
     agent: AgentSettings
     log: LogSettings
@@ -83,6 +100,7 @@ class Config(msgspec.Struct, frozen=True):
     sources: list[Instance]
     backends: list[tuple[Instance, BackendOptions]]
     enrichers: list[Instance]
+    ledger: Path | None = None
 
 
 def read(path: Path, plugins: PluginHost) -> Config:
@@ -111,7 +129,21 @@ def parse(document: Mapping[str, Any], plugins: PluginHost, where: str) -> Confi
         _instances("source", tables.source, plugins.collect("provide_sources"), plugins, where),
         list(zip(backends, options, strict=True)),
         _instances("enricher", tables.enricher, plugins.collect("provide_enrichers"), plugins, where),
+        _ledger_directory(tables.agent.state_directory, where),
     )
+
+
+def _ledger_directory(setting: str, where: str) -> Path | None:
+    """Where the ledger is: each configuration file has its own, so that agents side by side do not share one."""
+    if setting != AUTO:
+        return Path(setting) if setting else None
+    # Under systemd, RuntimeDirectory= makes one for us, whoever we are.
+    runtime = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
+    personal = os.environ.get("XDG_RUNTIME_DIR", "") if os.geteuid() else ""
+    base = Path(runtime) if runtime else Path(personal) / "scitags" if personal else _USUAL_DIRECTORY
+    if Path(where) == _USUAL_FILE:
+        return base / "state"
+    return base / f"state-{hashlib.sha256(os.path.abspath(where).encode()).hexdigest()[:12]}"  # noqa: PTH100
 
 
 def _left_out(plugins: PluginHost) -> str:

@@ -5,20 +5,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import signal
 import socket
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from scitags_agent.config import Config, Instance
+import msgspec
+
+from scitags_agent.config import AUTO, BackendOptions, Config, Instance
 from scitags_agent.fanout import Fanout, Lane
+from scitags_agent.ledger import Frame, Ledger
 from scitags_agent.table import FlowTable
 from scitags_core import __version__
-from scitags_core.errors import ConfigError
-from scitags_core.flow import FlowEvent
-from scitags_core.roles import Enricher, Source
+from scitags_core.errors import ConfigError, ScitagsError
+from scitags_core.flow import FlowChange, FlowEvent, FlowKey
+from scitags_core.roles import Enricher, Inheritance, Source
 
 log = logging.getLogger(__name__)
 events_log = logging.getLogger("scitags_agent.events")
@@ -28,6 +33,10 @@ EXPIRY_SECONDS = 10.0
 FIRST_RESTART_SECONDS = 0.5
 LAST_RESTART_SECONDS = 30.0
 REFUSALS_LOGGED = 20  # for each source; a peer that sends rubbish must not fill the disk
+REASONS_COUNTED = 50  # for each source
+OWN = "table"  # the source of the events that the agent makes by itself
+
+_QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\d+")
 
 
 class Inlet:
@@ -36,14 +45,23 @@ class Inlet:
     def __init__(self, name: str, daemon: Daemon) -> None:
         self.name = name
         self.counters: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()
         self._daemon = daemon
 
     def accept(self, event: FlowEvent) -> None:
         self.counters["accepted"] += 1
-        self._daemon.accept(event, self.name)
+        self._daemon.accept((event,), self.name)
+
+    def accept_many(self, events: Sequence[FlowEvent], position: bytes = b"") -> None:
+        self.counters["accepted"] += len(events)
+        self._daemon.accept(events, self.name, position)
 
     def refuse(self, reason: str) -> None:
         self.counters["refused"] += 1
+        kind = reason_kind(reason)
+        if kind not in self.reasons and len(self.reasons) >= REASONS_COUNTED:
+            kind = "other"
+        self.reasons[kind] += 1
         if self.counters["refused"] <= REFUSALS_LOGGED:
             log.warning("refused", extra={"fields": {"source": self.name, "reason": reason}})
         if self.counters["refused"] == REFUSALS_LOGGED:
@@ -52,63 +70,113 @@ class Inlet:
     async def settled(self) -> None:
         await self._daemon.fanout.drained(SETTLE_SECONDS)
 
+    @property
+    def is_crowded(self) -> bool:
+        return self._daemon.fanout.is_crowded
+
+    @property
+    def inheritance(self) -> Inheritance:
+        return self._daemon.inheritance_of(f"source {self.name}")
+
     def status(self) -> dict[str, Any]:
         return self._daemon.status()
+
+    def flows(self) -> list[dict[str, Any]]:
+        return self._daemon.flows()
+
+    async def reload(self) -> str:
+        return await self._daemon.reload()
+
+
+def reason_kind(reason: str) -> str:
+    """A refusal's reason without the values that were bad: what is counted."""
+    return _QUOTED.sub("…", reason)[:120]
 
 
 class Daemon:
     """One agent. run() is its life."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, reread: Callable[[], Config] | None = None) -> None:
+        """reread brings the configuration as it is now, for a reload; ConfigError where it is bad."""
         self._config = config
-        self._inlets: list[Inlet] = []
-        self._enrichers: list[tuple[str, Enricher]] = []
+        self._reread = reread
+        self._inlets: dict[str, Inlet] = {}
+        self._sources: dict[str, tuple[Instance, asyncio.Task[None]]] = {}
+        self._enrichers: dict[str, tuple[Instance, Enricher]] = {}
+        self._backends: dict[str, tuple[Instance, BackendOptions]] = {}
+        self._ledger: Ledger | None = None
+        self._positions: dict[str, bytes] = {}
         self._started = time.monotonic()
-        self._log_events = config.log.events
+        self._reloading = asyncio.Lock()
         self.fanout = Fanout()
-        self.table = FlowTable(max_users=config.table.max_transfers, idle=timedelta(seconds=config.table.idle_seconds))
-        self.enricher_failures: Counter[str] = Counter()
+        self.table = FlowTable(
+            max_users=config.table.max_transfers,
+            idle=timedelta(seconds=config.table.idle_seconds),
+            reorder=timedelta(seconds=config.table.reorder_seconds),
+        )
+        self.failures: Counter[str] = Counter()  # of enrichers, by name, and of the ledger
 
     async def run(self) -> None:
         """Run until SIGTERM or SIGINT. ConfigError when a required part cannot start."""
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, stop.set)
-        loop.add_signal_handler(signal.SIGINT, stop.set)
-        loop.add_signal_handler(signal.SIGHUP, log.info, "SIGHUP: the configuration is read at start only")
-        loop.add_signal_handler(signal.SIGUSR1, self._log_status)
-        tasks: list[asyncio.Task[None]] = []
+        chores: list[asyncio.Task[None]] = []
+        for number, action in (
+            (signal.SIGTERM, stop.set),
+            (signal.SIGINT, stop.set),
+            (signal.SIGHUP, lambda: chores.append(loop.create_task(self._reload_by_signal()))),
+            (signal.SIGUSR1, self._log_status),
+        ):
+            loop.add_signal_handler(number, action)
         try:
             # Settings are tried whole before anything outside the process is touched.
+            enrichers = [(one, one.create()) for one in self._config.enrichers]
+            backends = [(one, options, one.create()) for one, options in self._config.backends]
             sources = [(one, one.create()) for one in self._config.sources]
-            self._enrichers = [(one.name, one.create()) for one in self._config.enrichers]
-            await self._start_backends()
-            tasks += [asyncio.create_task(self._keep_running(one, source)) for one, source in sources]
-            tasks.append(asyncio.create_task(self._expire()))
+            changes = self._inherit()
+            for one, enricher in enrichers:
+                await self._start_enricher(one, enricher)
+            for one, options, backend in backends:
+                await self._start_backend(one, options, backend, changes)
+            self._begin_ledger()
+            for one, source in sources:
+                self._start_source(one, source)
+            chores += [asyncio.create_task(chore()) for chore in (self._expire, self._report, self._feed_watchdog)]
             log.info("scitags-agent %s is ready", __version__)
             notify_service_manager("READY=1")
             await stop.wait()
             log.info("stopping")
         finally:
             notify_service_manager("STOPPING=1")
-            await self._shut_down(tasks)
+            await self._shut_down(chores)
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
                 loop.remove_signal_handler(number)
 
-    def accept(self, event: FlowEvent, source: str) -> None:
-        """Take one event from a source: enrich it, apply it to the table, tell the backends."""
-        for name, enricher in self._enrichers:
-            try:
-                event = enricher.enrich(event)
-            except Exception as error:
-                self.enricher_failures[name] += 1
-                if self.enricher_failures[name] == 1:
-                    log.exception("enricher %s failed: %s", name, error)
-        if self._log_events:
-            self._log_event(event, source)
-        change = self.table.apply(event, datetime.now(UTC))
-        if change is not None:
-            self.fanout.put(change)
+    def accept(self, events: Sequence[FlowEvent], source: str, position: bytes = b"") -> None:
+        """Take events from a source: enrich them, write them down, apply them to the table, tell the backends."""
+        if self._enrichers:
+            events = [self._enriched(event) for event in events]
+        if self._config.log.events:
+            for event in events:
+                self._log_event(event, source)
+        now = datetime.now(UTC)
+        ledger = self._ledger
+        if ledger is not None:
+            self._write_down(ledger, Frame(source, position, now, list(events)))
+        changes: list[FlowChange] = []
+        apply = self.table.apply
+        for event in events:
+            changes += apply(event, now)
+        if changes:
+            self.fanout.put(changes)
+        if ledger is not None and ledger.is_long:
+            self._begin_ledger()
+
+    def inheritance_of(self, name: str, under_way: Sequence[FlowChange] = ()) -> Inheritance:
+        """What earlier agents have left for a source or a backend."""
+        if self._ledger is None:
+            return Inheritance(None, b"", under_way)
+        return Inheritance(self._ledger.home(name), self._positions.get(name.removeprefix("source "), b""), under_way)
 
     def status(self) -> dict[str, Any]:
         """Everything counted, ready for JSON."""
@@ -116,29 +184,151 @@ class Daemon:
             "version": __version__,
             "pid": os.getpid(),
             "uptime_seconds": round(time.monotonic() - self._started, 3),
-            "sources": {inlet.name: dict(inlet.counters) for inlet in self._inlets},
-            "enrichers": dict(self.enricher_failures),
+            "sources": {name: dict(inlet.counters) for name, inlet in self._inlets.items()},
+            "refusals": {name: dict(inlet.reasons) for name, inlet in self._inlets.items() if inlet.reasons},
+            "enrichers": {
+                name: {"failed": self.failures[name]} | dict(enricher.counters())
+                for name, (_, enricher) in self._enrichers.items()
+            },
             "table": {"flows": len(self.table), "transfers": self.table.users, **self.table.counters},
+            "ledger": {"kept": self._ledger is not None, "failed": self.failures["ledger"]},
             "backends": {lane.name: lane.status() for lane in self.fanout.lanes},
         }
 
-    async def _start_backends(self) -> None:
-        for instance, options in self._config.backends:
-            backend = instance.create()
+    def flows(self) -> list[dict[str, Any]]:
+        """Every transfer under way, ready for JSON, the longest silent first."""
+        return [
+            {
+                "protocol": key.protocol,
+                "src": key.src,
+                "src_port": key.src_port,
+                "dst": key.dst,
+                "dst_port": key.dst_port,
+                "experiment": user.tag.experiment,
+                "activity": user.tag.activity,
+                "start_time": user.start_time.isoformat(),
+                "id": user.transfer_id,
+                "application": user.application,
+                "transfers_on_connection": len(flow.users),
+            }
+            for key, flow in self.table.flows()
+            for user in flow.users
+        ]
+
+    def end_connections(self, keys: Sequence[FlowKey]) -> None:
+        """End every transfer on connections that are known to be gone."""
+        now = datetime.now(UTC)
+        ends = [event for key in keys for event in self.table.ends(key, now)]
+        if ends:
+            self.table.counters["gone"] += len(ends)
+            self.accept(ends, OWN)
+
+    # --- a new configuration ---------------------------------------------------------------------
+
+    async def reload(self) -> str:
+        """Read the configuration again and change over to it; why that cannot be, or the empty string.
+
+        What is configured as before goes on undisturbed. A bad configuration changes nothing.
+        """
+        if self._reread is None:
+            return "this agent has no configuration to read again"
+        async with self._reloading:
+            notify_service_manager(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
             try:
-                await backend.start()
-            except Exception as error:
-                await backend.close()
-                if options.required:
-                    raise ConfigError(f"required backend {instance.name} cannot start: {error}") from error
-                log.error("backend %s cannot start and is left out: %s", instance.name, error)
-                continue
-            self.fanout.add(Lane(instance.name, backend, options.queue))
+                config = await asyncio.to_thread(self._reread)
+                await self._change_over(config)
+            except ScitagsError as error:
+                log.error("the new configuration is refused, and the old one stays: %s", error)
+                return str(error)
+            finally:
+                notify_service_manager("READY=1")
+            log.info("the configuration has been read again")
+            return ""
+
+    async def _reload_by_signal(self) -> None:
+        await self.reload()
+
+    async def _change_over(self, config: Config) -> None:
+        """Stop what is no longer wanted or is to be another, start what is new. ConfigError before anything is done."""
+        sources = {one.name: one for one in config.sources}
+        enrichers = {one.name: one for one in config.enrichers}
+        backends = {one.name: (one, options) for one, options in config.backends}
+        new_sources = {n: one.create() for n, one in sources.items() if not _same(self._sources.get(n), one)}
+        new_enrichers = {n: one.create() for n, one in enrichers.items() if not _same(self._enrichers.get(n), one)}
+        new_backends = {n: both[0].create() for n, both in backends.items() if self._backends.get(n) != both}
+        if config.agent.state_directory != self._config.agent.state_directory:
+            log.warning("state_directory is read at start only: it stays as it is")
+        old_backends = dict(self._backends)
+        self._config = config
+        self.table.configure(
+            max_users=config.table.max_transfers,
+            idle=timedelta(seconds=config.table.idle_seconds),
+            reorder=timedelta(seconds=config.table.reorder_seconds),
+        )
+        await self._stop_sources([name for name in self._sources if name not in sources or name in new_sources])
+        for name in [name for name in self._enrichers if name not in enrichers or name in new_enrichers]:
+            await self._stop_enricher(name)
+        for name, enricher in new_enrichers.items():
+            await self._start_enricher(enrichers[name], enricher)
+        for name in [name for name in self._backends if name not in backends or name in new_backends]:
+            del self._backends[name]
+            await self.fanout.remove(name, config.agent.shutdown_seconds)
+        for name, backend in new_backends.items():
+            try:
+                await self._start_backend(*backends[name], backend, ())
+            except ConfigError as error:
+                log.error("%s", error)
+                if name in old_backends:
+                    instance, options = old_backends[name]
+                    await self._start_backend(instance, options, instance.create(), ())
+        for name, source in new_sources.items():
+            self._start_source(sources[name], source)
+
+    # --- the parts -------------------------------------------------------------------------------
+
+    async def _start_backend(
+        self, instance: Instance, options: BackendOptions, backend: Any, again: Sequence[FlowChange]
+    ) -> None:
+        name = instance.name
+        try:
+            under_way = [change for key, _ in self.table.flows() for change in self.table.under_way(key)]
+            await backend.start(self.inheritance_of(f"backend {name}", under_way))
+        except Exception as error:
+            await backend.close()
+            if options.required:
+                raise ConfigError(f"required backend {name} cannot start: {error}") from error
+            log.error("backend %s cannot start and is left out: %s", name, error)
+            return
+        self._backends[name] = instance, options
+        done = self._ledger.done(name, self.table.serial) if self._ledger is not None else None
+        self.fanout.add(Lane(name, backend, options.queue, done), again)
+
+    async def _start_enricher(self, instance: Instance, enricher: Enricher) -> None:
+        try:
+            await enricher.start()
+        except Exception as error:
+            log.error("enricher %s cannot start and is left out: %s", instance.name, error)
+            await _close_enricher(instance.name, enricher)
+            return
+        self._enrichers[instance.name] = instance, enricher
+
+    async def _stop_enricher(self, name: str) -> None:
+        _, enricher = self._enrichers.pop(name)
+        await _close_enricher(name, enricher)
+
+    def _start_source(self, instance: Instance, source: Source) -> None:
+        task = asyncio.create_task(self._keep_running(instance, source), name=f"source {instance.name}")
+        self._sources[instance.name] = instance, task
+
+    async def _stop_sources(self, names: Sequence[str]) -> None:
+        tasks = [self._sources.pop(name)[1] for name in names]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _keep_running(self, instance: Instance, source: Source) -> None:
         """Run a source, and again when it fails, after a pause that grows."""
-        inlet = Inlet(instance.name, self)
-        self._inlets.append(inlet)
+        inlet = self._inlets.setdefault(instance.name, Inlet(instance.name, self))
         pause = FIRST_RESTART_SECONDS
         while True:
             began = time.monotonic()
@@ -154,20 +344,124 @@ class Daemon:
             await asyncio.sleep(pause)
             pause = min(2 * pause, LAST_RESTART_SECONDS)
 
+    def _enriched(self, event: FlowEvent) -> FlowEvent:
+        for name, (_, enricher) in self._enrichers.items():
+            try:
+                event = enricher.enrich(event)
+            except Exception as error:
+                self.failures[name] += 1
+                if self.failures[name] == 1:
+                    log.exception("enricher %s failed: %s", name, error)
+        return event
+
+    # --- what outlives us ------------------------------------------------------------------------
+
+    def _inherit(self) -> list[FlowChange]:
+        """Open the ledger and take in what an earlier agent wrote; the changes that backends may not have seen."""
+        directory = self._config.ledger
+        if directory is None:
+            return []
+        try:
+            self._ledger = Ledger(directory)
+        except ScitagsError as error:
+            if self._config.agent.state_directory != AUTO:
+                raise ConfigError(f"state_directory: {error}") from None
+            log.warning("no ledger is kept, and a restart begins with nothing: %s", error)
+            return []
+        snapshot, frames = self._ledger.load()
+        self.table.restore(snapshot.flows, snapshot.serial)
+        self._positions = dict(snapshot.positions)
+        changes = list(snapshot.outstanding)
+        for frame in frames:
+            self._positions[frame.source] = frame.position
+            for event in frame.events:
+                changes += self.table.apply(event, frame.now)
+        if len(self.table):
+            log.info("%d transfers are under way since before this agent", self.table.users)
+        self.table.counters.clear()
+        return changes
+
+    def _begin_ledger(self) -> None:
+        """Begin the ledger anew, with the state of now."""
+        if self._ledger is None:
+            return
+        try:
+            self._ledger.rotate(self.table.serial, list(self.table.flows()), self._positions, self.fanout.outstanding())
+        except OSError as error:
+            self._count_ledger_failure(error)
+
+    def _write_down(self, ledger: Ledger, frame: Frame) -> None:
+        try:
+            ledger.append(frame)
+        except OSError as error:
+            self._count_ledger_failure(error)
+        if frame.position:
+            self._positions[frame.source] = frame.position
+
+    def _count_ledger_failure(self, error: OSError) -> None:
+        self.failures["ledger"] += 1
+        if self.failures["ledger"] == 1:
+            log.error("the ledger cannot be written: %s (said once, counted from here)", error)
+
+    # --- chores ----------------------------------------------------------------------------------
+
     async def _expire(self) -> None:
         while True:
             await asyncio.sleep(EXPIRY_SECONDS)
-            for change in self.table.expire(datetime.now(UTC)):
-                self.fanout.put(change)
+            ends = self.table.silent(datetime.now(UTC))
+            if ends:
+                self.table.counters["expired"] += len(ends)
+                self.accept(ends, OWN)
 
-    async def _shut_down(self, tasks: list[asyncio.Task[None]]) -> None:
+    async def _report(self) -> None:
+        """Tell the backends of every transfer that goes on, evenly over the interval, with what enrichers know."""
+        while True:
+            interval = self._config.table.ongoing_seconds
+            if not interval:
+                await asyncio.sleep(EXPIRY_SECONDS)
+                continue
+            keys = [key for key, _ in self.table.flows()]
+            began = time.monotonic()
+            steps = max(1, min(len(keys), int(interval)))
+            for step in range(steps):
+                await asyncio.sleep(max(0.0, began + interval * (step + 1) / steps - time.monotonic()))
+                for key in keys[step::steps]:
+                    self._report_connection(key)
+
+    def _report_connection(self, key: FlowKey) -> None:
+        changes = self.table.under_way(key)
+        if self._enrichers:
+            changes = [msgspec.structs.replace(change, event=self._enriched(change.event)) for change in changes]
+        if changes and not self.fanout.is_crowded:
+            self.fanout.put(changes)
+
+    async def _feed_watchdog(self) -> None:
+        """Tell systemd that we live, twice as often as it wants to hear."""
+        microseconds = os.environ.get("WATCHDOG_USEC", "")
+        if not microseconds.isdigit() or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+            return
+        while True:
+            notify_service_manager("WATCHDOG=1")
+            await asyncio.sleep(int(microseconds) / 2e6)
+
+    async def _shut_down(self, chores: list[asyncio.Task[None]]) -> None:
         """Sources first, then what they brought is worked off, then the backends close."""
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for chore in chores:
+            chore.cancel()
+        await asyncio.gather(*chores, return_exceptions=True)
+        await self._stop_sources(list(self._sources))
         if not await self.fanout.drained(self._config.agent.shutdown_seconds):
             log.error("stopped with changes still queued: the deadline has passed")
+        self._begin_ledger()
+        outstanding = self.fanout.outstanding()
         await self.fanout.close()
+        for name in list(self._enrichers):
+            await self._stop_enricher(name)
+        if self._ledger is not None:
+            if self.table.users or outstanding:
+                self._ledger.close()
+            else:
+                self._ledger.remove()
 
     def _log_event(self, event: FlowEvent, source: str) -> None:
         fields = {
@@ -181,6 +475,17 @@ class Daemon:
 
     def _log_status(self) -> None:
         log.info("status", extra={"fields": self.status()})
+
+
+def _same(running: tuple[Instance, Any] | None, wanted: Instance) -> bool:
+    return running is not None and running[0] == wanted
+
+
+async def _close_enricher(name: str, enricher: Enricher) -> None:
+    try:
+        await enricher.close()
+    except Exception:
+        log.exception("enricher %s failed to close", name)
 
 
 def notify_service_manager(state: str) -> None:

@@ -1,13 +1,14 @@
 """The table of flows: which transfers use which 5-tuple, since when, and what mark that makes.
 
-Pure: events and the time go in, changes come out. Several transfers may share a connection, nested or
-overlapping, so each 5-tuple has a list of users, and its mark stays until the last of them has ended.
+Pure: events and the time go in, changes come out, and the same events at the same times always make the same
+changes; the ledger relies on that. Several transfers may share a connection, nested or overlapping, so each
+5-tuple has a list of users, and its mark stays until the last of them has ended.
 """
 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 
 import msgspec
@@ -15,8 +16,11 @@ import msgspec
 from scitags_core.flow import FlowChange, FlowEvent, FlowKey, FlowState
 from scitags_core.tag import UNKNOWN, Tag
 
+EARLY_ENDS = 4096  # remembered at most, while their starts may still be on the way
+_UNKNOWN_EXPERIMENT = UNKNOWN.experiment
 
-class User(msgspec.Struct):
+
+class User(msgspec.Struct, array_like=True, gc=False):
     """One transfer on a 5-tuple."""
 
     tag: Tag
@@ -26,7 +30,7 @@ class User(msgspec.Struct):
     zone: str
 
 
-class Flow(msgspec.Struct):
+class Flow(msgspec.Struct, array_like=True):
     """A 5-tuple and its users, oldest first."""
 
     users: list[User]
@@ -36,7 +40,7 @@ class Flow(msgspec.Struct):
     def mark(self) -> Tag | None:
         """The tag of the newest user whose tag is known; None when no user has one."""
         for user in reversed(self.users):
-            if user.tag.experiment != UNKNOWN.experiment:
+            if user.tag.experiment != _UNKNOWN_EXPERIMENT:
                 return user.tag
         return None
 
@@ -45,15 +49,23 @@ class FlowTable:
     """Every flow that has begun and not ended.
 
     max_users bounds the memory: a start beyond it is refused. A flow of which nothing was heard for
-    idle is taken as ended, as its end was lost.
+    idle is to be taken as ended, as its end was lost. reorder is how long an end that came without its start
+    waits for it, where the two say by id or time that they belong together.
     """
 
-    def __init__(self, *, max_users: int, idle: timedelta) -> None:
+    def __init__(self, *, max_users: int, idle: timedelta, reorder: timedelta = timedelta(seconds=1)) -> None:
         self._flows: OrderedDict[FlowKey, Flow] = OrderedDict()  # the longest silent first
+        self._early_ends: OrderedDict[FlowKey, tuple[FlowEvent, datetime]] = OrderedDict()
         self._max_users = max_users
         self._idle = idle
+        self._reorder = reorder
         self._users = 0
+        self.serial = 0  # of the last change
         self.counters: Counter[str] = Counter()
+
+    def configure(self, *, max_users: int, idle: timedelta, reorder: timedelta) -> None:
+        """Change the bounds; what is there stays, also beyond them."""
+        self._max_users, self._idle, self._reorder = max_users, idle, reorder
 
     @property
     def users(self) -> int:
@@ -63,51 +75,102 @@ class FlowTable:
     def __len__(self) -> int:
         return len(self._flows)
 
+    def __contains__(self, key: FlowKey) -> bool:
+        return key in self._flows
+
     def flows(self) -> Iterator[tuple[FlowKey, Flow]]:
         """Every flow, the longest silent first."""
         return iter(self._flows.items())
 
-    def apply(self, event: FlowEvent, now: datetime) -> FlowChange | None:
-        """What the backends are to be told of an event; None when it changes nothing (counted by reason)."""
-        if event.is_unknown:
+    def restore(self, flows: Iterable[tuple[FlowKey, Flow]], serial: int) -> None:
+        """Take in what flows() gave in an earlier life, in the same order, and the serial of then."""
+        self._flows = OrderedDict(flows)
+        self.serial = serial
+        self._users = sum(len(flow.users) for flow in self._flows.values())
+
+    def apply(self, event: FlowEvent, now: datetime) -> Sequence[FlowChange]:
+        """What the backends are to be told of an event; nothing when it changes nothing (counted by reason)."""
+        if event.tag.experiment == _UNKNOWN_EXPERIMENT:
             self.counters["unknown_tag"] += 1
-        if event.state is FlowState.END:
+        state = event.state
+        if state is FlowState.END:
             return self._end(event, now)
         flow = self._flows.get(event.key)
-        user = _same_transfer(flow, event) if flow else None
-        if flow is not None and user is not None:
-            flow.last_seen = now
-            self._flows.move_to_end(event.key)
-            if event.state is FlowState.START:
-                self.counters["repeated_start"] += 1
-                return None
-            return self._change(event, user, flow)
-        return self._begin(event, flow, now)
+        if flow is None:
+            return self._begin(event, now)
+        user = _same_transfer(flow, event)
+        if user is None:
+            return self._join(event, flow, now)
+        flow.last_seen = now
+        self._flows.move_to_end(event.key)
+        if state is FlowState.START:
+            self.counters["repeated_start"] += 1
+            return ()
+        return (self._change(event, user, flow),)
 
-    def _begin(self, event: FlowEvent, flow: Flow | None, now: datetime) -> FlowChange | None:
+    def under_way(self, key: FlowKey) -> list[FlowChange]:
+        """An ongoing for each transfer on a 5-tuple, without usage."""
+        flow = self._flows.get(key)
+        if flow is None:
+            return []
+        ongoing = FlowState.ONGOING
+        return [
+            FlowChange(_told(FlowEvent(state=ongoing, key=key, tag=user.tag), user), len(flow.users), flow.mark)
+            for user in flow.users
+        ]
+
+    def silent(self, now: datetime) -> list[FlowEvent]:
+        """The ends of every flow of which nothing was heard for too long. They are events, to be applied."""
+        ends: list[FlowEvent] = []
+        for key, flow in self._flows.items():
+            if now - flow.last_seen < self._idle:
+                break
+            ends += self.ends(key, now)
+        return ends
+
+    def ends(self, key: FlowKey, now: datetime) -> list[FlowEvent]:
+        """The end of each transfer on a 5-tuple, to be applied when it is known to be gone."""
+        flow = self._flows.get(key)
+        if flow is None:
+            return []
+        return [
+            FlowEvent(state=FlowState.END, key=key, tag=user.tag, end_time=now, transfer_id=user.transfer_id)
+            for user in flow.users
+        ]
+
+    def _begin(self, event: FlowEvent, now: datetime) -> Sequence[FlowChange]:
         # An ongoing without a start is a transfer that began before this agent did.
+        early = self._early_end(event, now) if self._early_ends else None
+        if early is not None:
+            return self._begin_and_end(event, early, now)
         if self._users >= self._max_users:
             self.counters["table_full"] += 1
-            return None
-        user = User(event.tag, event.start_time or now, event.transfer_id, event.application, event.zone)
-        if flow is None:
-            flow = self._flows[event.key] = Flow([user], now)
-        else:
-            flow.users.append(user)
-            flow.last_seen = now
-            self._flows.move_to_end(event.key)
+            return ()
+        user = _user(event, now)
+        flow = self._flows[event.key] = Flow([user], now)
         self._users += 1
         self.counters["started"] += 1
-        return self._change(event, user, flow)
+        return (self._change(event, user, flow),)
 
-    def _end(self, event: FlowEvent, now: datetime) -> FlowChange | None:
-        if event.end_time is None:
-            event = msgspec.structs.replace(event, end_time=now)
+    def _join(self, event: FlowEvent, flow: Flow, now: datetime) -> Sequence[FlowChange]:
+        if self._users >= self._max_users:
+            self.counters["table_full"] += 1
+            return ()
+        marked = flow.mark
+        user = _user(event, now)
+        flow.users.append(user)
+        flow.last_seen = now
+        self._flows.move_to_end(event.key)
+        self._users += 1
+        self.counters["started"] += 1
+        if marked is not None and flow.mark != marked:
+            self.counters["tag_conflicts"] += 1
+        return (self._change(event, user, flow),)
+
+    def _end(self, event: FlowEvent, now: datetime) -> Sequence[FlowChange]:
         flow = self._flows.get(event.key)
         if flow is None:
-            self.counters["end_without_start"] += 1
-            # Some storages send an end alone, with all that is to be known; it can still be announced.
-            return None if event.start_time is None else FlowChange(event, 0, None)
+            return self._end_of_unknown(event, now)
         user = self._ending(flow, event)
         flow.users.remove(user)
         flow.last_seen = now
@@ -117,47 +180,89 @@ class FlowTable:
             self._flows.move_to_end(event.key)
         else:
             del self._flows[event.key]
-        return self._change(event, user, flow)
+        return (self._change(event, user, flow, now),)
+
+    def _end_of_unknown(self, event: FlowEvent, now: datetime) -> Sequence[FlowChange]:
+        self.counters["end_without_start"] += 1
+        if event.transfer_id or event.end_time is not None:
+            self._early_ends[event.key] = event, now
+            if len(self._early_ends) > EARLY_ENDS:
+                self._early_ends.popitem(last=False)
+        # Some storages send an end alone, with all that is to be known; it can still be announced.
+        if event.start_time is None:
+            return ()
+        self.serial += 1
+        told = event if event.end_time else msgspec.structs.replace(event, end_time=now)
+        return (FlowChange(told, 0, None, self.serial),)
+
+    def _early_end(self, event: FlowEvent, now: datetime) -> FlowEvent | None:
+        """The end that overtook this start: not by guess, as connections are used again at once."""
+        end, came = self._early_ends.get(event.key, (None, now))
+        if end is None:
+            return None
+        if now - came >= self._reorder:
+            del self._early_ends[event.key]
+            return None
+        if end.transfer_id or event.transfer_id:
+            belongs = end.transfer_id == event.transfer_id
+        else:
+            belongs = (
+                end.tag == event.tag
+                and end.end_time is not None
+                and event.start_time is not None
+                and event.start_time <= end.end_time
+                and end.start_time in (None, event.start_time)
+            )
+        if not belongs:
+            return None
+        del self._early_ends[event.key]
+        self.counters["put_in_order"] += 1
+        return end
+
+    def _begin_and_end(self, event: FlowEvent, end: FlowEvent, now: datetime) -> Sequence[FlowChange]:
+        if end.start_time is not None:
+            return ()  # its end has been announced
+        user = _user(event, now)
+        return self._change(event, user, Flow([user], now)), self._change(end, user, Flow([], now), now)
+
+    def _change(self, event: FlowEvent, user: User, flow: Flow, ended: datetime | None = None) -> FlowChange:
+        self.serial += 1
+        return FlowChange(_told(event, user, ended), len(flow.users), flow.mark, self.serial)
 
     def _ending(self, flow: Flow, event: FlowEvent) -> User:
         """Which of a flow's users an end means: by id, else the oldest with its tag, else the oldest."""
+        users = flow.users
         if event.transfer_id:
-            for user in flow.users:
+            for user in users:
                 if user.transfer_id == event.transfer_id:
                     return user
-        for user in flow.users:
+        for user in users:
             if user.tag == event.tag:
                 return user
         # A common recipe for nginx writes activity and experiment swapped in its ends.
         self.counters["end_with_other_tag"] += 1
-        return flow.users[0]
+        return users[0]
 
-    def _change(self, event: FlowEvent, user: User, flow: Flow) -> FlowChange:
-        told = msgspec.structs.replace(
-            event,
-            tag=user.tag,
-            start_time=user.start_time,
-            application=event.application or user.application,
-            transfer_id=event.transfer_id or user.transfer_id,
-            zone=event.zone or user.zone,
-        )
-        return FlowChange(told, len(flow.users), flow.mark)
 
-    def expire(self, now: datetime) -> list[FlowChange]:
-        """End every flow that was silent for too long; the ends that the backends are to be told."""
-        changes: list[FlowChange] = []
-        while self._flows:
-            key, flow = next(iter(self._flows.items()))
-            if now - flow.last_seen < self._idle:
-                break
-            del self._flows[key]
-            while flow.users:
-                user = flow.users.pop(0)
-                self._users -= 1
-                self.counters["expired"] += 1
-                end = FlowEvent(state=FlowState.END, key=key, tag=user.tag, end_time=now)
-                changes.append(self._change(end, user, flow))
-        return changes
+def _user(event: FlowEvent, now: datetime) -> User:
+    return User(event.tag, event.start_time or now, event.transfer_id, event.application, event.zone)
+
+
+def _told(event: FlowEvent, user: User, ended: datetime | None = None) -> FlowEvent:
+    """An event, with what is remembered of its transfer."""
+    return FlowEvent(
+        state=event.state,
+        key=event.key,
+        tag=user.tag,
+        start_time=user.start_time,
+        end_time=event.end_time or ended,
+        current_time=event.current_time,
+        application=event.application or user.application,
+        usage=event.usage,
+        transfer_id=event.transfer_id or user.transfer_id,
+        zone=event.zone or user.zone,
+        extra=event.extra,
+    )
 
 
 def _same_transfer(flow: Flow, event: FlowEvent) -> User | None:

@@ -7,10 +7,14 @@ from collections.abc import Mapping, Sequence
 
 from scitags_agent.fanout import Fanout, Lane
 from scitags_core.flow import FlowChange, FlowKey, FlowState
+from scitags_core.roles import Inheritance
 from tests.agent.events import PRODUCTION, end, start
 
 START = FlowChange(start(), 1, PRODUCTION)
 END = FlowChange(end(), 0, None)
+
+
+INHERITANCE = Inheritance()
 
 
 class Recorder:
@@ -22,7 +26,7 @@ class Recorder:
         self.failing = False
         self.closed = 0
 
-    async def start(self) -> None:
+    async def start(self, inheritance: Inheritance = INHERITANCE) -> None:
         self.gate.set()
 
     async def handle(self, changes: Sequence[FlowChange]) -> None:
@@ -52,7 +56,7 @@ def test_a_slow_backend_keeps_no_other_waiting_and_loses_nothing_within_its_boun
     async def scenario() -> None:
         fanout, slow, quick = await two_lanes(limit=1000)
         for _ in range(900):
-            fanout.put(START)
+            fanout.put([START])
         assert not await fanout.drained(0.05)
         assert (len(quick.handled), len(slow.handled)) == (900, 0)
         slow.gate.set()
@@ -68,9 +72,9 @@ def test_beyond_the_bound_starts_are_dropped_and_ends_still_come_through() -> No
         fanout, slow, _ = await two_lanes(limit=10)
         await asyncio.sleep(0)
         for _ in range(25):
-            fanout.put(START)
+            fanout.put([START])
         for _ in range(25):
-            fanout.put(END)
+            fanout.put([END])
         assert fanout.lanes[0].status()["dropped"] == 15 + 15
         slow.gate.set()
         assert await fanout.drained(1)
@@ -85,11 +89,11 @@ def test_an_end_of_what_was_handed_over_is_never_dropped() -> None:
         fanout, slow, _ = await two_lanes(limit=3)
         keys = [FlowKey.of("2001:db8::1", port, "2001:db8::2", 1094) for port in range(1, 11)]
         for key in keys:
-            fanout.put(FlowChange(start(key=key), 1, PRODUCTION))
+            fanout.put([FlowChange(start(key=key), 1, PRODUCTION)])
         for _ in range(2):
             for key in keys:
-                fanout.put(FlowChange(end(key=key), 0, None))
-        fanout.put(FlowChange(start(key=keys[-1]), 1, PRODUCTION))
+                fanout.put([FlowChange(end(key=key), 0, None)])
+        fanout.put([FlowChange(start(key=keys[-1]), 1, PRODUCTION)])
         slow.gate.set()
         assert await fanout.drained(1)
         ended = [change.event.key for change in slow.handled if change.event.state is FlowState.END]
@@ -108,10 +112,10 @@ def test_a_failing_backend_is_counted_and_goes_on_when_it_recovers() -> None:
         fanout, broken, quick = await two_lanes(limit=10)
         broken.gate.set()
         broken.failing = True
-        fanout.put(START)
+        fanout.put([START])
         assert await fanout.drained(1)
         broken.failing = False
-        fanout.put(END)
+        fanout.put([END])
         assert await fanout.drained(1)
         assert (broken.handled, quick.handled) == ([END], [START, END])
         assert fanout.lanes[0].status() == {"queued": 0, "dropped": 0, "failed": 1, "handled": 1}

@@ -13,6 +13,7 @@ from scitags_agent.table import FlowTable
 from scitags_core import firefly, firefly_schema
 from scitags_core.errors import ConfigError
 from scitags_core.flow import FlowChange, FlowEvent, FlowKey
+from scitags_core.roles import Inheritance
 from scitags_core.tag import UNKNOWN
 from tests.agent.conftest import Collector
 from tests.agent.events import NOON, end, ongoing, seconds, start
@@ -23,14 +24,13 @@ LOCAL6 = FlowKey.of("::1", 1094, "::1", 43720)
 
 def changes(*events: FlowEvent) -> list[FlowChange]:
     table = FlowTable(max_users=1000, idle=seconds(1000))
-    found = [table.apply(event, NOON + seconds(number)) for number, event in enumerate(events)]
-    return [change for change in found if change is not None]
+    return [change for number, event in enumerate(events) for change in table.apply(event, NOON + seconds(number))]
 
 
 def counters_after(settings: FireflySettings, told: Sequence[FlowChange]) -> dict[str, int]:
     async def scenario() -> dict[str, int]:
         backend = FireflyBackend(settings)
-        await backend.start()
+        await backend.start(Inheritance())
         try:
             await backend.handle(told)
             return dict(backend.counters())

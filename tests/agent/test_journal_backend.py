@@ -16,6 +16,7 @@ from scitags_agent import journal_socket
 from scitags_agent.backends.journal import JournalBackend, JournalSettings
 from scitags_agent.client import AgentClient
 from scitags_agent.journal_socket import JournalSocket
+from scitags_core.roles import Inheritance
 from tests.agent.conftest import Agent, Collector, firefly_backend
 from tests.agent.events import end, start
 from tests.agent.test_firefly_backend import changes
@@ -72,7 +73,7 @@ def test_an_entry_has_a_line_for_people_and_fields_for_queries(journal: Journal)
 
     async def scenario() -> dict[str, int]:
         backend = JournalBackend(JournalSettings(socket=str(journal.path)))
-        await backend.start()
+        await backend.start(Inheritance())
         await backend.handle(told)
         await backend.close()
         return dict(backend.counters())

@@ -19,6 +19,7 @@ from scitags_agent.line_file import LineFile
 from scitags_agent.scribe import Scribe
 from scitags_core.errors import ConfigError
 from scitags_core.flow import FlowChange
+from scitags_core.roles import Inheritance
 from scitags_core.tag import Tag
 from tests.agent.conftest import Agent, Collector, firefly_backend, wait_for
 from tests.agent.events import end, ongoing, start
@@ -35,7 +36,7 @@ def _built_in_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def counters_after(settings: JsonlSettings, *batches: list[FlowChange]) -> dict[str, int]:
     async def scenario() -> dict[str, int]:
         backend = JsonlBackend(settings)
-        await backend.start()
+        await backend.start(Inheritance())
         try:
             for batch in batches:
                 await asyncio.wait_for(backend.handle(batch), 30)
@@ -147,7 +148,7 @@ def test_a_missing_directory_is_said_once_and_waited_for(tmp_path: Path, caplog:
 
     async def scenario() -> dict[str, int]:
         backend = JsonlBackend(JsonlSettings(path=str(path)))
-        await backend.start()
+        await backend.start(Inheritance())
         await backend.handle(changes(start()))
         await backend.handle(changes(start()))
         directory.mkdir()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import socket
+import struct
 from typing import cast
 
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scitags_agent.backends.marker import Marker, MarkerSettings
+from scitags_agent.bpf.layout import PackedKey
 from scitags_agent.bpf.loader import MarkerProgram
 from scitags_core import label
 from scitags_core.flow import FlowChange, FlowEvent, FlowKey, FlowState
@@ -22,6 +25,12 @@ FLOW = FlowKey.of("2001:db8::1", 40000, "2001:db8::2", 1094)
 OTHER = FlowKey.of("2001:db8::1", 40001, "2001:db8::2", 1094)
 
 
+def unpacked(packed: PackedKey) -> FlowKey:
+    src, dst, src_port, dst_port, protocol = struct.unpack("!16s16sHHI", packed.octets)
+    ends = (socket.inet_ntop(socket.AF_INET6, src), src_port, socket.inet_ntop(socket.AF_INET6, dst), dst_port)
+    return FlowKey.of(*ends, "tcp" if protocol == socket.IPPROTO_TCP else "udp")
+
+
 class Table:
     """What stands in for the kernel's table: labels by direction, and a bound."""
 
@@ -29,13 +38,15 @@ class Table:
         self.labels: dict[FlowKey, int] = {}
         self.room = room
 
-    def set(self, key: FlowKey, value: int) -> None:
-        if key not in self.labels and len(self.labels) >= self.room:
-            raise OSError(errno.E2BIG, f"there is room for {self.room} flows")
-        self.labels[key] = value
+    def set_both(self, directions: tuple[PackedKey, PackedKey], value: int) -> None:
+        for key in map(unpacked, directions):
+            if key not in self.labels and len(self.labels) >= self.room:
+                raise OSError(errno.E2BIG, f"there is room for {self.room} flows")
+            self.labels[key] = value
 
-    def unset(self, key: FlowKey) -> None:
-        self.labels.pop(key, None)
+    def unset_both(self, directions: tuple[PackedKey, PackedKey]) -> None:
+        for key in map(unpacked, directions):
+            self.labels.pop(key, None)
 
     def outcomes(self) -> dict[str, int]:
         return {}

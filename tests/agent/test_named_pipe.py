@@ -15,35 +15,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scitags_agent.sources.named_pipe import MAX_LINE, LineBuffer, NamedPipe, NamedPipeSettings, take_line
+from scitags_agent.sources.named_pipe import MAX_LINE, LineBuffer, NamedPipe, NamedPipeSettings, rescued
 from scitags_core import firefly, firefly_schema
 from scitags_core.errors import ConfigError
-from scitags_core.flow import FlowEvent, FlowState
+from scitags_core.flow import FlowState
 from scitags_core.tag import Tag
 from tests.agent.conftest import Agent, Collector, wait_for
+from tests.sink import Sink
 
 STORM_START = b"start tcp [fd00:1:0:0:0:0:0:1] 8085 [fd00:1:0:0:0:0:0:2] 43720 2 15\n"
 STORM_END = STORM_START.replace(b"start", b"end")
-
-
-class Sink:
-    """Keeps what a source hands over."""
-
-    def __init__(self) -> None:
-        self.events: list[FlowEvent] = []
-        self.refused: list[str] = []
-
-    def accept(self, event: FlowEvent) -> None:
-        self.events.append(event)
-
-    def refuse(self, reason: str) -> None:
-        self.refused.append(reason)
-
-    async def settled(self) -> None:
-        await asyncio.sleep(0)
-
-    def status(self) -> dict[str, object]:
-        return {}
 
 
 def write(path: Path, octets: bytes) -> None:
@@ -201,7 +182,4 @@ def test_a_line_without_end_is_cut_and_the_next_is_whole() -> None:
 
 
 def test_the_event_after_the_torn_line_of_a_dead_writer_is_kept() -> None:
-    sink = Sink()
-    take_line(STORM_START[:30] + STORM_END.rstrip(), sink)
-    assert [event.state for event in sink.events] == [FlowState.END]
-    assert len(sink.refused) == 1
+    assert [event.state for event in rescued(STORM_START[:30] + STORM_END.rstrip())] == [FlowState.END]

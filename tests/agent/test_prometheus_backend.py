@@ -21,6 +21,7 @@ from scitags_agent.backends.prometheus import MAX_CONNECTIONS, PrometheusBackend
 from scitags_agent.client import AgentClient
 from scitags_core.errors import ConfigError
 from scitags_core.flow import FlowEvent, FlowKey
+from scitags_core.roles import Inheritance
 from scitags_core.tag import Tag
 from tests.agent.conftest import Agent, wait_for
 from tests.agent.events import ongoing, start
@@ -77,7 +78,7 @@ def with_backend(
         backend = prometheus.create(PrometheusSettings(port=0, flow_series=flow_series))
         if status is not None:
             backend.show(status)
-        await backend.start()
+        await backend.start(Inheritance())
         try:
             await backend.handle(changes(*events))
             return await asyncio.wait_for(work(backend), 60)

@@ -17,9 +17,9 @@ import pytest
 from scitags_core import hookspecs
 from scitags_core.cli import main
 from scitags_core.errors import InvalidValue
-from scitags_core.flow import FlowEvent
 from scitags_core.plugins import PluginHost
 from scitags_core.tag import Tag
+from tests.sink import Sink
 
 PAGE = Path(__file__).parents[2] / "docs" / "hooks.md"
 MARK = f"{hookspecs.PROJECT}_spec"
@@ -134,26 +134,6 @@ def test_the_command_of_the_example(installed: PluginHost, capsys: pytest.Captur
     assert shown.err.startswith("registry of ")
 
 
-class Sink:
-    """Keeps what a source hands on."""
-
-    def __init__(self) -> None:
-        self.events: list[FlowEvent] = []
-        self.reasons: list[str] = []
-
-    def accept(self, event: FlowEvent) -> None:
-        self.events.append(event)
-
-    def refuse(self, reason: str) -> None:
-        self.reasons.append(reason)
-
-    async def settled(self) -> None:
-        """There is no backend."""
-
-    def status(self) -> dict[str, Any]:
-        return {}
-
-
 def test_the_source_of_the_example(installed: PluginHost, tmp_path: Path) -> None:
     journal = tmp_path / "transfers.jsonl"
     journal.write_text("over\n")
@@ -176,4 +156,4 @@ def test_the_source_of_the_example(installed: PluginHost, tmp_path: Path) -> Non
 
     asyncio.run(scenario())
     assert [event.tag for event in sink.events] == [Tag(2, 15)] * 2
-    assert len(sink.reasons) == 1
+    assert len(sink.refused) == 1

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, reject, settings
 from hypothesis import strategies as st
 
-from scitags_agent.bpf.layout import WAYS, pack_key, set_of
+from scitags_agent.bpf.layout import WAYS, pack_key
 from scitags_agent.bpf.loader import MarkerProgram
 from scitags_core import label
 from scitags_core.flow import FlowKey
@@ -171,7 +171,7 @@ def crowded(count: int) -> list[FlowKey]:
     by_set: dict[int, list[FlowKey]] = {}
     for port in range(1, 65_536):
         flow = FlowKey.of(p.SRC, 1094, p.DST, port)
-        crowd = by_set.setdefault(set_of(pack_key(flow)), [])
+        crowd = by_set.setdefault(pack_key(flow).set, [])
         crowd.append(flow)
         if len(crowd) == count:
             return crowd

@@ -12,6 +12,7 @@ from typing import Any
 
 from scitags_agent.backends.marker import Marker, MarkerSettings
 from scitags_core.flow import FlowChange, FlowEvent, FlowKey, FlowState
+from scitags_core.roles import Inheritance
 from scitags_core.tag import UNKNOWN, Tag
 from tests.netns.conftest import ALICE, BOB, Pair
 from tests.netns.namespaces import Namespace
@@ -91,7 +92,7 @@ def deliver(client: socket.socket, server: socket.socket, octets: bytes = MEGABY
 async def running(host: Namespace, **settings: Any) -> Any:
     marker = Marker(MarkerSettings(**settings))
     with host.entered():
-        await marker.start()
+        await marker.start(Inheritance())
     try:
         yield marker
     finally:

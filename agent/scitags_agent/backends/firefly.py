@@ -7,42 +7,49 @@ start time that an `end` must repeat.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
 import ipaddress
 import logging
+import os
 import socket
+import sys
+import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from functools import lru_cache
+from typing import Annotated
 
 import msgspec
 
+from scitags_agent import stun
+from scitags_agent.outbox import BATCH, PAYLOAD_OCTETS, Letters, Outbox, address_text, pack_address
 from scitags_core import firefly
-from scitags_core.errors import ConfigError, InvalidValue, shown
-from scitags_core.flow import PORT_MAX, FlowChange, FlowEvent
-from scitags_core.roles import BackendKind
+from scitags_core.errors import ConfigError, FlowEventError, InvalidValue, PeerDataError, shown
+from scitags_core.flow import PORT_MAX, FlowChange, FlowEvent, FlowKey, canonical_address
+from scitags_core.roles import BackendKind, Inheritance
 
 log = logging.getLogger(__name__)
 
 APPLICATION = "scitags-agent"
-SEND_BUFFER_OCTETS = 1 << 22
-SEND_SECONDS = 1.0
 RESOLVE_SECONDS = 300.0
 RESOLVE_AGAIN_SECONDS = 10.0
+SENT_AT_ONCE = 16  # datagrams that are not worth another thread
 
-Address = tuple[Any, ...]
 Port = Annotated[int, msgspec.Meta(ge=1, le=PORT_MAX)]
 
 
 class FireflySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where fireflies go.
+    """Where fireflies go, and what they say.
 
     to_destination     to the flow's destination address, at destination_port
     collectors         "host", "host:port", "[IPv6]:port"; the port is 10514 unless given
     announce_unknown   also flows whose tag the storage could not read (experiment 0)
     max_octets         of one datagram; 1232 fits any IPv6 path
+    max_per_second     datagrams; more wait in this backend's queue. 0: no bound
+    source             addresses of this host to send from, at most one of each family
+    public_addresses   what is told instead of an address: {"10.0.0.5" = "192.0.2.5"}
+    stun               "host" or "host:port" of a server that is asked for our public addresses at the start
     """
 
     to_destination: bool = True
@@ -50,6 +57,10 @@ class FireflySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     collectors: list[str] = []
     announce_unknown: bool = False
     max_octets: Annotated[int, msgspec.Meta(ge=600, le=firefly.MAX_DATAGRAM)] = firefly.MAX_UNFRAGMENTED
+    max_per_second: Annotated[int, msgspec.Meta(ge=0)] = 0
+    source: list[str] = []
+    public_addresses: dict[str, str] = {}
+    stun: str = ""
 
 
 class Collector:
@@ -58,97 +69,152 @@ class Collector:
     def __init__(self, text: str) -> None:
         self.text = text
         self.host, self.port = split_host_port(text)
-        self.address: tuple[int, Address] | None = None
+        self.address: bytes | None = None
 
     async def resolve(self) -> None:
         """Look the name up; the last address stays when that fails. Raises OSError, UnicodeError."""
         loop = asyncio.get_running_loop()
         found = await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_DGRAM)
-        family, _, _, _, address = found[0]
-        self.address = (family, address)
+        _, _, _, _, address = found[0]
+        scope = address[3] if len(address) == 4 else 0  # noqa: PLR2004  (IPv6: address, port, flow, scope)
+        self.address = pack_address(str(address[0]).partition("%")[0], int(address[1]), int(scope))
 
 
 class FireflyBackend:
     """The backend."""
 
     def __init__(self, settings: FireflySettings) -> None:
+        """Raises ConfigError."""
         self._settings = settings
         self._collectors = [Collector(text) for text in settings.collectors]
-        self._sockets: dict[int, socket.socket] = {}
-        self._resolver: asyncio.Task[None] | None = None
-        self._counters: Counter[str] = Counter(sent=0, errors=0)
+        self._public = {_address(own): _address(public) for own, public in settings.public_addresses.items()}
+        self._sources = [_address(source) for source in settings.source]
+        self._stun = split_host_port(settings.stun, stun.PORT) if settings.stun else None
+        self._outbox: Outbox | None = None
+        # One: datagrams leave in the order of the changes.
+        self._sender = ThreadPoolExecutor(1, "firefly")
+        self._done = 0
+        self._tasks: list[asyncio.Task[None]] = []
+        self._counters: Counter[str] = Counter()
         self._host = socket.gethostname()
         self._complained: set[int | None] = set()
+        self._next_free = 0.0
 
-    async def start(self) -> None:
-        for family in (socket.AF_INET, socket.AF_INET6):
-            with contextlib.suppress(OSError):  # a host may have but one of the two
-                sender = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-                sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_OCTETS)
-                self._sockets[family] = sender
-        if not self._sockets:
-            raise ConfigError("this host has neither IPv4 nor IPv6 sockets")
+    async def start(self, inheritance: Inheritance) -> None:
+        """Make the sockets, and send what an earlier agent was killed over. Raises OSError, ConfigError."""
+        home = inheritance.directory
+        self._outbox = Outbox(home / "outbox" if home is not None else None)
+        self._outbox.open(self._sources)
+        self._done = self._outbox.finish()
         await self._resolve_all()
         if any(not is_address(collector.host) for collector in self._collectors):
-            self._resolver = asyncio.create_task(self._keep_resolving())
+            self._tasks.append(asyncio.create_task(self._keep_resolving()))
+        if self._stun is not None:
+            self._tasks.append(asyncio.create_task(self._ask_for_public_addresses(*self._stun)))
 
     async def handle(self, changes: Sequence[FlowChange]) -> None:
         now = datetime.now(UTC)
+        letters: dict[int, Letters] = {socket.AF_INET6: ([], []), socket.AF_INET: ([], [])}
+        count = serial = 0
+        room = min(BATCH, PAYLOAD_OCTETS // self._settings.max_octets)
+        collectors = self._collector_addresses(len(changes))
+        each = len(collectors) + self._settings.to_destination
         for change in changes:
             event = change.event
+            if 0 < change.serial <= self._done:
+                continue  # an earlier agent has sent it
             if event.is_unknown and not self._settings.announce_unknown:
                 self._counters["unknown_tag"] += 1
                 continue
-            try:
-                datagram = firefly.encode(
-                    event, now=now, host=self._host, app=APPLICATION, max_octets=self._settings.max_octets
-                )
-            except InvalidValue as error:
-                self._counters["not_expressible"] += 1
-                self._complain(None, f"a flow cannot be announced: {error}")
+            datagram = self._encode(event, now)
+            if datagram is None:
                 continue
-            for family, address in self._targets(event):
-                await self._send(datagram, family, address)
+            if count + each > room:
+                await self._send(letters, count, serial)
+                letters = {socket.AF_INET6: ([], []), socket.AF_INET: ([], [])}
+                count = 0
+            if self._settings.to_destination:
+                key = event.key
+                contents, addresses = letters[socket.AF_INET6 if key.is_ipv6 else socket.AF_INET]
+                contents.append(datagram)
+                addresses.append(_packed(key.dst, self._settings.destination_port, event.zone))
+            for family, address in collectors:
+                contents, addresses = letters[family]
+                contents.append(datagram)
+                addresses.append(address)
+            count += each
+            serial = change.serial or serial
+        await self._send(letters, count, max(serial, changes[-1].serial) if changes else 0)
 
     async def close(self) -> None:
-        if self._resolver is not None:
-            self._resolver.cancel()
-            await asyncio.gather(self._resolver, return_exceptions=True)
-        for sender in self._sockets.values():
-            sender.close()
-        self._sockets.clear()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._sender.shutdown()
+        if self._outbox is not None:
+            self._outbox.close()
 
     def counters(self) -> Mapping[str, int]:
-        return self._counters
+        outbox = self._outbox
+        return {"sent": outbox.sent if outbox else 0, "errors": outbox.errors if outbox else 0, **self._counters}
 
-    def _targets(self, event: FlowEvent) -> Iterable[tuple[int, Address]]:
-        if self._settings.to_destination:
-            key, port = event.key, self._settings.destination_port
-            if key.is_ipv6:
-                yield socket.AF_INET6, (key.dst, port, 0, _scope(event.zone))
-            else:
-                yield socket.AF_INET, (key.dst, port)
-        for collector in self._collectors:
-            if collector.address is not None:
-                yield collector.address
-            else:
-                self._counters["collector_unresolved"] += 1
-
-    async def _send(self, datagram: bytes, family: int, address: Address) -> None:
-        sender = self._sockets.get(family)
+    def _encode(self, event: FlowEvent, now: datetime) -> bytes | None:
+        if self._public:
+            event = self._as_seen_from_outside(event)
         try:
-            if sender is None:
-                raise OSError(errno.EAFNOSUPPORT, "this host has no sockets of that address family")
-            try:
-                sender.sendto(datagram, address)
-            except BlockingIOError:
-                loop = asyncio.get_running_loop()
-                await asyncio.wait_for(loop.sock_sendto(sender, datagram, address), SEND_SECONDS)
-        except (OSError, TimeoutError) as error:
-            self._counters["errors"] += 1
-            self._complain(getattr(error, "errno", None), f"a firefly to {address[0]} port {address[1]}: {error}")
+            return firefly.encode(
+                event, now=now, host=self._host, app=APPLICATION, max_octets=self._settings.max_octets
+            )
+        except InvalidValue as error:
+            self._counters["not_expressible"] += 1
+            self._complain(None, f"a flow cannot be announced: {error}")
+            return None
+
+    def _as_seen_from_outside(self, event: FlowEvent) -> FlowEvent:
+        key = event.key
+        if key.src not in self._public and key.dst not in self._public:
+            return event
+        src, dst = self._public.get(key.src, key.src), self._public.get(key.dst, key.dst)
+        return msgspec.structs.replace(event, key=FlowKey(src, key.src_port, dst, key.dst_port, key.protocol))
+
+    def _collector_addresses(self, count: int) -> list[tuple[int, bytes]]:
+        found = []
+        for collector in self._collectors:
+            if collector.address is None:
+                self._counters["collector_unresolved"] += count
+            else:
+                found.append((_family(collector.address), collector.address))
+        return found
+
+    async def _send(self, letters: dict[int, Letters], count: int, serial: int) -> None:
+        outbox = self._outbox
+        if not count or outbox is None:
             return
-        self._counters["sent"] += 1
+        if self._settings.max_per_second:
+            await self._pace(count)
+        serial = max(serial, self._done)
+        loop = asyncio.get_running_loop()
+        if count > SENT_AT_ONCE:
+            await loop.run_in_executor(self._sender, outbox.send, letters, serial)
+        elif not outbox.send(letters, serial, wait=0):
+            await loop.run_in_executor(self._sender, outbox.resume)
+        self._done = serial
+        if outbox.failures:
+            self._tell_failures(outbox)
+
+    async def _pace(self, count: int) -> None:
+        now = time.monotonic()
+        if self._next_free > now:
+            await asyncio.sleep(self._next_free - now)
+        self._next_free = max(self._next_free, now) + count / self._settings.max_per_second
+
+    def _tell_failures(self, outbox: Outbox) -> None:
+        names = {collector.address: collector.text for collector in self._collectors}
+        for (address, error), number in outbox.failures.items():
+            if address in names:
+                self._counters[f"errors_to_{names[address]}"] += number
+            self._complain(error, f"a firefly to {address_text(address)}: {os.strerror(error)}")
+        outbox.failures.clear()
 
     def _complain(self, kind: int | None, text: str) -> None:
         """Say each kind of trouble once; the counters tell how often."""
@@ -172,17 +238,32 @@ class FireflyBackend:
             await asyncio.sleep(RESOLVE_SECONDS if complete else RESOLVE_AGAIN_SECONDS)
             complete = await self._resolve_all()
 
+    async def _ask_for_public_addresses(self, host: str, port: int) -> None:
+        answers = 0
+        for family in (socket.AF_INET6, socket.AF_INET):
+            try:
+                own, public = await stun.discover(host, port, family)
+            except (OSError, PeerDataError) as error:
+                log.info("STUN server %s, %s: %s", self._settings.stun, family.name, error)
+                continue
+            answers += 1
+            if own != public:
+                log.info("%s is seen from outside as %s", own, public)
+                self._public.setdefault(own, public)
+        if not answers:
+            log.warning("the STUN server %s did not answer: addresses are told as they are", self._settings.stun)
 
-def split_host_port(text: str) -> tuple[str, int]:
+
+def split_host_port(text: str, default: int = firefly.PORT) -> tuple[str, int]:
     """Host and port of "host", "host:port", "[IPv6]:port" or a bare address. Raises ConfigError."""
     if is_address(text):
-        return text, firefly.PORT
+        return text, default
     host, colon, port = text.rpartition(":")
     if not colon or text.endswith("]"):
-        host, port = text, str(firefly.PORT)
+        host, port = text, str(default)
     host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if not host or not (port.isascii() and port.isdigit()) or not 1 <= int(port) <= PORT_MAX or set(host) & set("[]"):
-        raise ConfigError(f"collector {shown(text)} is no host:port or [IPv6]:port")
+        raise ConfigError(f"{shown(text)} is no host:port or [IPv6]:port")
     return host, int(port)
 
 
@@ -193,6 +274,22 @@ def is_address(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _address(text: str) -> str:
+    try:
+        return canonical_address(text)
+    except FlowEventError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _family(packed: bytes) -> int:
+    return int.from_bytes(packed[:2], sys.byteorder)
+
+
+@lru_cache(maxsize=1 << 14)
+def _packed(address: str, port: int, zone: str) -> bytes:
+    return pack_address(address, port, _scope(zone))
 
 
 def _scope(zone: str) -> int:

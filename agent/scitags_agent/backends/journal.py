@@ -13,7 +13,7 @@ from scitags_agent.record import Recorder, journal_entry
 from scitags_agent.scribe import Scribe
 from scitags_core import settings as core_settings
 from scitags_core.flow import FlowChange
-from scitags_core.roles import BackendKind
+from scitags_core.roles import BackendKind, Inheritance
 
 
 class JournalSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -30,7 +30,7 @@ class JournalBackend:
         self._scribe: Scribe | None = None
         self._recorder: Recorder | None = None
 
-    async def start(self) -> None:
+    async def start(self, inheritance: Inheritance) -> None:  # noqa: ARG002
         self._recorder = Recorder(core_settings.load().registry.client().load().registry)
         self._scribe = Scribe(self._socket, f"journal {self._socket.address}")
 

@@ -16,7 +16,7 @@ from scitags_agent.scribe import Scribe
 from scitags_core import settings as core_settings
 from scitags_core.errors import ConfigError, shown
 from scitags_core.flow import FlowChange
-from scitags_core.roles import BackendKind
+from scitags_core.roles import BackendKind, Inheritance
 
 
 class JsonlSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,7 +48,7 @@ class JsonlBackend:
         self._scribe: Scribe | None = None
         self._recorder: Recorder | None = None
 
-    async def start(self) -> None:
+    async def start(self, inheritance: Inheritance) -> None:  # noqa: ARG002
         self._recorder = Recorder(core_settings.load().registry.client().load().registry)
         self._scribe = Scribe(self._file, f"file {self._file.path}")
         # A file that cannot be had is said now, not at the first transfer.

@@ -1,33 +1,44 @@
 """The marker: puts the flow label of each flow into the kernel's map, and the program onto the interfaces.
 
 A flow event names a connection. Whichever of its two directions leaves this host is marked, both with the same
-label. The five bits of entropy are drawn once for a connection and kept for its life, so that no flow changes its
-path on the way.
+label. The five bits of entropy are computed from the connection and a secret that outlives the agent, so that no flow
+changes its path on the way, whatever becomes of the agent.
+Where the agent keeps a ledger, the program stays on the interfaces when the agent is killed. The next agent gives its
+own program every flow that is under way before it takes the place of the other: no packet goes unmarked meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import secrets
 import threading
-from collections import Counter, OrderedDict
+import zlib
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Literal
 
 import msgspec
 
 from scitags_agent.bpf.attach import Attachment, Way, attach
 from scitags_agent.bpf.interfaces import Interface, matching
+from scitags_agent.bpf.layout import PackedKey, pack_directions
 from scitags_agent.bpf.libbpf import MarkerUnavailable
 from scitags_agent.bpf.loader import DEFAULT_MAX_FLOWS, MarkerProgram
 from scitags_core import label
 from scitags_core.flow import FlowChange, FlowKey
-from scitags_core.roles import BackendKind
+from scitags_core.roles import BackendKind, Inheritance
 from scitags_core.tag import UNKNOWN, Tag
 
 log = logging.getLogger(__name__)
+
+SECRET_OCTETS = 16
+PROGRAMS = "programs"
+PROGRAMS_REMEMBERED = 64
 
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
@@ -40,6 +51,7 @@ class MarkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_flows        directions of connections that can be marked at once
     linger           seconds that a mark outlives the last end, so that the last packets still bear it
     rescan           seconds between looks at which interfaces there are
+    on_stop          what a clean stop does: remove all marks, or leave them on for the next agent
     """
 
     interfaces: list[str] = msgspec.field(default_factory=lambda: ["*"])
@@ -47,19 +59,23 @@ class MarkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_flows: Annotated[int, msgspec.Meta(ge=2)] = DEFAULT_MAX_FLOWS
     linger: Seconds = 0.25
     rescan: Annotated[float, msgspec.Meta(gt=0)] = 5.0
+    on_stop: Literal["remove", "leave"] = "remove"
 
 
 class Mark(msgspec.Struct):
-    """What a connection bears; a tag for each name under which it was reported, the newest last."""
+    """What a connection bears; a tag for each name under which it was reported, the newest last.
 
+    removal is when it goes, by the event loop's clock; 0 while somebody uses it.
+    """
+
+    directions: tuple[PackedKey, PackedKey]
     entropy: int
-    tags: OrderedDict[FlowKey, Tag]
-    removal: asyncio.TimerHandle | None = None
+    tags: dict[FlowKey, Tag]
+    removal: float = 0.0
 
     @property
     def label(self) -> int:
-        tag = next(reversed(self.tags.values()))
-        return label.encode(tag.experiment, tag.activity, self.entropy)
+        return _label(next(reversed(self.tags.values())), self.entropy)
 
 
 class Marker:
@@ -74,13 +90,24 @@ class Marker:
         self._attaching = threading.Lock()
         self._closing = False
         self._marks: dict[FlowKey, Mark] = {}  # by the direction whose key sorts first
+        self._removals: deque[tuple[float, FlowKey]] = deque()  # the next first
+        self._remover: asyncio.TimerHandle | None = None
         self._unmarked: dict[FlowKey, str] = {}  # why, for those that are under way
         self._counters: Counter[str] = Counter()
         self._watch: asyncio.Task[None] | None = None
+        self._home: Path | None = None
+        self._secret = secrets.token_bytes(SECRET_OCTETS)
+        self._earlier: list[int] | None = None
 
-    async def start(self) -> None:
-        """Load and attach. MarkerUnavailable says why that cannot be."""
+    async def start(self, inheritance: Inheritance) -> None:
+        """Load and attach. MarkerUnavailable says why that cannot be, OSError what of the inheritance is unusable."""
+        self._home = inheritance.directory
         self._program = MarkerProgram(self._settings.max_flows)
+        if self._home is not None:
+            self._secret = _kept_secret(self._home)
+            self._earlier = self._note_programs(self._home)
+        # All that is under way is marked by our program before it takes an earlier one's place.
+        await self.handle(inheritance.under_way)
         await asyncio.to_thread(self._scan)
         if not self._attached:
             names = ", ".join(self._settings.interfaces)
@@ -98,18 +125,20 @@ class Marker:
                 self._apply(key, change.mark)
             if reason:
                 self._count_unmarked(key, reason)
-            if not change.users:
+            if self._unmarked and not change.users:
                 self._unmarked.pop(key, None)
 
     async def close(self) -> None:
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
-        for mark in self._marks.values():
-            if mark.removal is not None:
-                mark.removal.cancel()
+        if self._remover is not None:
+            self._remover.cancel()
         self._marks.clear()
-        await asyncio.to_thread(self._detach_all)
+        if self._settings.on_stop == "remove" or self._home is None:
+            await asyncio.to_thread(self._detach_all)
+            if self._home is not None:
+                (self._home / PROGRAMS).unlink(missing_ok=True)
         if self._program is not None:
             self._program.close()
             self._program = None
@@ -133,44 +162,60 @@ class Marker:
         name = _canonical(key)
         mark = self._marks.get(name)
         if mark is None:
-            mark = self._marks[name] = Mark(secrets.randbelow(label.ENTROPY_MAX + 1), OrderedDict())
-        if mark.removal is not None:
-            mark.removal.cancel()
-            mark.removal = None
+            directions = pack_directions(name)
+            entropy = zlib.crc32(directions[0].octets, zlib.crc32(self._secret)) & label.ENTROPY_MAX
+            mark = self._marks[name] = Mark(directions, entropy, {key: tag})
+            self._write(name, mark)
+            return
+        if mark.removal:
+            mark.removal = 0.0
             # What lingers is over; only what goes on counts beside the new one.
             mark.tags.clear()
         if mark.tags.get(key) == tag:
             # Nothing new: two names that disagree do not take turns at every ongoing.
             return
+        mark.tags.pop(key, None)
         mark.tags[key] = tag
-        mark.tags.move_to_end(key)
         self._write(name, mark)
 
     def _release(self, key: FlowKey) -> None:
         name = _canonical(key)
         mark = self._marks.get(name)
-        if mark is None or mark.removal is not None or key not in mark.tags:
+        if mark is None or mark.removal or key not in mark.tags:
             return
         if len(mark.tags) > 1:
             # Reported from both its ends, and only one of the two has ended.
             del mark.tags[key]
             self._write(name, mark)
         elif self._settings.linger:
-            mark.removal = asyncio.get_running_loop().call_later(self._settings.linger, self._remove, name)
+            loop = asyncio.get_running_loop()
+            mark.removal = loop.time() + self._settings.linger
+            self._removals.append((mark.removal, name))
+            if self._remover is None:
+                self._remover = loop.call_at(mark.removal, self._remove_due)
         else:
             self._remove(name)
 
+    def _remove_due(self) -> None:
+        """Take away the marks that have lingered long enough. All linger equally long: the queue is in order."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        while self._removals and self._removals[0][0] <= now:
+            due, name = self._removals.popleft()
+            mark = self._marks.get(name)
+            if mark is not None and mark.removal == due:  # else it has been used again meanwhile
+                self._remove(name)
+        self._remover = loop.call_at(self._removals[0][0], self._remove_due) if self._removals else None
+
     def _remove(self, name: FlowKey) -> None:
-        del self._marks[name]
+        mark = self._marks.pop(name)
         assert self._program is not None
-        for direction in (name, name.reversed()):
-            self._program.unset(direction)
+        self._program.unset_both(mark.directions)
 
     def _write(self, name: FlowKey, mark: Mark) -> None:
         assert self._program is not None
         try:
-            for direction in (name, name.reversed()):
-                self._program.set(direction, mark.label)
+            self._program.set_both(mark.directions, mark.label)
         except OSError as error:
             self._remove(name)
             full = error.errno in (errno.E2BIG, errno.ENOMEM)
@@ -180,8 +225,22 @@ class Marker:
             for key in mark.tags:
                 self._count_unmarked(key, reason)
         else:
-            for key in mark.tags:
-                self._unmarked.pop(key, None)
+            if self._unmarked:
+                for key in mark.tags:
+                    self._unmarked.pop(key, None)
+
+    def _note_programs(self, home: Path) -> list[int]:
+        """Write down the ids of our programs, before they are anywhere; those that earlier agents wrote down."""
+        assert self._program is not None
+        path = home / PROGRAMS
+        try:
+            earlier = msgspec.json.decode(path.read_bytes(), type=list[int])[-PROGRAMS_REMEMBERED:]
+        except (OSError, msgspec.DecodeError):
+            earlier = []
+        replacement = home / f"{PROGRAMS}.new"
+        replacement.write_bytes(msgspec.json.encode(earlier + self._program.program_ids))
+        replacement.replace(path)
+        return earlier
 
     async def _keep_scanning(self) -> None:
         while True:
@@ -219,7 +278,11 @@ class Marker:
         for interface in sorted(present - self._attached.keys(), key=lambda one: one.index):
             try:
                 attached = attach(
-                    self._program, interface.index, ethernet=interface.ethernet, way=self._settings.attach
+                    self._program,
+                    interface.index,
+                    ethernet=interface.ethernet,
+                    way=self._settings.attach,
+                    earlier=self._earlier,
                 )
             except OSError as error:
                 if interface not in self._unattachable:
@@ -246,8 +309,26 @@ def _why_unmarked(change: FlowChange) -> str:
 
 def _canonical(key: FlowKey) -> FlowKey:
     """The same key for both directions of a connection."""
-    ends = (key.src, key.src_port), (key.dst, key.dst_port)
-    return key if ends[0] <= ends[1] else key.reversed()
+    if key.src == key.dst:
+        return key if key.src_port <= key.dst_port else key.reversed()
+    return key if key.src < key.dst else key.reversed()
+
+
+@lru_cache(maxsize=1 << 14)
+def _label(tag: Tag, entropy: int) -> int:
+    return label.encode(tag.experiment, tag.activity, entropy)
+
+
+def _kept_secret(home: Path) -> bytes:
+    """The secret that earlier agents have used, or a new one, kept for later ones. Raises OSError."""
+    path = home / "secret"
+    with contextlib.suppress(FileNotFoundError):
+        found = path.read_bytes()
+        if len(found) == SECRET_OCTETS:
+            return found
+    fresh = secrets.token_bytes(SECRET_OCTETS)
+    path.write_bytes(fresh)
+    return fresh
 
 
 KIND = BackendKind("marker", MarkerSettings, Marker)

@@ -24,7 +24,7 @@ from scitags_agent.tally import Tally
 from scitags_core import settings as core_settings
 from scitags_core.errors import ConfigError, shown
 from scitags_core.flow import PORT_MAX, FlowChange, canonical_address
-from scitags_core.roles import BackendKind
+from scitags_core.roles import BackendKind, Inheritance
 
 if TYPE_CHECKING:
     from scitags_agent.exposition import Page
@@ -78,7 +78,7 @@ class PrometheusBackend:
         """Show the agent's status, too: what it returns when a page is made."""
         self._status = status
 
-    async def start(self) -> None:
+    async def start(self, inheritance: Inheritance) -> None:  # noqa: ARG002
         own = core_settings.load()
         registry = own.registry.client().load().registry
         self._tally = Tally(registry, max_series=self._settings.flow_series)

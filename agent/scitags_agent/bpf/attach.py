@@ -1,8 +1,7 @@
 """The program on an interface's way out, beside whatever else is there.
 
-TCX, where the kernel has it: a link that goes with the process that holds it, even with a killed one. The program
-stands first, so that no other's verdict keeps a packet unmarked, and always passes the packet on. Elsewhere the
-clsact qdisc (scitags_agent.bpf.clsact).
+TCX, where the kernel has it: the program stands first, so that no other's verdict keeps a packet unmarked, and always
+passes the packet on. Elsewhere the clsact qdisc (scitags_agent.bpf.clsact).
 """
 
 from __future__ import annotations
@@ -11,23 +10,32 @@ import ctypes
 import errno
 import logging
 import os
+from collections.abc import Collection
 from typing import Literal, Protocol
 
 from scitags_agent.bpf.layout import (
+    BPF_F_AFTER,
     BPF_F_BEFORE,
+    BPF_F_ID,
     BPF_LINK_CREATE,
     BPF_OBJ_GET_INFO_BY_FD,
+    BPF_PROG_ATTACH,
+    BPF_PROG_DETACH,
+    BPF_PROG_QUERY,
     BPF_TCX_EGRESS,
     InfoByFd,
     LinkCreate,
+    ProgAttach,
+    ProgQuery,
     TcxLinkInfo,
 )
 from scitags_agent.bpf.libbpf import library
-from scitags_agent.bpf.loader import MarkerProgram
+from scitags_agent.bpf.loader import MarkerProgram, program_id
 
 log = logging.getLogger(__name__)
 
 Way = Literal["auto", "tcx", "clsact"]
+_MAX_PROGRAMS = 64  # the kernel's own bound
 _NO_TCX = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -43,11 +51,22 @@ class Attachment(Protocol):
         """Take it away; nothing happens when it, or the interface, is gone."""
 
 
-def attach(program: MarkerProgram, index: int, *, ethernet: bool, way: Way) -> Attachment:
-    """Put the program on the way out of the interface with this index. Raises OSError."""
+def attach(
+    program: MarkerProgram, index: int, *, ethernet: bool, way: Way, earlier: Collection[int] | None = None
+) -> Attachment:
+    """Put the program on the way out of the interface with this index. Raises OSError.
+
+    earlier are the ids of programs that an agent before this one left, which are taken away once ours is there; with
+    them, though they be none, ours stays when this process is killed. None: it goes with the process, where the
+    kernel has TCX.
+    """
     if way != "clsact":
         try:
-            attached = TcxAttachment(program, index, ethernet=ethernet)
+            attached: Attachment = (
+                TcxLink(program, index, ethernet=ethernet)
+                if earlier is None
+                else TcxProgram(program, index, ethernet=ethernet, earlier=earlier)
+            )
         except OSError as error:
             if way == "tcx" or error.errno not in _NO_TCX:
                 raise
@@ -74,8 +93,65 @@ def _clear_stale(index: int) -> None:
         log.warning("interface %d: what a killed agent may have left was not looked for: %s", index, error)
 
 
-class TcxAttachment:
-    """A TCX link, kernel 6.6 and later."""
+class TcxProgram:
+    """The program itself at TCX, kernel 6.6 and later: it stays, and marks, until somebody takes it away."""
+
+    way = "tcx"
+
+    def __init__(self, program: MarkerProgram, index: int, *, ethernet: bool, earlier: Collection[int]) -> None:
+        self._index = index
+        self._descriptor = program.program_fd(ethernet=ethernet)
+        self._id = program_id(self._descriptor)
+        stale = next((one for one in tcx_programs(index)[0] if one in earlier), None)
+        flags, relative = (BPF_F_BEFORE, 0) if stale is None else (BPF_F_BEFORE | BPF_F_ID, stale)
+        request = ProgAttach(index, self._descriptor, BPF_TCX_EGRESS, flags, 0, relative, 0)
+        library().syscall(BPF_PROG_ATTACH, request)
+        try:
+            self._take_over(earlier)
+        except OSError as error:
+            log.error("interface %d: the program that an earlier agent left stays: %s", index, error)
+
+    def is_alive(self) -> bool:
+        try:
+            return self._id in tcx_programs(self._index)[0]
+        except OSError:
+            return False
+
+    def detach(self) -> None:
+        request = ProgAttach(self._index, self._descriptor, BPF_TCX_EGRESS, 0, 0, 0, 0)
+        try:
+            library().syscall(BPF_PROG_DETACH, request)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV, errno.EINVAL):
+                log.warning("the program on interface %d cannot be removed: %s", self._index, error)
+
+    def _take_over(self, earlier: Collection[int]) -> None:
+        """Take away the programs of earlier agents: those that stand directly behind ours.
+
+        By place rather than by descriptor: the kernel hands out that of a program by its id only with CAP_SYS_ADMIN.
+        """
+        while True:
+            programs, revision = tcx_programs(self._index)
+            place = programs.index(self._id) + 1
+            if place >= len(programs) or programs[place] not in earlier:
+                return
+            # The revision guards against a program that is put between the two meanwhile.
+            request = ProgAttach(self._index, 0, BPF_TCX_EGRESS, BPF_F_AFTER, 0, self._descriptor, revision)
+            library().syscall(BPF_PROG_DETACH, request)
+
+
+def tcx_programs(index: int) -> tuple[list[int], int]:
+    """The ids of the programs on an interface's way out, in their order, and the revision of that list. OSError."""
+    ids = (ctypes.c_uint32 * _MAX_PROGRAMS)()
+    query = ProgQuery(
+        target_ifindex=index, attach_type=BPF_TCX_EGRESS, prog_ids=ctypes.addressof(ids), count=_MAX_PROGRAMS
+    )
+    library().syscall(BPF_PROG_QUERY, query)
+    return list(ids[: query.count]), int(query.revision)
+
+
+class TcxLink:
+    """A TCX link, kernel 6.6 and later: it goes with the process."""
 
     way = "tcx"
 

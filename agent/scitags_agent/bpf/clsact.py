@@ -44,10 +44,11 @@ class ClsactAttachment:
         with IPRoute() as netlink:
             self._made_qdisc = _make_qdisc(netlink, index)
             try:
-                # What a killed agent made is ours to take away.
-                self._made_qdisc |= _remove_stale(netlink, index)
+                # What a killed agent made is ours to take away. Its filter marks until ours does.
+                self._made_qdisc |= _made_by_stale(netlink, index)
                 self._name = _new_name(made_qdisc=self._made_qdisc)
                 _add_filter(netlink, index, program.program_fd(ethernet=ethernet), self._name)
+                _remove_stale(netlink, index)
             except NetlinkError as error:
                 self._remove_qdisc(netlink)
                 raise OSError(error.code, f"clsact: {os.strerror(error.code)}") from error
@@ -149,6 +150,12 @@ def _remove(netlink: Any, index: int, ours: Callable[[str], bool]) -> list[str]:
     for one in found:
         netlink.tc("del-filter", "bpf", index, one.handle, parent=EGRESS, prio=one.priority, protocol=ETH_P_ALL)
     return [one.name for one in found]
+
+
+def _made_by_stale(netlink: Any, index: int) -> bool:
+    """Whether an agent that is no more had made the qdisc."""
+    names = [one.name for one in list_filters(netlink, index, EGRESS)]
+    return any(f"/{_MADE}/" in name for name in names if _is_stale(name))
 
 
 def _remove_stale(netlink: Any, index: int) -> bool:

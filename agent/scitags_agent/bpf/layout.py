@@ -7,6 +7,9 @@ import enum
 import socket
 import struct
 import sys
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import NamedTuple, cast
 
 from scitags_core.flow import FlowKey
 
@@ -20,10 +23,12 @@ OVERFLOWED_AT = PORTS // 8
 SLOTS_AT = OVERFLOWED_AT + SETS * 4
 STATE_OCTETS = SLOTS_AT + SETS * WAYS * SLOT_OCTETS
 
-_FLOW_KEY = struct.Struct("!16s16sHHI")
+_PORTS_AND_PROTOCOL = struct.Struct("!HHI")
 _KEY_WORDS = struct.Struct("=5Q")
+_ADDRESS_WORDS = struct.Struct("=4Q")
 _LABEL = struct.Struct("!I")
 _MIX = 0x9E3779B97F4A7C15
+_word = cast("Callable[[bytes], int]", partial(int.from_bytes, byteorder=sys.byteorder))
 _PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
 
 
@@ -37,15 +42,39 @@ class Outcome(enum.IntEnum):
     FAILED = 4
 
 
-def pack_key(key: FlowKey) -> bytes:
-    """struct flow_key of an IPv6 flow."""
-    return _FLOW_KEY.pack(
-        socket.inet_pton(socket.AF_INET6, key.src),
-        socket.inet_pton(socket.AF_INET6, key.dst),
-        key.src_port,
-        key.dst_port,
-        _PROTOCOLS[key.protocol],
+class PackedKey(NamedTuple):
+    """struct flow_key of one direction, the set of slots that it belongs to, and its source port."""
+
+    octets: bytes
+    set: int
+    port: int
+
+
+@lru_cache(maxsize=1 << 14)
+def _pack_addresses(src: str, dst: str) -> tuple[bytes, int]:
+    """Both addresses, and the exclusive or of their words."""
+    octets = socket.inet_pton(socket.AF_INET6, src) + socket.inet_pton(socket.AF_INET6, dst)
+    one, two, three, four = _ADDRESS_WORDS.unpack(octets)
+    return octets, one ^ two ^ three ^ four
+
+
+def pack_directions(key: FlowKey) -> tuple[PackedKey, PackedKey]:
+    """An IPv6 flow, as it is and reversed."""
+    src, src_port, dst, dst_port = key.src, key.src_port, key.dst, key.dst_port
+    protocol = _PROTOCOLS[key.protocol]
+    forth, words = _pack_addresses(src, dst)
+    back, _ = _pack_addresses(dst, src)
+    forth_ports = _PORTS_AND_PROTOCOL.pack(src_port, dst_port, protocol)
+    back_ports = _PORTS_AND_PROTOCOL.pack(dst_port, src_port, protocol)
+    return (
+        PackedKey(forth + forth_ports, (words ^ _word(forth_ports)) * _MIX >> 50 & SETS - 1, src_port),
+        PackedKey(back + back_ports, (words ^ _word(back_ports)) * _MIX >> 50 & SETS - 1, dst_port),
     )
+
+
+def pack_key(key: FlowKey) -> PackedKey:
+    """One direction of an IPv6 flow."""
+    return pack_directions(key)[0]
 
 
 def pack_label(label: int) -> bytes:
@@ -67,9 +96,14 @@ def set_of(packed: bytes) -> int:
 
 # --- bpf(2) ------------------------------------------------------------------------------------
 
+BPF_PROG_ATTACH = 8
+BPF_PROG_DETACH = 9
+BPF_PROG_QUERY = 16
 BPF_LINK_CREATE = 28
 BPF_TCX_EGRESS = 47
 BPF_F_BEFORE = 1 << 3
+BPF_F_AFTER = 1 << 4
+BPF_F_ID = 1 << 5
 BPF_OBJ_GET_INFO_BY_FD = 15
 
 
@@ -85,6 +119,44 @@ class LinkCreate(ctypes.Structure):
         ("pad", ctypes.c_uint32),
         ("expected_revision", ctypes.c_uint64),
     )
+
+
+class ProgAttach(ctypes.Structure):
+    """union bpf_attr for BPF_PROG_ATTACH and BPF_PROG_DETACH at TCX; relative is a descriptor or an id."""
+
+    _fields_ = (
+        ("target_ifindex", ctypes.c_uint32),
+        ("attach_bpf_fd", ctypes.c_uint32),
+        ("attach_type", ctypes.c_uint32),
+        ("attach_flags", ctypes.c_uint32),
+        ("replace_bpf_fd", ctypes.c_uint32),
+        ("relative", ctypes.c_uint32),
+        ("expected_revision", ctypes.c_uint64),
+    )
+
+
+class ProgQuery(ctypes.Structure):
+    """union bpf_attr for BPF_PROG_QUERY at TCX."""
+
+    _fields_ = (
+        ("target_ifindex", ctypes.c_uint32),
+        ("attach_type", ctypes.c_uint32),
+        ("query_flags", ctypes.c_uint32),
+        ("attach_flags", ctypes.c_uint32),
+        ("prog_ids", ctypes.c_uint64),
+        ("count", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+        ("prog_attach_flags", ctypes.c_uint64),
+        ("link_ids", ctypes.c_uint64),
+        ("link_attach_flags", ctypes.c_uint64),
+        ("revision", ctypes.c_uint64),
+    )
+
+
+class ProgInfo(ctypes.Structure):
+    """The beginning of struct bpf_prog_info."""
+
+    _fields_ = (("type", ctypes.c_uint32), ("id", ctypes.c_uint32))
 
 
 class InfoByFd(ctypes.Structure):

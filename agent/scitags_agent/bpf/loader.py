@@ -5,24 +5,29 @@ from __future__ import annotations
 import ctypes
 import errno
 import mmap
-from collections import Counter
+from array import array
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
 from scitags_agent.bpf.layout import (
+    BPF_OBJ_GET_INFO_BY_FD,
     FLOW_KEY_OCTETS,
     OVERFLOWED_AT,
+    PORTS,
+    SETS,
     SLOT_OCTETS,
     SLOTS_AT,
     STATE_OCTETS,
     WAYS,
+    InfoByFd,
     Outcome,
+    PackedKey,
+    ProgInfo,
     TestRunOpts,
     mark_word,
     pack_key,
     pack_label,
-    set_of,
 )
 from scitags_agent.bpf.libbpf import BPF_ANY, BpfObject, MarkerUnavailable, library
 from scitags_core.flow import FlowKey
@@ -32,6 +37,8 @@ PROGRAM_ETHERNET = "scitags_label"
 PROGRAM_L3 = "scitags_label_l3"
 DEFAULT_MAX_FLOWS = 1 << 20
 _OUT_OCTETS = 1 << 16
+# By the ways of a set that are taken, a bit for each: the first that is free.
+_FREE_WAY = [next((way for way in range(WAYS) if not taken >> way & 1), None) for taken in range(1 << WAYS)]
 
 
 class TestRun(NamedTuple):
@@ -68,14 +75,31 @@ class MarkerProgram:
 
     def set(self, key: FlowKey, label: int) -> None:
         """Mark the packets of an IPv6 flow, one direction. OSError (E2BIG) when there is no room for it."""
-        packed = pack_key(key)
-        if len(self._table) >= self._max_flows and packed not in self._table:
-            raise OSError(errno.E2BIG, f"there is room for {self._max_flows} flows")
-        self._table.set(packed, key.src_port, label)
+        self._set(pack_key(key), label)
 
     def unset(self, key: FlowKey) -> None:
         """Stop marking a flow; nothing happens when it was not marked."""
-        self._table.unset(pack_key(key), key.src_port)
+        self._table.unset(pack_key(key))
+
+    def set_both(self, directions: tuple[PackedKey, PackedKey], label: int) -> None:
+        """Mark both directions of a connection. OSError (E2BIG) when there is no room for them."""
+        for packed in directions:
+            self._set(packed, label)
+
+    def unset_both(self, directions: tuple[PackedKey, PackedKey]) -> None:
+        """Stop marking a connection."""
+        for packed in directions:
+            self._table.unset(packed)
+
+    def _set(self, packed: PackedKey, label: int) -> None:
+        if len(self._table) >= self._max_flows and packed.octets not in self._table:
+            raise OSError(errno.E2BIG, f"there is room for {self._max_flows} flows")
+        self._table.set(packed, label)
+
+    @property
+    def program_ids(self) -> list[int]:
+        """What the kernel calls the entry points."""
+        return [program_id(self.program_fd(ethernet=ethernet)) for ethernet in (True, False)]
 
     def outcomes(self) -> dict[str, int]:
         """Packets by what happened to them, over all interfaces; those of no known flow are not counted."""
@@ -114,10 +138,10 @@ class FlowTable:
         self._words = self._octets.cast("Q")
         self._overflowed_of = self._octets[OVERFLOWED_AT:SLOTS_AT].cast("I")
         self._slots: dict[bytes, int] = {}
-        self._numbers: dict[int, int] = {}  # by slot, how many keys it has had
-        self._occupied: dict[int, int] = {}  # by set, a bit for each way
+        self._numbers = array("I", bytes(4 * SETS * WAYS))  # how many keys each slot has had
+        self._occupied = bytearray(SETS)  # a bit for each way
         self._overflowed: set[bytes] = set()
-        self._port_users: Counter[int] = Counter()
+        self._port_users = array("I", bytes(4 * PORTS))
 
     def close(self) -> None:
         for view in (self._words, self._overflowed_of, self._octets):
@@ -127,65 +151,70 @@ class FlowTable:
     def __len__(self) -> int:
         return len(self._slots) + len(self._overflowed)
 
-    def __contains__(self, packed: bytes) -> bool:
-        return packed in self._slots or packed in self._overflowed
+    def __contains__(self, octets: bytes) -> bool:
+        return octets in self._slots or octets in self._overflowed
 
-    def set(self, packed: bytes, port: int, label: int) -> None:
+    def set(self, packed: PackedKey, label: int) -> None:
         """Add a flow, or change its label. Raises OSError."""
-        if packed in self._slots:
-            self._write_label(self._slots[packed], label)
+        octets, number, port = packed
+        slot = self._slots.get(octets)
+        if slot is not None:
+            self._write_label(slot, label)
             return
-        is_new = packed not in self._overflowed
-        slot = self._free_slot(packed) if is_new else None
+        is_new = octets not in self._overflowed
+        slot = self._free_slot(number) if is_new else None
         if slot is None:
-            self._lib.call("bpf_map_update_elem", self._overflow, packed, pack_label(label), BPF_ANY)
+            self._lib.call("bpf_map_update_elem", self._overflow, octets, pack_label(label), BPF_ANY)
             if is_new:
-                self._overflowed.add(packed)
-                self._overflowed_of[set_of(packed)] += 1
+                self._overflowed.add(octets)
+                self._overflowed_of[number] += 1
         else:
-            self._fill(slot, packed, label)
+            self._fill(slot, octets, label)
         if is_new:
-            self._port_users[port] += 1
-            self._words[port >> 6] |= 1 << (port & 63)
+            users = self._port_users[port]
+            self._port_users[port] = users + 1
+            if not users:
+                self._words[port >> 6] |= 1 << (port & 63)
 
-    def unset(self, packed: bytes, port: int) -> None:
+    def unset(self, packed: PackedKey) -> None:
         """Take a flow away; nothing happens when it is not there."""
-        slot = self._slots.pop(packed, None)
+        octets, number, port = packed
+        slot = self._slots.pop(octets, None)
         if slot is not None:
             self._write_label(slot, 0)
-            self._occupied[slot // WAYS] &= ~(1 << slot % WAYS)
-        elif packed in self._overflowed:
-            self._lib.call("bpf_map_delete_elem", self._overflow, packed)
-            self._overflowed.remove(packed)
-            self._overflowed_of[set_of(packed)] -= 1
+            self._occupied[number] &= ~(1 << slot % WAYS)
+        elif octets in self._overflowed:
+            self._lib.call("bpf_map_delete_elem", self._overflow, octets)
+            self._overflowed.remove(octets)
+            self._overflowed_of[number] -= 1
         else:
             return
         self._port_users[port] -= 1
         if not self._port_users[port]:
-            del self._port_users[port]
             self._words[port >> 6] &= ~(1 << (port & 63))
 
-    def _free_slot(self, packed: bytes) -> int | None:
-        """A slot for a new key, now taken; None when its set is full."""
-        number = set_of(packed)
-        taken = self._occupied.get(number, 0)
-        for way in range(WAYS):
-            if not taken >> way & 1:
-                self._occupied[number] = taken | 1 << way
-                return number * WAYS + way
-        return None
+    def _free_slot(self, number: int) -> int | None:
+        """A slot of a set for a new key, now taken; None when the set is full."""
+        taken = self._occupied[number]
+        way = _FREE_WAY[taken]
+        if way is None:
+            return None
+        self._occupied[number] = taken | 1 << way
+        return number * WAYS + way
 
-    def _fill(self, slot: int, packed: bytes, label: int) -> None:
-        self._numbers[slot] = self._numbers.get(slot, 0) + 1
-        self._write_label(slot, 0)
+    def _fill(self, slot: int, octets: bytes, label: int) -> None:
+        # The label is 0 since the slot's last key was taken away; the number changes before the key does.
+        number = self._numbers[slot] = self._numbers[slot] + 1 & 0xFFFFFFFF
         at = SLOTS_AT + slot * SLOT_OCTETS
-        self._octets[at : at + FLOW_KEY_OCTETS] = packed
-        self._write_label(slot, label)
-        self._slots[packed] = slot
+        mark_at = (at + FLOW_KEY_OCTETS) >> 3
+        self._words[mark_at] = number << 32
+        self._octets[at : at + FLOW_KEY_OCTETS] = octets
+        self._words[mark_at] = mark_word(number, label)
+        self._slots[octets] = slot
 
     def _write_label(self, slot: int, label: int) -> None:
         at = SLOTS_AT + slot * SLOT_OCTETS + FLOW_KEY_OCTETS
-        self._words[at // 8] = mark_word(self._numbers[slot], label)
+        self._words[at >> 3] = mark_word(self._numbers[slot], label)
 
 
 def pack_index(index: int) -> bytes:
@@ -208,6 +237,13 @@ def test_run(program: int, packet: bytes, repeat: int) -> TestRun:
     library().call("bpf_prog_test_run_opts", program, ctypes.byref(options))
     verdict = ctypes.c_int32(options.retval).value
     return TestRun(verdict, data_out.raw[: options.data_size_out], int(options.duration))
+
+
+def program_id(descriptor: int) -> int:
+    """The id that the kernel gave a loaded program. Raises OSError."""
+    info = ProgInfo()
+    library().syscall(BPF_OBJ_GET_INFO_BY_FD, InfoByFd(descriptor, ctypes.sizeof(info), ctypes.addressof(info)))
+    return int(info.id)
 
 
 def object_path() -> Path:

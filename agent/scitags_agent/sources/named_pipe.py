@@ -19,7 +19,9 @@ from pathlib import Path
 import msgspec
 
 from scitags_agent.local_path import admit, group_id, parse_mode
+from scitags_agent.mapped import MappedFile
 from scitags_core.errors import ConfigError, FlowEventError
+from scitags_core.flow import FlowEvent
 from scitags_core.pipe_line import last_beginning, parse_line
 from scitags_core.roles import EventSink, SourceKind
 
@@ -29,6 +31,9 @@ READ_OCTETS = 1 << 16
 PIPE_OCTETS = 1 << 20  # the kernel's default bound for a process without privileges
 MAX_LINE = 4096  # PIPE_BUF: no writer can hand over a longer line whole
 CHECK_SECONDS = 1.0
+CROWDED_SECONDS = 0.002
+MADE = "made"  # a file that says that the pipe is ours
+_SPOOL_AT = 4096
 
 
 class NamedPipeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -46,6 +51,11 @@ class LineBuffer:
         self._rest = b""
         self._skipping = False
 
+    @property
+    def rest(self) -> bytes:
+        """The line that is not complete yet."""
+        return self._rest
+
     def feed(self, octets: bytes) -> list[bytes]:
         """The lines that are complete now. A line without end is cut at MAX_LINE and comes once."""
         lines = (self._rest + octets).split(b"\n")
@@ -60,6 +70,47 @@ class LineBuffer:
         return lines
 
 
+class Spool:
+    """What was last read from the pipe, in memory that outlives the process.
+
+    The kernel reads straight into it, behind zeros: when the process is killed between the read and the moment at
+    which the events are written down, the next agent finds the octets here, and by the number that they are new.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = MappedFile(path, _SPOOL_AT + READ_OCTETS)
+        self._room = self._file.octets[_SPOOL_AT:]
+        self._used = READ_OCTETS  # zeros are not taken for granted
+
+    @property
+    def number(self) -> int:
+        """Of the last read."""
+        return self._file.words[0]
+
+    def left_over(self, dealt_with: int) -> bytes:
+        """What was read and not dealt with; the number is that of the last read which was."""
+        return bytes(self._room).rstrip(b"\0") if self.number > dealt_with else b""
+
+    def read(self, descriptor: int) -> bytes:
+        """The next octets of the pipe. Raises BlockingIOError."""
+        self._room[: self._used] = bytes(self._used)
+        self._used = 0
+        self._file.words[0] += 1
+        self._used = os.readv(descriptor, [self._room])
+        return bytes(self._room[: self._used])
+
+    def close(self) -> None:
+        self._room.release()
+        self._file.close()
+
+
+class Position(msgspec.Struct, frozen=True, array_like=True):
+    """How far the events are written down: up to which read, and the beginning of a line behind it."""
+
+    number: int = 0
+    rest: bytes = b""
+
+
 class NamedPipe:
     """The source. One instance for each pipe."""
 
@@ -68,15 +119,18 @@ class NamedPipe:
         self._mode = parse_mode(settings.mode)
         self._group = group_id(settings.group)
         self._buffer = LineBuffer()
+        self._spool: Spool | None = None
         self._made = False
+        self._waiting: int | None = None  # the descriptor that is not read for the moment
 
     async def run(self, sink: EventSink) -> None:
         """Read until cancelled, then remove the pipe if it is ours: a pipe that nobody drains blocks writers."""
         loop = asyncio.get_running_loop()
+        self._take_up(sink)
         descriptor = self._open(sink)
         try:
             while True:
-                loop.add_reader(descriptor, self._read, descriptor, sink)
+                loop.add_reader(descriptor, self._read_in_turn, descriptor, sink)
                 while self._is_in_place(descriptor):  # noqa: ASYNC110  (nothing else tells of it)
                     await asyncio.sleep(CHECK_SECONDS)
                 log.warning("%s is no longer our pipe: putting one in its place", self._path)
@@ -86,12 +140,33 @@ class NamedPipe:
                 descriptor = -1
                 descriptor = self._open(sink)
         finally:
+            self._waiting = None
             if descriptor >= 0:
                 loop.remove_reader(descriptor)
                 if self._made and self._is_in_place(descriptor):
                     self._path.unlink()
                 self._read_all(descriptor, sink)
                 os.close(descriptor)
+            if self._spool is not None:
+                self._spool.close()
+                self._spool = None
+
+    def _take_up(self, sink: EventSink) -> None:
+        """Begin where an agent that was killed has stopped."""
+        left = sink.inheritance
+        if left.directory is None:
+            return
+        self._spool = Spool(left.directory / "spool")
+        self._made = (left.directory / MADE).exists()
+        position = Position()
+        if left.position:
+            with contextlib.suppress(msgspec.DecodeError):
+                position = msgspec.msgpack.decode(left.position, type=Position)
+        self._buffer.feed(position.rest)
+        octets = self._spool.left_over(position.number)
+        if octets:
+            log.info("%s: %d octets that an earlier agent had read are taken up", self._path, len(octets))
+        self._take(octets, sink)
 
     def _open(self, sink: EventSink) -> int:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,6 +184,8 @@ class NamedPipe:
                 os.mkfifo(self._path, self._mode)
                 admit(self._path, self._mode, self._group)
                 self._made = True
+                if sink.inheritance.directory is not None:
+                    (sink.inheritance.directory / MADE).touch()
         descriptor = os.open(self._path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
             os.close(descriptor)
@@ -128,8 +205,7 @@ class NamedPipe:
             raise ConfigError(f"{self._path} is a file, and not of flow events: {error}") from None
         log.warning("%s was a regular file with %d events: replaced by a pipe", self._path, len(events))
         self._path.unlink()
-        for event in events:
-            sink.accept(event)
+        sink.accept_many(events)
 
     def _is_in_place(self, descriptor: int) -> bool:
         try:
@@ -137,32 +213,55 @@ class NamedPipe:
         except OSError:
             return False
 
+    def _read_in_turn(self, descriptor: int, sink: EventSink) -> None:
+        self._read(descriptor, sink)
+        if sink.is_crowded:
+            # What waits in the pipe slows its writers down, and takes no memory here.
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(descriptor)
+            self._waiting = descriptor
+            loop.call_later(CROWDED_SECONDS, self._read_again, descriptor, sink)
+
+    def _read_again(self, descriptor: int, sink: EventSink) -> None:
+        if self._waiting == descriptor:
+            self._waiting = None
+            asyncio.get_running_loop().add_reader(descriptor, self._read_in_turn, descriptor, sink)
+
     def _read(self, descriptor: int, sink: EventSink) -> int:
         try:
-            octets = os.read(descriptor, READ_OCTETS)
+            octets = os.read(descriptor, READ_OCTETS) if self._spool is None else self._spool.read(descriptor)
         except BlockingIOError:
             return 0
-        for line in self._buffer.feed(octets):
-            if line.strip():
-                take_line(line, sink)
+        self._take(octets, sink)
         return len(octets)
+
+    def _take(self, octets: bytes, sink: EventSink) -> None:
+        events: list[FlowEvent] = []
+        for line in self._buffer.feed(octets):
+            try:
+                events.append(parse_line(line))
+            except FlowEventError as error:
+                if line.strip():
+                    sink.refuse(str(error))
+                    events += rescued(line)
+        position = b""
+        if self._spool is not None:
+            position = msgspec.msgpack.encode(Position(self._spool.number, self._buffer.rest))
+        if events or position:
+            sink.accept_many(events, position)
 
     def _read_all(self, descriptor: int, sink: EventSink) -> None:
         while self._read(descriptor, sink):
             pass
 
 
-def take_line(line: bytes, sink: EventSink) -> None:
-    """Give the event in a line to the sink; of a damaged line, the whole event at its end, if there is one."""
-    try:
-        sink.accept(parse_line(line))
-        return
-    except FlowEventError as error:
-        sink.refuse(str(error))
+def rescued(line: bytes) -> list[FlowEvent]:
+    """Of a damaged line, the whole event at its end, if there is one."""
     start = last_beginning(line)
     if start:
         with contextlib.suppress(FlowEventError):
-            sink.accept(parse_line(line[start:]))
+            return [parse_line(line[start:])]
+    return []
 
 
 KIND = SourceKind("named_pipe", NamedPipeSettings, NamedPipe)

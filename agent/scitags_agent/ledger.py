@@ -1,0 +1,215 @@
+"""What the agent has accepted, written down before anybody acts on it, so that a kill loses none of it.
+
+A directory on a memory file system, for one agent at a time:
+
+    lock               held while the agent runs
+    snapshot           the table of flows as it once was, and what backends had still to do then
+    events-N           the events accepted since, in frames: a length of four octets, then msgpack
+    done-NAME          how far the backend of that name has come (a serial)
+
+The table makes the same changes of the same events again: an agent that starts reads the snapshot, applies the
+events, and hands each backend the changes behind its serial. Nothing is synchronised to a disk: this is about the
+agent's death, not the machine's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+
+from scitags_agent.mapped import MappedNumber
+from scitags_agent.table import Flow
+from scitags_core.errors import ScitagsError
+from scitags_core.flow import FlowChange, FlowEvent, FlowKey
+
+FORMAT = 1
+ROTATE_OCTETS = 16 << 20
+_LENGTH_OCTETS = 4
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class LedgerUnusable(ScitagsError):
+    """The directory cannot be used; the message says why."""
+
+
+class Frame(msgspec.Struct, frozen=True, array_like=True):
+    """Events that one source brought together, when, and how far it had come with them."""
+
+    source: str
+    position: bytes
+    now: datetime
+    events: list[FlowEvent]
+
+
+class Snapshot(msgspec.Struct, frozen=True, array_like=True):
+    """The state at one moment: behind the serial-th change."""
+
+    format: int
+    boot: str
+    generation: int  # of the file of events that goes on from here
+    serial: int
+    flows: list[tuple[FlowKey, Flow]]
+    positions: dict[str, bytes]
+    outstanding: list[FlowChange]  # of which some backend had not done all
+
+
+class _Heading(msgspec.Struct, frozen=True, array_like=True):
+    format: int
+    boot: str
+
+
+class Ledger:
+    """The directory, open and locked."""
+
+    def __init__(self, directory: Path) -> None:
+        """Raises LedgerUnusable, also when another agent has it."""
+        self.directory = directory
+        self._encoder = msgspec.msgpack.Encoder()
+        self._buffer = bytearray()
+        self._descriptor = -1
+        self._generation = 0
+        self._octets = 0
+        self._rotate_at = ROTATE_OCTETS
+        self._boot = _boot_id()
+        try:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o755)
+            self._lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise LedgerUnusable(f"{directory}: {error.strerror}") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            raise LedgerUnusable(f"{directory} is in use by another agent") from None
+
+    def load(self) -> tuple[Snapshot, list[Frame]]:
+        """What the last agent left: the snapshot, and the frames behind it. Nothing when the machine has restarted."""
+        empty = Snapshot(FORMAT, self._boot, 0, 0, [], {}, [])
+        try:
+            content = (self.directory / "snapshot").read_bytes()
+            heading = msgspec.msgpack.decode(content, type=_Heading)
+            if (heading.format, heading.boot) != (FORMAT, self._boot):
+                self._clear()
+                return empty, []
+            snapshot = msgspec.msgpack.decode(content, type=Snapshot)
+            self._generation = snapshot.generation
+            return snapshot, list(_frames(self._events(snapshot.generation).read_bytes()))
+        except (OSError, msgspec.DecodeError):
+            return empty, []
+
+    def append(self, frame: Frame) -> None:
+        """Write a frame down. Raises OSError."""
+        self._encoder.encode_into(frame, self._buffer, _LENGTH_OCTETS)
+        self._buffer[:_LENGTH_OCTETS] = (len(self._buffer) - _LENGTH_OCTETS).to_bytes(_LENGTH_OCTETS, "little")
+        written = os.write(self._descriptor, self._buffer)
+        if written != len(self._buffer):
+            # A frame cut short would hide those behind it.
+            os.ftruncate(self._descriptor, self._octets)
+            raise OSError(f"only {written} of {len(self._buffer)} octets could be written")
+        self._octets += written
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it is time for a snapshot."""
+        return self._octets >= self._rotate_at
+
+    def rotate(
+        self,
+        serial: int,
+        flows: Sequence[tuple[FlowKey, Flow]],
+        positions: dict[str, bytes],
+        outstanding: list[FlowChange],
+    ) -> None:
+        """Begin anew behind a snapshot. At any moment the old one and its events are whole, or the new. OSError."""
+        generation = self._generation + 1
+        state = Snapshot(FORMAT, self._boot, generation, serial, list(flows), positions, outstanding)
+        content = self._encoder.encode(state)
+        path = self._events(generation)
+        fresh = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            replacement = self.directory / "snapshot.new"
+            replacement.write_bytes(content)
+            replacement.replace(self.directory / "snapshot")
+        except OSError:
+            os.close(fresh)
+            raise
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor, self._generation, self._octets = fresh, generation, 0
+        # A large table is not to be written down more often than what it grows by.
+        self._rotate_at = max(ROTATE_OCTETS, 4 * len(content))
+        for old in self.directory.glob("events-*"):
+            if old != path:
+                old.unlink()
+
+    def done(self, backend: str, serial: int) -> MappedNumber:
+        """Where a backend's serial is kept; serial is what that of a new one begins with. Raises OSError."""
+        path = self.directory / f"done-{_file_name(backend)}"
+        is_new = not path.exists()
+        number = MappedNumber(path)
+        if is_new:
+            number.value = serial
+        return number
+
+    def home(self, name: str) -> Path:
+        """A directory for one source or backend, made when it is not there. Raises OSError."""
+        home = self.directory / f"of-{_file_name(name)}"
+        home.mkdir(exist_ok=True, mode=0o700)
+        return home
+
+    def _events(self, generation: int) -> Path:
+        return self.directory / f"events-{generation}"
+
+    def close(self) -> None:
+        """Let the next agent have it."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+        os.close(self._lock)
+
+    def remove(self) -> None:
+        """Close, and leave nothing in the directory."""
+        self._clear()
+        (self.directory / "lock").unlink(missing_ok=True)
+        self.close()
+        with contextlib.suppress(OSError):
+            self.directory.rmdir()
+
+    def _clear(self) -> None:
+        """Remove all but the lock."""
+        for directory, _, names in os.walk(self.directory, topdown=False):
+            for name in names:
+                if name != "lock":
+                    Path(directory, name).unlink(missing_ok=True)
+            if Path(directory) != self.directory:
+                Path(directory).rmdir()
+
+
+def _frames(content: bytes) -> Iterator[Frame]:
+    """Every whole frame. The last may be cut: its source was killed before it could count it as accepted."""
+    decoder = msgspec.msgpack.Decoder(Frame)
+    at = 0
+    while at + _LENGTH_OCTETS <= len(content):
+        end = at + _LENGTH_OCTETS + int.from_bytes(content[at : at + _LENGTH_OCTETS], "little")
+        if end > len(content):
+            return
+        yield decoder.decode(content[at + _LENGTH_OCTETS : end])
+        at = end
+
+
+def _file_name(name: str) -> str:
+    """A name of the configuration, which may be any text, as a file's."""
+    return "".join(c if c.isalnum() or c in "-_" else f"%{ord(c):x}" for c in name)
+
+
+def _boot_id() -> str:
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,43 @@
+"""A sink that keeps what a source hands over."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from scitags_core.flow import FlowEvent
+from scitags_core.roles import Inheritance
+
+
+class Sink:
+    """The agent's side of a source, as far as a source can see it."""
+
+    def __init__(self) -> None:
+        self.events: list[FlowEvent] = []
+        self.refused: list[str] = []
+        self.position = b""
+        self.inheritance = Inheritance()
+        self.is_crowded = False
+
+    def accept(self, event: FlowEvent) -> None:
+        self.events.append(event)
+
+    def accept_many(self, events: Sequence[FlowEvent], position: bytes = b"") -> None:
+        self.events += events
+        self.position = position
+
+    def refuse(self, reason: str) -> None:
+        self.refused.append(reason)
+
+    async def settled(self) -> None:
+        await asyncio.sleep(0)
+
+    def status(self) -> dict[str, Any]:
+        return {"backends": {}}
+
+    def flows(self) -> list[dict[str, Any]]:
+        return []
+
+    async def reload(self) -> str:
+        return ""
