@@ -20,6 +20,8 @@ command -v make >/dev/null || missing="$missing make"
 if [ -n "$for_tests" ]; then
     # Debian's build of what the real FTS client is built on: the one on PyPI wants a compiler.
     /usr/bin/python3 -c 'import M2Crypto' 2>/dev/null || missing="$missing python3-m2crypto"
+    # systemd-analyze reads the agent's unit.
+    command -v systemd-analyze >/dev/null || missing="$missing systemd"
     # editcap writes capture files as others do.
     command -v editcap >/dev/null || missing="$missing wireshark-common"
 fi

@@ -115,6 +115,11 @@ class Tally:
             transfer = self._transfers[name] = _Transfer(row, self._series_for(event.key, row))
         self._report(event, totals, transfer)
 
+    def adopt(self, change: FlowChange) -> None:
+        """Take a transfer that an earlier agent saw begin: it is under way, but did not start here."""
+        self.add(change)
+        self._totals[self._row(change.event.tag)].started -= 1
+
     def snapshot(self) -> Snapshot:
         """A copy, to be shown at leisure by another thread."""
         return Snapshot(

@@ -10,7 +10,7 @@ import pytest
 from scitags_agent.tally import RTT_BOUNDS, Row, Series, Tally, Totals
 from scitags_agent.tcp_facts import TcpFacts, tcp_facts
 from scitags_core import registry_history
-from scitags_core.flow import FlowChange, FlowEvent, FlowKey, Usage
+from scitags_core.flow import FlowChange, FlowEvent, FlowKey, FlowState, Usage
 from scitags_core.tag import UNKNOWN, Tag
 from tests.agent.events import ANALYSIS, KEY, NOON, end, ongoing, start
 from tests.agent.test_firefly_backend import changes
@@ -130,6 +130,18 @@ def test_what_is_remembered_is_bounded() -> None:
     assert (totals.started, totals.under_way) == (10, 4)
     [(_, totals)] = tally_of(*events, *ends, max_transfers=4).snapshot().totals
     assert (totals.ended, totals.under_way) == (10, 0)
+
+
+def test_what_an_earlier_agent_saw_begin_is_under_way_and_did_not_start_here() -> None:
+    [began] = changes(start())
+    tally = Tally(REGISTRY)
+    tally.adopt(msgspec.structs.replace(began, event=msgspec.structs.replace(began.event, state=FlowState.ONGOING)))
+    [(_, totals)] = tally.snapshot().totals
+    assert (totals.started, totals.under_way) == (0, 1)
+    ended = msgspec.structs.replace(using(end(), 5), start_time=began.event.start_time)
+    tally.add(FlowChange(ended, 0, None))
+    [(_, totals)] = tally.snapshot().totals
+    assert (totals.started, totals.under_way, totals.ended, totals.sent) == (0, 0, 1, 5)
 
 
 def test_a_snapshot_is_not_touched_by_what_comes_later() -> None:

@@ -78,10 +78,12 @@ class PrometheusBackend:
         """Show the agent's status, too: what it returns when a page is made."""
         self._status = status
 
-    async def start(self, inheritance: Inheritance) -> None:  # noqa: ARG002
+    async def start(self, inheritance: Inheritance) -> None:
         own = core_settings.load()
         registry = own.registry.client().load().registry
         self._tally = Tally(registry, max_series=self._settings.flow_series)
+        for change in inheritance.under_way:
+            self._tally.adopt(change)
         family = socket.AF_INET6 if ":" in self._settings.address else socket.AF_INET
         self._server = await asyncio.start_server(
             self._serve, self._settings.address, self._settings.port, family=family, limit=MAX_HEAD_OCTETS

@@ -255,7 +255,7 @@ def probe() -> str | None:
 
 def _why_not(error: OSError, messages: str) -> str:
     if error.errno == errno.EPERM:  # the verifier says EACCES, which is a PermissionError too
-        return "the right to load eBPF programs is missing: run as root, or with CAP_BPF and CAP_NET_ADMIN"
+        return "the right to load eBPF programs is missing: run as root, or with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"
     return f"the kernel does not take the program: {error.strerror}" + (f" ({messages})" if messages else "")
 
 

@@ -166,5 +166,5 @@ class BpfObject:
 
 def _why_not(error: OSError, messages: str) -> str:
     if isinstance(error, PermissionError):
-        return "the right to load eBPF programs is missing: run as root, or with CAP_BPF and CAP_NET_ADMIN"
+        return "the right to load eBPF programs is missing: run as root, or with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"
     return f"the kernel does not take the program: {error.strerror}" + (f" ({messages})" if messages else "")

@@ -1,0 +1,98 @@
+"""What the agent tells the service manager: that it is ready, reads its configuration again, stops, and is alive.
+
+The protocol is that of sd_notify(3): a datagram of lines NAME=VALUE to the Unix socket named in $NOTIFY_SOCKET.
+Where nobody asked to be told, nothing happens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from collections.abc import Mapping
+
+from scitags_core.errors import shown
+
+log = logging.getLogger(__name__)
+
+# The service manager reads at once, or has stopped itself; the agent goes on without it.
+SEND_SECONDS = 1.0
+CALLS_IN_TIME = 3
+
+
+class Notifier:
+    """Tells the service manager. Make it with from_environment.
+
+    watchdog_seconds    how often watchdog() must be called at least, so that the manager does not restart the agent;
+                        None where it does not watch
+    """
+
+    def __init__(self, address: str = "", watchdog_seconds: float | None = None) -> None:
+        """The address as $NOTIFY_SOCKET has it: a path, or a name after @; empty for none."""
+        self._address = f"\0{address[1:]}" if address.startswith("@") else address
+        self._complained = False
+        self.watchdog_seconds = watchdog_seconds
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Notifier:
+        """As this process was asked to. What cannot be understood is said in the log, and taken as not asked."""
+        address = environment.get("NOTIFY_SOCKET", "")
+        if address and address[0] not in "/@":
+            log.warning("NOTIFY_SOCKET %s is no Unix socket: the service manager is not told", shown(address))
+            address = ""
+        return cls(address, _watchdog_seconds(environment) if address else None)
+
+    def ready(self) -> None:
+        """The agent serves; also when a reload is over, whether the new configuration was taken or not."""
+        self._tell("READY=1")
+
+    def reloading(self) -> None:
+        """The configuration is read again. ready() must follow."""
+        self._tell(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+    def stopping(self) -> None:
+        """The agent stops; how long that may take is the unit's TimeoutStopSec."""
+        self._tell("STOPPING=1")
+
+    def watchdog(self) -> None:
+        """The event loop turns. Nothing is sent where nobody watches."""
+        if self.watchdog_seconds is not None:
+            self._tell("WATCHDOG=1")
+
+    async def keep_alive(self) -> None:
+        """Call watchdog() often enough, until cancelled. A loop that is held for too long calls nothing."""
+        if self.watchdog_seconds is None:
+            return
+        while True:
+            self.watchdog()
+            await asyncio.sleep(self.watchdog_seconds / CALLS_IN_TIME)
+
+    def status(self, text: str) -> None:
+        """A line for `systemctl status`."""
+        self._tell(f"STATUS={' '.join(text.split())}")
+
+    def _tell(self, state: str) -> None:
+        if not self._address:
+            return
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:
+                notifier.settimeout(SEND_SECONDS)
+                notifier.sendto(state.encode(), self._address)
+        except OSError as error:
+            if not self._complained:
+                self._complained = True
+                log.warning("the service manager cannot be told %s: %s (said once)", shown(state), error)
+
+
+def _watchdog_seconds(environment: Mapping[str, str]) -> float | None:
+    """The time that sd_watchdog_enabled(3) would give this process."""
+    microseconds = environment.get("WATCHDOG_USEC", "")
+    process = environment.get("WATCHDOG_PID", "")
+    if not microseconds or (process and process != str(os.getpid())):
+        return None
+    if not (microseconds.isascii() and microseconds.isdigit()) or int(microseconds) == 0:
+        log.warning("WATCHDOG_USEC %s is no number of microseconds: no watchdog", shown(microseconds))
+        return None
+    return int(microseconds) / 1e6
