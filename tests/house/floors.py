@@ -30,7 +30,7 @@ ROOMS = {
 INTEGRATION = frozenset({CORE})
 CORE_THIRD_PARTIES = frozenset({"pluggy", "msgspec"})
 # Packages whose modules are strangers to each other.
-STRANGERS = ("scitags_agent.sources", "scitags_agent.backends", "scitags_agent.enrich")
+STRANGERS = ("scitags_agent.sources", "scitags_agent.backends", "scitags_agent.enrichers")
 IMPURE_MODULES = frozenset({
     "asyncio", "ftplib", "http", "logging", "multiprocessing", "random", "secrets", "select", "selectors", "smtplib",
     "socket", "socketserver", "ssl", "subprocess", "syslog", "telnetlib", "time", "urllib", "uuid",
