@@ -52,8 +52,9 @@ _COOKIE = struct.Struct("=Q")
 _COOKIE_AT = _HEADER.size + 44
 _ATTRIBUTES_AT = _HEADER.size + _MESSAGE.size
 
+MESSAGE_AT: Final = _HEADER.size  # of inet_diag_msg, in Connection.message
 _RECEIVE_OCTETS = 1 << 16  # the kernel hands over at most 32 KB of a dump at a time
-_DEPARTURES_BUFFER_OCTETS = 1 << 22
+_DEPARTURES_BUFFER_OCTETS = 1 << 25  # a thousand or so for each; the kernel takes them only as they are needed
 _DEPARTURES_AT_ONCE = 256
 _ADDRESSES_REMEMBERED = 1 << 14
 _SWAPPED: Final = sys.byteorder == "little"

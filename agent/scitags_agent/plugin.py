@@ -1,4 +1,4 @@
-"""The agent's plug-in: its kinds of source and backend, and `scitags agent`.
+"""The agent's plug-in: its kinds of source, backend and enricher, and `scitags agent`.
 
 What costs time to import is imported when a hook is asked, not before.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from scitags_core import hookimpl
-from scitags_core.roles import BackendKind, Command, SourceKind
+from scitags_core.roles import BackendKind, Command, EnricherKind, SourceKind
 
 
 @hookimpl
@@ -25,6 +25,14 @@ def provide_backends() -> Iterable[BackendKind]:
     from scitags_agent.backends import firefly, journal, jsonl, marker, prometheus  # noqa: PLC0415
 
     return marker.KIND, firefly.KIND, prometheus.KIND, jsonl.KIND, journal.KIND
+
+
+@hookimpl
+def provide_enrichers() -> Iterable[EnricherKind]:
+    """What sock_diag knows of a connection."""
+    from scitags_agent.enrichers import sock_diag  # noqa: PLC0415
+
+    return (sock_diag.KIND,)
 
 
 @hookimpl
