@@ -79,6 +79,7 @@ class Connection(msgspec.Struct, frozen=True, gc=False):
     uid, inode  of the socket; inode 0: no process has it any more. Departures know neither
     cookie      the kernel's own name for the socket, unique until the next boot
     cgroup      id of the cgroup2 of whoever made the socket; 0: not said
+    interface   index of the one that the socket is bound to, as with a link-local address; 0: any
     message     the kernel's message whole, for attributes(); empty when details were not asked for
     """
 
@@ -92,6 +93,7 @@ class Connection(msgspec.Struct, frozen=True, gc=False):
     inode: int
     cookie: int
     cgroup: int = 0
+    interface: int = 0
     message: bytes = b""
 
     @property
@@ -271,9 +273,8 @@ def parse(message: bytes, protocol: Transport, *, details: bool = False) -> Conn
 
 
 def _connection(message: bytes, protocol: Transport, *, details: bool) -> Connection:
-    family, state, _, _, local_port, remote_port, local, remote, _, cookie, _, _, _, uid, inode = _MESSAGE.unpack_from(
-        message, _HEADER.size
-    )
+    fields = _MESSAGE.unpack_from(message, _HEADER.size)
+    family, state, _, _, local_port, remote_port, local, remote, interface, cookie, *_, uid, inode = fields
     if _SWAPPED:
         local_port, remote_port = socket.ntohs(local_port), socket.ntohs(remote_port)
     return Connection(
@@ -287,6 +288,7 @@ def _connection(message: bytes, protocol: Transport, *, details: bool) -> Connec
         inode,
         cookie,
         _cgroup(message),
+        interface,
         message if details else b"",
     )
 

@@ -13,10 +13,10 @@ from scitags_core.roles import BackendKind, Command, EnricherKind, SourceKind
 
 @hookimpl
 def provide_sources() -> Iterable[SourceKind]:
-    """The named pipe, the Unix socket, and what the kernel tells of connections as they open and close."""
-    from scitags_agent.sources import named_pipe, sock_ops, unix  # noqa: PLC0415
+    """The named pipe, the Unix socket, and what the kernel tells of connections."""
+    from scitags_agent.sources import named_pipe, sock_diag, sock_ops, unix  # noqa: PLC0415
 
-    return named_pipe.KIND, unix.KIND, sock_ops.KIND, sock_ops.IPERF3
+    return named_pipe.KIND, unix.KIND, sock_diag.KIND, sock_ops.KIND, sock_ops.IPERF3
 
 
 @hookimpl

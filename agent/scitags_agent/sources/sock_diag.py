@@ -1,0 +1,177 @@
+"""Connections of this host that nobody announces, found by looking at what there is, tagged by rules.
+
+A connection begins when it is first seen, and its local end is the flow's source. Its end is told by the kernel at
+once, with the octets that it moved (Linux 4.7 and later), or found by the next look. One that comes and goes between
+two looks is told of when it goes, unless a rule asks for more than the kernel says then: both ends and the octets.
+
+The source `sock_ops` misses nothing and sees the first packet, but wants eBPF and privileges; this one wants neither,
+and finds what was open before the agent came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Collection
+from datetime import UTC, datetime
+from typing import Annotated
+
+import msgspec
+
+from scitags_agent import tcp_info
+from scitags_agent.connections import INFO, OPEN_STATES, Connection, Departures, Lookup, SockDiagError, survey
+from scitags_agent.rules import PROGRAM_CHARACTERS, Candidate, Rule, Rules
+from scitags_agent.socket_holders import SocketHolders
+from scitags_core.flow import FlowEvent, FlowKey, FlowState, Transport, Usage
+from scitags_core.roles import EventSink, SourceKind
+from scitags_core.tag import Tag
+
+log = logging.getLogger(__name__)
+
+SOCKETS_AT_ONCE = 256
+# A look takes no more than this share of the time, however many sockets there are.
+SHARE = 0.05
+
+
+class SockDiagSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """rule: scitags_agent.rules. interval is in seconds, from one look to the next."""
+
+    rule: list[Rule] = []
+    interval: Annotated[float, msgspec.Meta(ge=0.05, le=3600)] = 2.0
+
+
+class _Told(msgspec.Struct):
+    """A connection of which a start was told."""
+
+    key: FlowKey
+    tag: Tag
+    zone: str
+    usage: Usage | None = None
+
+
+class SockDiag:
+    """The source."""
+
+    def __init__(self, settings: SockDiagSettings) -> None:
+        self._interval = settings.interval
+        self._rules = Rules(settings.rule)
+        self._programs = {rule.program[:PROGRAM_CHARACTERS] for rule in settings.rule if rule.program}
+        # UDP is looked at when a rule asks for it: a host has many such sockets, for names alone.
+        asked: set[Transport] = {rule.protocol or "tcp" for rule in settings.rule}
+        self._protocols = sorted(asked)
+        # Every socket that was seen, by cookie; None where no rule gave a tag.
+        self._known: dict[Transport, dict[int, _Told | None]] = {protocol: {} for protocol in self._protocols}
+        self._departures: Departures | None = None
+
+    async def run(self, sink: EventSink) -> None:
+        """Look until cancelled. Raises SockDiagError. Flows under way are left as they are."""
+        loop = asyncio.get_running_loop()
+        with Lookup() as lookup:
+            try:
+                self._departures = Departures(lambda connection: self._departed(connection, sink))
+                loop.add_reader(self._departures, self._departures.read)
+            except SockDiagError as error:
+                log.warning("%s: ends are found every %g s", error, self._interval)
+            try:
+                while True:
+                    began = time.monotonic()
+                    for protocol in self._protocols:
+                        await self._look(protocol, lookup, sink)
+                    await asyncio.sleep(max(self._interval, (time.monotonic() - began) / SHARE))
+            finally:
+                if self._departures is not None:
+                    loop.remove_reader(self._departures)
+                    self._departures.close()
+                    self._departures = None
+
+    async def _look(self, protocol: Transport, lookup: Lookup, sink: EventSink) -> None:
+        known = self._known[protocol]
+        before = set(known)
+        present: set[int] = set()
+        holders = SocketHolders(self._programs)
+        for count, (cookie, connection) in enumerate(survey(protocol, known), 1):
+            present.add(cookie)
+            if connection is not None and connection.state in OPEN_STATES:
+                self._begin(connection, holders, sink)
+            if count % SOCKETS_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        for cookie in before - present:
+            self._missed(known, cookie, lookup, sink)
+        if self._departures is None and protocol == "tcp":
+            for count, told in enumerate(list(known.values()), 1):
+                if told is not None:
+                    told.usage = _usage_of(lookup.find(told.key, zone=told.zone)) or told.usage
+                if count % SOCKETS_AT_ONCE == 0:
+                    await asyncio.sleep(0)
+
+    def _begin(self, connection: Connection, holders: SocketHolders, sink: EventSink) -> None:
+        def programs() -> Collection[str]:
+            return holders.of(connection.inode)
+
+        tag = self._match(connection, uid=connection.uid, programs=programs)
+        self._known[connection.protocol][connection.cookie] = self._start(connection, tag, sink) if tag else None
+
+    def _match(self, connection: Connection, *, uid: int | None, programs: Callable[[], Collection[str]]) -> Tag | None:
+        return self._rules.match(Candidate(connection.key, uid, connection.cgroup, programs))
+
+    def _start(self, connection: Connection, tag: Tag, sink: EventSink) -> _Told:
+        told = _Told(connection.key, tag, _zone(connection))
+        sink.accept(_event(FlowState.START, connection.cookie, told))
+        return told
+
+    def _missed(self, known: dict[int, _Told | None], cookie: int, lookup: Lookup, sink: EventSink) -> None:
+        """A socket that was there before and was not in the last dump: which may miss one that lives on."""
+        told = known.get(cookie)
+        if told is not None:
+            found = lookup.find(told.key, zone=told.zone, details=False)
+            if found is not None and found.cookie == cookie and found.state in OPEN_STATES:
+                return
+            sink.accept(_event(FlowState.END, cookie, told))
+        known.pop(cookie, None)
+
+    def _departed(self, connection: Connection, sink: EventSink) -> None:
+        known = self._known.get(connection.protocol)
+        if known is None:
+            return
+        usage = _usage_of(connection) if connection.remote_port else None
+        if connection.cookie in known:
+            told = known.pop(connection.cookie)
+        elif usage is not None and (usage.sent or usage.received):
+            tag = self._match(connection, uid=None, programs=tuple)
+            told = self._start(connection, tag, sink) if tag else None
+        else:
+            told = None
+        if told is not None:
+            told.usage = usage
+            sink.accept(_event(FlowState.END, connection.cookie, told))
+
+
+def _event(state: FlowState, cookie: int, told: _Told) -> FlowEvent:
+    now = datetime.now(UTC)
+    over = state is FlowState.END
+    return FlowEvent(
+        state=state,
+        key=told.key,
+        tag=told.tag,
+        start_time=None if over else now,
+        end_time=now if over else None,
+        usage=told.usage if over else None,
+        # Ends of ours never end what a storage has announced on the same connection; and an agent that comes after
+        # this one, or another source that sees the same socket, counts it once.
+        transfer_id=f"socket-{cookie}",
+        zone=told.zone,
+    )
+
+
+def _usage_of(connection: Connection | None) -> Usage | None:
+    info = tcp_info.decode(connection.attributes().get(INFO, b"")) if connection is not None else {}
+    return Usage(received=tcp_info.payload_received(info), sent=tcp_info.payload_sent(info)) if info else None
+
+
+def _zone(connection: Connection) -> str:
+    """The interface of a link-local connection, by its index."""
+    return str(connection.interface) if connection.interface and connection.local.startswith("fe8") else ""
+
+
+KIND = SourceKind("sock_diag", SockDiagSettings, SockDiag)
