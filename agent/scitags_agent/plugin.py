@@ -29,10 +29,10 @@ def provide_backends() -> Iterable[BackendKind]:
 
 @hookimpl
 def provide_enrichers() -> Iterable[EnricherKind]:
-    """What sock_diag knows of a connection."""
-    from scitags_agent.enrichers import sock_diag  # noqa: PLC0415
+    """What sock_diag knows of a connection, and what the kernel tells as one closes."""
+    from scitags_agent.enrichers import sock_diag, sock_ops  # noqa: PLC0415
 
-    return (sock_diag.KIND,)
+    return sock_diag.KIND, sock_ops.KIND
 
 
 @hookimpl

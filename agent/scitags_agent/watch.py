@@ -15,7 +15,7 @@ from scitags_agent.bpf.connections import ConnectionsProgram, cgroup_root
 from scitags_agent.bpf.connections_layout import Connection, Event, PortFilter
 from scitags_agent.rules import Rule, port_ranges
 from scitags_core.errors import ConfigError, shown
-from scitags_core.flow import FlowKey, Usage
+from scitags_core.flow import Usage
 
 REPORTS_AT_ONCE = 512
 
@@ -57,6 +57,12 @@ class ConnectionWatch:
         self._program.close()
 
 
+def check_buffer(octets: int) -> None:
+    """Raises ConfigError for a size that the kernel's ring buffer cannot have."""
+    if octets & (octets - 1):
+        raise ConfigError(f"buffer {octets} is no power of two")
+
+
 def cgroup_path(below: str) -> Path:
     """A cgroup by its path below the mount of cgroup2, which is all when empty. Raises ConfigError."""
     parts = Path(below.lstrip("/")).parts
@@ -85,11 +91,9 @@ def instant(connection: Connection) -> datetime:
     return datetime.now(UTC) - timedelta(microseconds=ago / 1000)
 
 
-def usage_of(connection: Connection, key: FlowKey) -> Usage:
-    """Octets as the source of the key counts them; the key may name the connection from either end."""
-    if key == connection.key:
-        return Usage(received=connection.received, sent=connection.sent)
-    return Usage(received=connection.sent, sent=connection.received)
+def usage_of(sent: int, received: int, *, is_source: bool) -> Usage:
+    """Octets that the local end has sent and received, as the source of a flow counts them, which is_source or not."""
+    return Usage(received=received, sent=sent) if is_source else Usage(received=sent, sent=received)
 
 
 def zone(connection: Connection) -> str:

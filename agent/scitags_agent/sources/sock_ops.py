@@ -21,7 +21,16 @@ from scitags_agent.bpf.connections import ConnectionsProgram
 from scitags_agent.bpf.connections_layout import Connection, Event
 from scitags_agent.connections import Lookup
 from scitags_agent.rules import Candidate, Ports, Rule, Rules
-from scitags_agent.watch import ConnectionWatch, cgroup_path, details, instant, port_filters, usage_of, zone
+from scitags_agent.watch import (
+    ConnectionWatch,
+    cgroup_path,
+    check_buffer,
+    details,
+    instant,
+    port_filters,
+    usage_of,
+    zone,
+)
 from scitags_core.errors import ConfigError
 from scitags_core.flow import FlowEvent, FlowKey, FlowState
 from scitags_core.roles import EventSink, SourceKind
@@ -107,8 +116,7 @@ class SockOps:
     """The source."""
 
     def __init__(self, settings: Watching, rules: list[Rule], tagger: Tagger) -> None:
-        if settings.buffer & (settings.buffer - 1):
-            raise ConfigError(f"buffer {settings.buffer} is no power of two")
+        check_buffer(settings.buffer)
         if any(rule.program for rule in rules):
             raise ConfigError("program: at its first packet a connection's program is not known; sock_diag knows it")
         self._settings = settings
@@ -186,7 +194,7 @@ def _event(state: FlowState, connection: Connection, tag: Tag) -> FlowEvent:
         tag=tag,
         start_time=None if over else moment,
         end_time=moment if over else None,
-        usage=usage_of(connection, connection.key) if over else None,
+        usage=usage_of(connection.sent, connection.received, is_source=True) if over else None,
         # Ends of ours never end what a storage has announced on the same connection.
         transfer_id=f"socket-{connection.cookie}",
         zone=zone(connection),
