@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -54,27 +55,26 @@ def test_a_storages_configuration_is_carried_over_whole() -> None:
 @pytest.mark.parametrize(
     ("values", "lacks"),
     [
-        ({"UDP_FIREFLY_IP4_SRC": "192.0.2.1"}, 'UDP_FIREFLY_IP4_SRC = "192.0.2.1": fireflies bear the addresses'),
-        ({"UDP_FIREFLY_IP6_SRC": "2001:db8::1"}, 'UDP_FIREFLY_IP6_SRC = "2001:db8::1": fireflies bear'),
-        ({"UDP_FIREFLY_NETLINK": True}, "UDP_FIREFLY_NETLINK = true: nothing is added"),
-        ({"UDP_FIREFLY_WITH_NETLINK": True}, "UDP_FIREFLY_WITH_NETLINK = true: nothing is added"),
-        ({"IP_DISCOVERY_ENABLED": True}, "IP_DISCOVERY_ENABLED = true: fireflies bear"),
+        ({"UDP_FIREFLY_IP4_SRC": "192.0.2.1"}, 'UDP_FIREFLY_IP4_SRC = "192.0.2.1": list in the firefly'),
+        ({"UDP_FIREFLY_IP6_SRC": "2001:db8::1"}, 'UDP_FIREFLY_IP6_SRC = "2001:db8::1": list in'),
+        ({"BACKEND": "ebpf", "IP_DISCOVERY_ENABLED": True}, "IP_DISCOVERY_ENABLED = true: only fireflies"),
+        ({"BACKEND": "ebpf", "UDP_FIREFLY_NETLINK": True}, "UDP_FIREFLY_NETLINK = true: flowd does not read it with"),
         ({"BACKEND": "prometheus", "PROMETHEUS_SS_PATH": "/usr/sbin/ss"}, 'PROMETHEUS_SS_PATH = "/usr/sbin/ss": no'),
         ({"PLUGIN": "firefly"}, 'PLUGIN = "firefly": fireflies of others'),
         ({"PLUGIN": "firefly", "FIREFLY_LISTENER_HOST": "::"}, 'FIREFLY_LISTENER_HOST = "::": belongs to'),
         ({"PLUGIN": "firefly", "FIREFLY_LISTENER_PORT": 10515}, "FIREFLY_LISTENER_PORT = 10515: belongs to"),
-        ({"PLUGIN": "netstat"}, 'PLUGIN = "netstat": nothing here looks for connections'),
-        ({"PLUGIN": "netstat", "NETSTAT_EXPERIMENT": "atlas"}, 'NETSTAT_EXPERIMENT = "atlas": belongs to'),
-        ({"PLUGIN": "netstat", "NETSTAT_ACTIVITY": 1}, "NETSTAT_ACTIVITY = 1: belongs to"),
+        ({"PLUGIN": "netstat"}, "NETSTAT_EXPERIMENT = null: no connection can be given that tag"),
         (
-            {"PLUGIN": "netstat", "NETSTAT_INTERNAL_NETWORKS": ("192.0.2.0/24",)},
-            'NETSTAT_INTERNAL_NETWORKS = ["192.0.2.0/24"]: belongs to',
+            {"PLUGIN": "netlink", "NETLINK_EXPERIMENT": "atals", "NETLINK_ACTIVITY": 1},
+            'NETLINK_EXPERIMENT = "atals": no connection can be given that tag: rule 1: no experiment is called',
         ),
-        ({"PLUGIN": "netlink", "NETLINK_EXPERIMENT": 2}, "NETLINK_EXPERIMENT = 2: belongs to"),
-        ({"PLUGIN": "netlink", "NETLINK_ACTIVITY": 2}, "NETLINK_ACTIVITY = 2: belongs to"),
-        ({"PLUGIN": "netlink", "NETLINK_INTERNAL_NETWORKS": ()}, "NETLINK_INTERNAL_NETWORKS = []: belongs to"),
-        ({"PLUGIN": "iperf", "IPERF_FLOW_ID": [(2, 9)]}, "IPERF_FLOW_ID = [[2, 9]]: belongs to"),
-        ({"PLUGIN": "iperf_rr", "IPERF_INTERNAL_NETWORKS": ()}, "IPERF_INTERNAL_NETWORKS = []: belongs to"),
+        (
+            {"PLUGIN": "netstat", "NETSTAT_INTERNAL_NETWORKS": ("192.0.2.1/24",)},
+            'NETSTAT_INTERNAL_NETWORKS = "192.0.2.1/24": is no network: 192.0.2.1/24 has host bits set',
+        ),
+        ({"PLUGIN": "iperf", "IPERF_FLOW_ID": [(2, 9)]}, "IPERF_FLOW_ID = [[2, 9]]: flowd has it in its docu"),
+        ({"PLUGIN": "iperf_rr", "IPERF_INTERNAL_NETWORKS": ()}, "IPERF_INTERNAL_NETWORKS = []: flowd has it"),
+        ({"PLUGIN": "iperf", "NETSTAT_INTERNAL_NETWORKS": ()}, "NETSTAT_INTERNAL_NETWORKS = []: belongs to"),
         ({"PLUGIN": "mystery"}, 'PLUGIN = "mystery": flowd has no such plug-in'),
         ({"BACKEND": "udp_firefly,mystery"}, 'BACKEND = "mystery": flowd has no such backend'),
         ({"NETSTAT_ACTIVITY": 1}, "NETSTAT_ACTIVITY = 1: flowd does not read it with this PLUGIN"),
@@ -88,13 +88,61 @@ def test_what_has_no_equivalent_is_said(values: dict[str, Any], lacks: str) -> N
     assert tables["source"][-1] == {"kind": "unix"}
 
 
+@pytest.mark.parametrize(
+    ("values", "tables"),
+    [
+        (
+            {"UDP_FIREFLY_NETLINK": True},
+            {
+                "enricher": [{"kind": "sock_diag", "shape": "flowd"}],
+                "backend": [{"kind": "firefly", "max_octets": 4096}],
+            },
+        ),
+        ({"UDP_FIREFLY_WITH_NETLINK": True}, {"enricher": [{"kind": "sock_diag", "shape": "flowd"}]}),
+        ({"UDP_FIREFLY_NETLINK": False}, {"backend": [{"kind": "firefly"}]}),
+        ({"IP_DISCOVERY_ENABLED": True}, {"backend": [{"kind": "firefly", "stun": "stun.l.google.com:19305"}]}),
+        ({"IP_DISCOVERY_ENABLED": False}, {"backend": [{"kind": "firefly"}]}),
+    ],
+)
+def test_what_has_an_equivalent_is_carried_over(values: dict[str, Any], tables: dict[str, Any]) -> None:
+    found, lacking, _ = imported(settings(**values))
+    assert {name: found[name] for name in tables} == tables
+    assert lacking == []
+
+
+@pytest.mark.parametrize("plugin", ["netstat", "netlink"])
+@pytest.mark.parametrize("networks", [("192.0.2.0/24", "2001:db8::/32"), "192.0.2.0/24"])
+def test_a_scan_of_connections_becomes_rules(plugin: str, networks: Any) -> None:
+    prefix = plugin.upper()
+    values = {f"{prefix}_EXPERIMENT": "atlas", f"{prefix}_ACTIVITY": 1, f"{prefix}_INTERNAL_NETWORKS": networks}
+    tables, lacking, _ = imported(settings(PLUGIN=plugin, **values))
+    source = tables["source"][0]
+    assert source["kind"] == "sock_ops"
+    ignored, tag = source["rule"]
+    assert tag == {"experiment": "atlas", "activity": 1}
+    assert ignored["ignore"] is True
+    assert ignored["remote_networks"][:2] == ["10.0.0.0/8", "127.0.0.0/8"]
+    assert ignored["remote_networks"][8:] == ([networks] if isinstance(networks, str) else list(networks))
+    assert lacking == []
+
+
+def test_measurements_bear_flowds_tags() -> None:
+    tables, lacking, notes = imported(settings(PLUGIN="iperf"))
+    one = tables["source"][0]
+    assert (one["kind"], one["order"], one["ports"], len(one["tags"])) == ("iperf3", "random", ["5201-5299"], 8)
+    assert one["tags"][0] == {"experiment": 2, "activity": 9}
+    assert lacking == []
+    assert len(notes) == 1
+    tables, lacking, notes = imported(settings(PLUGIN="iperf_rr"))
+    one = tables["source"][0]
+    assert (one["kind"], one["order"], one["local_ports"]) == ("iperf3", "sequential", ["5201-5299"])
+    assert (lacking, notes) == ([], [])
+
+
 def test_every_option_is_tested() -> None:
-    tried = {name for mark in test_what_has_no_equivalent_is_said.pytestmark for name in _names(mark.args[1])}
-    assert tried | {name for name in flowd.KNOWN if f"\n{name}=" in WHOLE} >= flowd.KNOWN
-
-
-def _names(cases: list[tuple[dict[str, Any], str]]) -> set[str]:
-    return {name for values, _ in cases for name in values}
+    named = set(re.findall(r"\b[A-Z][A-Z0-9_]+\b", Path(__file__).read_text()))
+    scans = {f"{plugin}_{name}" for plugin in ("NETSTAT", "NETLINK") for name in ("EXPERIMENT", "ACTIVITY")}
+    assert named | scans | {"NETLINK_INTERNAL_NETWORKS"} >= flowd.KNOWN
 
 
 @pytest.mark.parametrize("name", ["ebpf", "ebpf_el8", "ebpf_el9"])
@@ -122,7 +170,7 @@ def test_another_registry_is_pointed_out() -> None:
 def test_what_flowd_itself_would_miss_is_said() -> None:
     tables, _, notes = imported("")
     assert [note.partition(" ")[0] for note in notes] == ["PLUGIN", "BACKEND", "FLOW_MAP_API"]
-    assert tables == {"source": [{"kind": "unix"}], "backend": [{"kind": "firefly", "collectors": []}]}
+    assert tables == {"source": [{"kind": "unix"}], "backend": [{"kind": "firefly"}]}
 
 
 def test_code_is_not_run_but_said(tmp_path: Path) -> None:
@@ -161,7 +209,17 @@ def test_strings_of_every_kind_survive() -> None:
     assert tables["backend"][0]["collectors"] == [collector]
 
 
-@pytest.mark.parametrize("text", [WHOLE, settings(BACKEND="dummy"), settings(PLUGIN="netstat", X="y\nz = 1 " * 50)])
+SEVERAL = [
+    WHOLE,
+    settings(BACKEND="dummy"),
+    settings(PLUGIN="netstat", X="y\nz = 1 " * 50),
+    settings(PLUGIN="netlink", NETLINK_EXPERIMENT="cms", NETLINK_ACTIVITY="default", UDP_FIREFLY_NETLINK=True),
+    settings(PLUGIN="iperf"),
+    settings(PLUGIN="iperf_rr", IP_DISCOVERY_ENABLED=True),
+]
+
+
+@pytest.mark.parametrize("text", SEVERAL)
 def test_the_command_prints_what_agent_check_accepts(
     text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -59,7 +59,7 @@ def test_its_defaults_are_flowd_gos() -> None:
     tables, lacking, notes = imported({"backends": {"marker": {}, "firefly": {}, "prometheus": {}}})
     assert tables["backend"] == [
         {"kind": "marker", "interfaces": ["lo"]},
-        {"kind": "firefly", "destination_port": 10514, "collectors": []},
+        {"kind": "firefly", "destination_port": 10514},
         {"kind": "prometheus", "address": "127.0.0.1", "port": 8080, "flow_series": 1000},
     ]
     assert lacking == ["backends.prometheus.skopsPort = 8081: all metrics are at port 8080"]
@@ -89,15 +89,9 @@ LACKING = [
         'plugins.firefly = {"bindAddress": "::", "bindPort": 1, "bufferSize": 4097, "deadline": 1, "hasSyslogHeader":',
     ),
     (plugin("perfsonar", experimentId=2, activityId=2), 'plugins.perfsonar = {"experimentId": 2, "activityId": 2}:'),
-    (
-        plugin("iperf3", minSourcePort=1, maxSourcePort=2, minDestinationPort=3, maxDestinationPort=4),
-        'plugins.iperf3 = {"minSourcePort": 1, "maxSourcePort": 2, "minDestinationPort": 3, "maxDestinationPort": 4,',
-    ),
-    (
-        plugin("iperf3", cgroupPath="/x", programPath="/p", debugMode=True, randomIDs=True, activityIDs=[1]),
-        "plugins.iperf3 = {",
-    ),
-    (plugin("iperf3", experimentIDs=[2, 3]), "plugins.iperf3 = {"),
+    (plugin("iperf3", programPath="/p"), 'plugins.iperf3.programPath = "/p": no program but'),
+    (plugin("iperf3", debugMode=True), "plugins.iperf3.debugMode = true: the program writes no trace"),
+    (plugin("iperf3"), "plugins.iperf3.experimentIDs, activityIDs = [0, 0]: is no tag"),
     (backend("marker", removeQdisc=False), "backends.marker.removeQdisc = false: the agent takes away"),
     (backend("marker", programPath="/p"), 'backends.marker.programPath = "/p": no program but'),
     (backend("marker", debugMode=True), "backends.marker.debugMode = true: the program writes no trace"),
@@ -107,20 +101,14 @@ LACKING = [
         'backends.marker.markingStrategy = "hopByHopDestination": packets are marked by flow label only',
     ),
     (backend("firefly", prependSyslog=False), "backends.firefly.prependSyslog = false: a firefly has a syslog"),
-    (backend("firefly", enrich=True), "backends.firefly.enrich = true: nothing is added"),
-    (backend("firefly", enrich=True, enrichmentMode=""), 'backends.firefly.enrichmentMode = "": nothing is added'),
-    (backend("firefly", stun={}), 'backends.firefly.stun = {"manualMapping": null, "stunServers": ["stun.l'),
-    (
-        backend("firefly", stun={"manualMapping": {"10.0.0.1": "192.0.2.1"}, "stunServers": []}),
-        'backends.firefly.stun = {"manualMapping": {"10.0.0.1": "192.0.2.1"}, "stunServers": []}: fireflies bear',
-    ),
+    (backend("firefly", stun={}), 'backends.firefly.stun.stunServers = "stun1.l.google.com:3478": one server'),
     (backend("prometheus", log=False), "backends.prometheus.log = false: the log has one level"),
-    (enricher("netlink", protocol=6, ext=255, state=3071), 'enrichers.netlink = {"protocol": 6, "ext": 255, "state"'),
-    (
-        enricher("skops", cgroupPath="/x", programPath="", debugMode=False, strategy="transition"),
-        'enrichers.skops = {"cgroupPath": "/x", "programPath": "", "debugMode": false, "strategy": "transition"}:',
-    ),
-    ({"enrichers": {"period": 500}, "backends": FIREFLY}, "enrichers.period = 500: nothing is added"),
+    (enricher("netlink", protocol=17), "enrichers.netlink.protocol = 17: what is asked"),
+    (enricher("netlink", ext=1), "enrichers.netlink.ext = 1: what is asked"),
+    (enricher("netlink", state=1), "enrichers.netlink.state = 1: what is asked"),
+    (enricher("skops", programPath="/p"), 'enrichers.skops.programPath = "/p": no program but'),
+    (enricher("skops", debugMode=True), "enrichers.skops.debugMode = true: the program writes no trace"),
+    ({"enrichers": {"period": 500}, "backends": FIREFLY}, "enrichers.period = 500: nothing is there to be asked"),
     (plugin("api") | {"plugin": {}}, "plugin = {}: flowd-go does not know this key either; did you mean 'plugins'?"),
     (plugin("perfsonar", activityID=2), "plugins.perfsonar.activityID = 2: flowd-go does not know"),
     ({"plugins": {"api": None}, "backends": FIREFLY}, "plugins.api = null: is empty"),
@@ -131,6 +119,111 @@ LACKING = [
 def test_what_has_no_equivalent_is_said(document: dict[str, Any], lacks: str) -> None:
     _, lacking, _ = imported(document)
     assert [remark for remark in lacking if remark.startswith(lacks)], lacking
+
+
+CARRIED: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    (
+        plugin(
+            "iperf3",
+            minSourcePort=5,
+            maxDestinationPort=6,
+            cgroupPath="/sys/fs/cgroup/a.slice",
+            randomIDs=True,
+            experimentIDs=[2, 3],
+            activityIDs=[1, 2],
+        ),
+        {
+            "source": [
+                {
+                    "kind": "iperf3",
+                    "tags": [{"experiment": 2, "activity": 1}, {"experiment": 3, "activity": 2}],
+                    "order": "random",
+                    "local_ports": ["5-65535"],
+                    "remote_ports": ["1-6"],
+                    "cgroup": "a.slice",
+                },
+                {"kind": "unix"},
+            ]
+        },
+    ),
+    (
+        plugin("iperf3", maxSourcePort=7, minDestinationPort=8, experimentIDs=[2], activityIDs=[1]),
+        {
+            "source": [
+                {
+                    "kind": "iperf3",
+                    "tags": [{"experiment": 2, "activity": 1}],
+                    "order": "sequential",
+                    "local_ports": ["1-7"],
+                    "remote_ports": ["8-65535"],
+                },
+                {"kind": "unix"},
+            ]
+        },
+    ),
+    (
+        backend("firefly", stun={"manualMapping": {"10.0.0.1": "192.0.2.1"}, "stunServers": ["s.example:1"]}),
+        {
+            "backend": [
+                {
+                    "kind": "firefly",
+                    "destination_port": 10514,
+                    "public_addresses": {"10.0.0.1": "192.0.2.1"},
+                    "stun": "s.example:1",
+                }
+            ]
+        },
+    ),
+    (
+        {"backends": {"firefly": {"enrich": True}}, "enrichers": {"period": 500, "netlink": {}}},
+        {"table": {"ongoing_seconds": 0.5}, "enricher": [{"kind": "sock_diag", "shape": "lean"}]},
+    ),
+    (
+        {"backends": {"firefly": {"enrich": True, "enrichmentMode": ""}}, "enrichers": {"netlink": {}}},
+        {
+            "table": {"ongoing_seconds": 1.0},
+            "enricher": [{"kind": "sock_diag", "shape": "full"}],
+            "backend": [{"kind": "firefly", "destination_port": 10514, "max_octets": 4096}],
+        },
+    ),
+    (
+        {
+            "backends": {"firefly": {"enrich": True, "enrichmentMode": "compatible"}},
+            "enrichers": {"skops": {"cgroupPath": "/sys/fs/cgroup/x", "strategy": "Poll"}},
+        },
+        {"enricher": [{"kind": "sock_ops", "cgroup": "x"}, {"kind": "sock_diag", "shape": "flowd"}]},
+    ),
+    (
+        {"backends": {"firefly": {"enrich": True}}, "enrichers": {"skops": {"strategy": "transition"}}},
+        {"enricher": [{"kind": "sock_ops"}]},
+    ),
+    (
+        {"backends": {"prometheus": {"skopsPort": 0}}, "enrichers": {"netlink": {}}},
+        {"table": {"ongoing_seconds": 1.0}, "enricher": [{"kind": "sock_diag", "shape": "lean"}]},
+    ),
+]
+
+
+@pytest.mark.parametrize(("document", "tables"), CARRIED)
+def test_what_has_an_equivalent_is_carried_over(document: dict[str, Any], tables: dict[str, Any]) -> None:
+    found, lacking, _ = imported(document)
+    assert {name: found[name] for name in tables} == tables
+    assert lacking == []
+
+
+def test_measurements_of_any_port() -> None:
+    tables, _, _ = imported(plugin("iperf3"))
+    assert tables["source"][0]["ports"] == ["1-65535"]
+    assert tables["source"][0]["tags"] == [{"experiment": 1, "activity": 1}, {"experiment": 2, "activity": 2}]
+    tables, lacking, _ = imported(plugin("iperf3", experimentIDs=[0], activityIDs=[0]))
+    assert tables["source"] == [{"kind": "unix"}]
+    assert len(lacking) == 1
+
+
+def test_what_is_asked_of_the_kernel_is_told_at_the_end_when_fireflies_do_not_tell_it_meanwhile() -> None:
+    tables, _, notes = imported(enricher("netlink"))
+    assert "table" not in tables
+    assert notes[0].startswith("what the kernel knows of a connection is told at its end")
 
 
 def keys_of(kind: msgspec.inspect.Type, above: str = "") -> set[str]:
@@ -152,7 +245,8 @@ def paths(content: Any, above: str = "") -> set[str]:
 def test_every_option_is_tested() -> None:
     import yaml
 
-    tried = {path for document, _ in LACKING for path in paths(document)} | paths(yaml.safe_load(WHOLE))
+    documents = [document for document, _ in (*LACKING, *CARRIED)]
+    tried = {path for document in (*documents, yaml.safe_load(WHOLE)) for path in paths(document)}
     known = keys_of(msgspec.inspect.type_info(flowd_go._File))
     assert ".backends.firefly.stun.stunServers" in known
     assert known - tried <= {".backends.marker.discoverInterfaces"}  # below
@@ -197,6 +291,10 @@ def test_metrics_that_are_turned_off_stay_off() -> None:
         ("plugins: {namedPipe: {}}", "it asks flowd-go for no backend"),
         ("a: !!python/object/apply:os.system [id]", "no YAML: could not determine a constructor"),
         ("[" * 5000, "no YAML"),
+        ("plugins: {iperf3: {activityIDs: [1]}}", "experimentIDs and activityIDs are not of one length"),
+        ("backends: {firefly: {enrich: true, enrichmentMode: fat}}", "enrichmentMode 'fat' is no mode"),
+        ("{backends: {firefly: {}}, enrichers: {period: 0, netlink: {}}}", "period 0 is no number of milli"),
+        ("{backends: {firefly: {}}, enrichers: {skops: {strategy: guess}}}", "strategy 'guess' is no strategy"),
     ],
 )
 def test_what_is_no_configuration_is_named(text: str, said: str) -> None:
@@ -204,7 +302,7 @@ def test_what_is_no_configuration_is_named(text: str, said: str) -> None:
         flowd_go.convert(text).finished()
 
 
-@pytest.mark.parametrize("text", [WHOLE, json.dumps(LACKING[5][0]), json.dumps(backend("marker", matchAll=True))])
+@pytest.mark.parametrize("text", [WHOLE, *(json.dumps(one) for one, _ in (*LACKING, *CARRIED))])
 def test_the_command_prints_what_agent_check_accepts(
     text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,6 +11,8 @@ import msgspec
 from scitags_core.errors import ConfigError
 
 _LINE = 112
+# Of a firefly with all that the kernel knows of its connection, which is more than goes into an unfragmented datagram.
+MAX_OCTETS_FULL = 4096
 
 
 class Table(msgspec.Struct):
@@ -39,6 +41,10 @@ class Draft:
         """Add a [[source]]."""
         self.tables.append(Table("source", {"kind": kind, **keys}, why))
 
+    def enricher(self, kind: str, why: str = "", **keys: Any) -> None:
+        """Add an [[enricher]]."""
+        self.tables.append(Table("enricher", {"kind": kind, **keys}, why))
+
     def backend(self, kind: str, why: str = "", **keys: Any) -> None:
         """Add a [[backend]]."""
         self.tables.append(Table("backend", {"kind": kind, **keys}, why))
@@ -61,8 +67,8 @@ class Draft:
             raise ConfigError(f"it asks {self.daemon} for no backend: nothing would be done about any flow")
         if not any(table.keys.get("kind") == "unix" for table in self.tables):
             self.source("unix", "For `scitags agent status`, and for storages that speak JSON.")
-        # Tables that are there once come first, sources before backends.
-        order = {"source": 1, "backend": 2}
+        # Tables that are there once come first, then whatever a flow passes through, in that order.
+        order = {"source": 1, "enricher": 2, "backend": 3}
         parts = [self._head()]
         parts += [_toml(table) for table in sorted(self.tables, key=lambda table: order.get(table.name, 0))]
         return "\n".join(parts)
@@ -103,7 +109,13 @@ def toml_value(value: bool | float | str | Sequence[Any] | Mapping[str, Any]) ->
         return repr(value)
     if isinstance(value, Mapping):
         return "{ " + ", ".join(f"{toml_value(name)} = {toml_value(one)}" for name, one in value.items()) + " }"
-    return f"[{', '.join(toml_value(one) for one in value)}]"
+    items = [toml_value(one) for one in value]
+    line = f"[{', '.join(items)}]"
+    return (
+        line
+        if len(line) <= _LINE - len("remote_networks = ")
+        else "[\n" + "".join(f"    {one},\n" for one in items) + "]"
+    )
 
 
 def _shown(value: Any) -> str:

@@ -6,11 +6,15 @@ Which settings there are, and what is done when one is missing, is known from fl
 from __future__ import annotations
 
 import ast
+import ipaddress
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from scitags_agent.importers.draft import Draft
+import msgspec
+
+from scitags_agent.importers.draft import MAX_OCTETS_FULL, Draft
+from scitags_agent.rules import Rule, Rules
 from scitags_core.errors import ConfigError, shown
 from scitags_core.flow import PORT_MAX
 
@@ -19,7 +23,23 @@ METRICS_PORT = 9000
 REGISTRY_URLS = ("https://www.scitags.org/api.json", "https://scitags.org/api.json", "http://www.scitags.org/api.json")
 FLOW_SERIES = 1000
 
-_NO_SCAN = "nothing here looks for connections by itself: whoever moves the data has to tell the agent"
+STUN_SERVER = "stun.l.google.com:19305"
+# What flowd's iperf plug-ins give to connections, at random and in turn.
+RANDOM_TAGS = ((2, 9), (2, 19), (3, 3), (3, 4), (4, 3), (4, 4), (5, 10), (5, 14))
+TAGS_IN_TURN = ((2, 19), (2, 19), (3, 3), (3, 3), (4, 3), (4, 3), (5, 10), (5, 10))
+IPERF_PORTS = "5201-5299"
+# Addresses that no traffic beyond the site has: flowd passes over connections to them.
+PRIVATE_NETWORKS = (
+    "10.0.0.0/8",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "172.16.0.0/12",
+    "192.168.0.0/16",
+    "::1/128",
+    "fc00::/7",
+    "fe80::/10",
+)
+
 # Settings that only some plug-in or backend reads.
 _OF_PLUGIN = {
     "netstat": ("NETSTAT_EXPERIMENT", "NETSTAT_ACTIVITY", "NETSTAT_INTERNAL_NETWORKS"),
@@ -57,8 +77,8 @@ def convert(text: str) -> Draft:
     for backend in backends:
         _backend(backend, settings, draft)
     _registry(settings, draft)
-    if settings.get("IP_DISCOVERY_ENABLED"):
-        draft.lack("IP_DISCOVERY_ENABLED", True, "fireflies bear the addresses that the flows were reported with")
+    if settings.get("IP_DISCOVERY_ENABLED") and "udp_firefly" not in backends:
+        draft.lack("IP_DISCOVERY_ENABLED", True, "only fireflies bear addresses")
     in_use = {*_COMMON, *_OF_PLUGIN.get(plugin, ()), *(one for name in backends for one in _OF_BACKEND.get(name, ()))}
     for name, value in settings.items():
         if name not in KNOWN:
@@ -115,19 +135,62 @@ def _known_backend(name: str) -> str:
 def _plugin(plugin: str, settings: Mapping[str, Any], draft: Draft) -> None:
     if plugin == "np_api":
         draft.source("named_pipe", "As flowd's: every user of the host may write to it.", path=PIPE, mode="0666")
-        return
-    if plugin:
-        meanings = {
-            "firefly": "fireflies of others are not taken in; have the storage write to the named pipe",
-            "netstat": _NO_SCAN,
-            "netlink": _NO_SCAN,
-            "iperf": _NO_SCAN,
-            "iperf_rr": _NO_SCAN,
-        }
-        draft.lack("PLUGIN", plugin, meanings.get(plugin, "flowd has no such plug-in"))
-        for name in _OF_PLUGIN.get(plugin, ()):
+    elif plugin in ("netstat", "netlink"):
+        _connections(plugin.upper(), settings, draft)
+    elif plugin in ("iperf", "iperf_rr"):
+        _iperf(plugin, settings, draft)
+    elif plugin == "firefly":
+        draft.lack("PLUGIN", plugin, "fireflies of others are not taken in; have the storage write to the named pipe")
+        for name in _OF_PLUGIN[plugin]:
             if name in settings:
                 draft.lack(name, settings[name], f"belongs to PLUGIN = {plugin}")
+    elif plugin:
+        draft.lack("PLUGIN", plugin, "flowd has no such plug-in")
+
+
+def _connections(prefix: str, settings: Mapping[str, Any], draft: Draft) -> None:
+    """One tag for every TCP connection that leaves the site."""
+    tag: dict[str, Any] = {}
+    for part in ("EXPERIMENT", "ACTIVITY"):
+        name = f"{prefix}_{part}"
+        tag[part.lower()] = settings.get(name)
+        if name not in settings:
+            draft.note(f"{name} is missing: flowd would not start with this file")
+    tag["activity"] = tag["activity"] or 0  # as flowd has it
+    networks = _networks(settings, f"{prefix}_INTERNAL_NETWORKS", draft)
+    try:
+        Rules([msgspec.convert(tag, Rule)])
+    except (ConfigError, msgspec.ValidationError) as error:
+        draft.lack(f"{prefix}_EXPERIMENT", tag["experiment"], f"no connection can be given that tag: {error}")
+        return
+    ignored = {"ignore": True, "remote_networks": [*PRIVATE_NETWORKS, *networks]}
+    draft.source("sock_ops", "Every TCP connection that leaves the site, as the kernel opens it.", rule=[ignored, tag])
+
+
+def _networks(settings: Mapping[str, Any], name: str, draft: Draft) -> list[str]:
+    value = settings.get(name, ())
+    networks: list[str] = []
+    # ('192.0.2.0/24') is a string, and a likely slip for a tuple of one.
+    for text in (value,) if isinstance(value, str) else value if isinstance(value, Iterable) else ():
+        try:
+            networks.append(str(ipaddress.ip_network(text)))
+        except ValueError as error:
+            draft.lack(name, text, f"is no network: {error}")
+    return networks
+
+
+def _iperf(plugin: str, settings: Mapping[str, Any], draft: Draft) -> None:
+    tags, order = (RANDOM_TAGS, "random") if plugin == "iperf" else (TAGS_IN_TURN, "sequential")
+    choices = [{"experiment": experiment, "activity": activity} for experiment, activity in tags]
+    ports = {"ports": [IPERF_PORTS]} if plugin == "iperf" else {"local_ports": [IPERF_PORTS]}
+    draft.source("iperf3", "flowd's own tags.", tags=choices, order=order, **ports)
+    if plugin == "iperf":
+        draft.note(f"flowd's iperf gives a tag to every connection, the agent to those with a port of {IPERF_PORTS}")
+    if "NETSTAT_INTERNAL_NETWORKS" in settings:
+        draft.lack("NETSTAT_INTERNAL_NETWORKS", settings["NETSTAT_INTERNAL_NETWORKS"], f"belongs to PLUGIN = {plugin}")
+    for name in ("IPERF_FLOW_ID", "IPERF_INTERNAL_NETWORKS"):
+        if name in settings:
+            draft.lack(name, settings[name], "flowd has it in its documentation, and does not read it")
 
 
 def _backend(backend: str, settings: Mapping[str, Any], draft: Draft) -> None:
@@ -146,13 +209,17 @@ def _backend(backend: str, settings: Mapping[str, Any], draft: Draft) -> None:
 
 def _fireflies(settings: Mapping[str, Any], draft: Draft) -> None:
     collector = _text(settings, "UDP_FIREFLY_DST", "")
-    draft.backend("firefly", collectors=[collector] if collector else [])
+    keys: dict[str, Any] = {"collectors": [collector]} if collector else {}
+    if settings.get("IP_DISCOVERY_ENABLED"):
+        keys["stun"] = STUN_SERVER
+        draft.note(f"IP_DISCOVERY_ENABLED: of flowd's servers, {STUN_SERVER} alone is asked")
+    if settings.get("UDP_FIREFLY_NETLINK") or settings.get("UDP_FIREFLY_WITH_NETLINK"):
+        draft.enricher("sock_diag", "What the kernel knows of a connection, as flowd tells it.", shape="flowd")
+        keys["max_octets"] = MAX_OCTETS_FULL
+    draft.backend("firefly", **keys)
     for name in ("UDP_FIREFLY_IP4_SRC", "UDP_FIREFLY_IP6_SRC"):
         if settings.get(name):
-            draft.lack(name, settings[name], "fireflies bear the addresses that the flows were reported with")
-    for name in ("UDP_FIREFLY_NETLINK", "UDP_FIREFLY_WITH_NETLINK"):
-        if settings.get(name):
-            draft.lack(name, settings[name], "nothing is added to fireflies that the storage did not report")
+            draft.lack(name, settings[name], "list in the firefly backend's public_addresses what it stands for")
 
 
 def _marker(settings: Mapping[str, Any], draft: Draft) -> None:

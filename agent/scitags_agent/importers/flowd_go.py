@@ -12,21 +12,22 @@ from typing import Annotated, Any
 
 import msgspec
 
-from scitags_agent.importers.draft import Draft
-from scitags_core.errors import ConfigError, shown
-from scitags_core.flow import PORT_MAX
+from scitags_agent.importers.draft import MAX_OCTETS_FULL, Draft
+from scitags_core.errors import ConfigError, ScitagsError, shown
+from scitags_core.flow import PORT_MAX, check_tag
 from scitags_core.strict import convert as typed
 from scitags_core.strict import nearest
+from scitags_core.tag import encode
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=PORT_MAX)]
 CGROUP = "/sys/fs/cgroup"
+PERIOD = 1000  # milliseconds
 STUN_SERVERS = ("stun.l.google.com:3478", *(f"stun{number}.l.google.com:3478" for number in range(1, 5)))
 FLOW_SERIES = 1000
 
-_NO_SCAN = "nothing here looks for connections by itself: whoever moves the data has to tell the agent"
 _NO_PROGRAM = "no program but the one that comes with the agent is loaded"
 _NOT_NEEDED = "not needed here"
-_NOT_ENRICHED = "nothing is added to fireflies that the storage did not report"
+_SHAPED = "what is asked of the kernel follows from the shape of what is told"
 
 
 class _NamedPipe(msgspec.Struct, frozen=True, rename="camel"):
@@ -151,8 +152,9 @@ def convert(text: str) -> Draft:
         if name in document:
             draft.lack(name, value, "systemd keeps track of the process, and nothing is written there")
     _plugins(file.plugins or _Plugins(), draft)
-    _backends(file.backends or _Backends(), draft)
-    _enrichers(file.enrichers or _Enrichers(), draft)
+    backends = file.backends or _Backends()
+    _backends(backends, draft)
+    _enrichers(file.enrichers or _Enrichers(), backends.firefly, draft)
     return draft
 
 
@@ -216,7 +218,7 @@ def _plugins(plugins: _Plugins, draft: Draft) -> None:
             "plugins.perfsonar", msgspec.to_builtins(plugins.perfsonar), "only flows that were reported are marked"
         )
     if plugins.iperf3 is not None:
-        draft.lack("plugins.iperf3", msgspec.to_builtins(plugins.iperf3), _NO_SCAN)
+        _iperf3(plugins.iperf3, draft)
 
 
 def _pipe(pipe: _NamedPipe, draft: Draft) -> None:
@@ -229,6 +231,35 @@ def _pipe(pipe: _NamedPipe, draft: Draft) -> None:
         )
         path = "/var/run/flowd"
     draft.source("named_pipe", "As flowd-go's: every user of the host may write to it.", path=path, mode="0666")
+
+
+def _iperf3(iperf3: _Iperf3, draft: Draft) -> None:
+    section = "plugins.iperf3"
+    _changed(iperf3, section, {"program_path": _NO_PROGRAM, "debug_mode": "the program writes no trace"}, draft)
+    if len(iperf3.experiment_ids) != len(iperf3.activity_ids):
+        raise ConfigError(f"{section}: experimentIDs and activityIDs are not of one length")
+    tags: list[dict[str, Any]] = []
+    for pair in zip(iperf3.experiment_ids, iperf3.activity_ids, strict=True):
+        try:
+            tag = check_tag(*pair)
+            encode(*tag)
+        except ScitagsError as error:
+            draft.lack(f"{section}.experimentIDs, activityIDs", pair, f"is no tag: {error}")
+        else:
+            tags.append({"experiment": tag.experiment, "activity": tag.activity})
+    if not tags:
+        return
+    keys: dict[str, Any] = {"tags": tags, "order": "random" if iperf3.random_ids else "sequential"}
+    ranges = {
+        "local_ports": (iperf3.min_source_port, iperf3.max_source_port),
+        "remote_ports": (iperf3.min_destination_port, iperf3.max_destination_port),
+    }
+    keys |= {name: [f"{low or 1}-{high or PORT_MAX}"] for name, (low, high) in ranges.items() if low or high}
+    if "local_ports" not in keys and "remote_ports" not in keys:
+        keys["ports"] = [f"1-{PORT_MAX}"]
+    if cgroup := _cgroup(iperf3.cgroup_path):
+        keys["cgroup"] = cgroup
+    draft.source("iperf3", **keys)
 
 
 def _backends(backends: _Backends, draft: Draft) -> None:
@@ -264,14 +295,19 @@ def _marker(marker: _Marker, draft: Draft) -> None:
 def _fireflies(firefly: _FireflyBackend, draft: Draft) -> None:
     section = "backends.firefly"
     _changed(firefly, section, {"prepend_syslog": "a firefly has a syslog header, as the specification wants"}, draft)
-    if firefly.enrich:
-        draft.lack(f"{section}.enrich", firefly.enrich, _NOT_ENRICHED)
-        _changed(firefly, section, {"enrichment_mode": _NOT_ENRICHED}, draft)
+    keys: dict[str, Any] = {"destination_port": firefly.destination_port}
+    if firefly.send_to_collector:
+        keys["collectors"] = [_endpoint(firefly)]
+    if firefly.enrich and _shape(firefly) != "lean":
+        keys["max_octets"] = MAX_OCTETS_FULL
     if firefly.stun is not None:
-        as_reported = "fireflies bear the addresses that the flows were reported with"
-        draft.lack(f"{section}.stun", msgspec.to_builtins(firefly.stun), as_reported)
-    collectors = [_endpoint(firefly)] if firefly.send_to_collector else []
-    draft.backend("firefly", destination_port=firefly.destination_port, collectors=collectors)
+        if firefly.stun.manual_mapping:
+            keys["public_addresses"] = dict(firefly.stun.manual_mapping)
+        if firefly.stun.stun_servers:
+            keys["stun"] = firefly.stun.stun_servers[0]
+        for server in firefly.stun.stun_servers[1:]:
+            draft.lack(f"{section}.stun.stunServers", server, "one server is asked")
+    draft.backend("firefly", **keys)
 
 
 def _endpoint(firefly: _FireflyBackend) -> str:
@@ -297,10 +333,41 @@ def _metrics(prometheus: _Prometheus, draft: Draft) -> None:
     draft.note("the metrics have other names (docs/agent.md), and need scitags-suite[prometheus]")
 
 
-def _enrichers(enrichers: _Enrichers, draft: Draft) -> None:
-    for name in ("netlink", "skops"):
-        one = getattr(enrichers, name)
-        if one is not None:
-            draft.lack(f"enrichers.{name}", msgspec.to_builtins(one), _NOT_ENRICHED)
-    if enrichers.period is not None:
-        draft.lack("enrichers.period", enrichers.period, _NOT_ENRICHED)
+def _enrichers(enrichers: _Enrichers, firefly: _FireflyBackend | None, draft: Draft) -> None:
+    netlink, skops = enrichers.netlink, enrichers.skops
+    if netlink is not None:
+        _changed(netlink, "enrichers.netlink", dict.fromkeys(("protocol", "ext", "state"), _SHAPED), draft)
+    if skops is not None:
+        meanings = {"program_path": _NO_PROGRAM, "debug_mode": "the program writes no trace"}
+        _changed(skops, "enrichers.skops", meanings, draft)
+        if skops.strategy.lower() not in ("poll", "transition"):
+            raise ConfigError(f"enrichers.skops.strategy {shown(skops.strategy)} is no strategy of flowd-go's")
+        keys = {"cgroup": cgroup} if (cgroup := _cgroup(skops.cgroup_path)) else {}
+        draft.enricher("sock_ops", "What a connection moved, told by the kernel when it closes.", **keys)
+    is_polled = netlink is not None or (skops is not None and skops.strategy.lower() == "poll")
+    period = PERIOD if enrichers.period is None else enrichers.period
+    if period <= 0:
+        raise ConfigError(f"enrichers.period {period} is no number of milliseconds above 0")
+    if not is_polled:
+        if enrichers.period is not None:
+            draft.lack("enrichers.period", period, "nothing is there to be asked so often")
+        return
+    shape = _shape(firefly or _FireflyBackend())
+    draft.enricher("sock_diag", "What the kernel knows of a connection.", shape=shape)
+    if firefly is None or firefly.enrich:
+        draft.once("table", "What goes on is told so often.", ongoing_seconds=period / 1000)
+    else:
+        draft.note("what the kernel knows of a connection is told at its end, as backends.firefly.enrich is off")
+
+
+def _cgroup(path: str) -> str:
+    """Below the mount of cgroup2, as we have it."""
+    return path.removeprefix(CGROUP).strip("/")
+
+
+def _shape(firefly: _FireflyBackend) -> str:
+    """Ours for flowd-go's name of what a firefly tells of a connection. Raises ConfigError."""
+    shapes = {"lean": "lean", "compatible": "flowd", "": "full"}
+    if firefly.enrichment_mode not in shapes:
+        raise ConfigError(f"backends.firefly.enrichmentMode {shown(firefly.enrichment_mode)} is no mode of flowd-go's")
+    return shapes[firefly.enrichment_mode]
