@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -99,6 +99,14 @@ class Backend(Protocol):
 
     def counters(self) -> Mapping[str, int]:
         """Totals since start, by name, for the status and the metrics."""
+
+
+@runtime_checkable
+class ShowsStatus(Protocol):
+    """What a backend may be besides: one that shows how the agent itself is."""
+
+    def show(self, status: Callable[[], Mapping[str, Any]]) -> None:
+        """Called once, before start. status() is what `scitags agent status` has, at the moment of the call."""
 
 
 class Enricher(Protocol):

@@ -21,7 +21,7 @@ from scitags_agent.backends.prometheus import MAX_CONNECTIONS, PrometheusBackend
 from scitags_agent.client import AgentClient
 from scitags_core.errors import ConfigError
 from scitags_core.flow import FlowEvent, FlowKey
-from scitags_core.roles import Inheritance
+from scitags_core.roles import Inheritance, ShowsStatus
 from scitags_core.tag import Tag
 from tests.agent.conftest import Agent, wait_for
 from tests.agent.events import ongoing, start
@@ -125,6 +125,7 @@ def test_connections_are_shown_when_asked_and_those_beyond_are_counted() -> None
 
 
 def test_the_agents_health_is_all_that_its_status_has() -> None:
+    assert isinstance(PrometheusBackend(PrometheusSettings()), ShowsStatus)
     found = scraped(status=lambda: STATUS)
     assert value(found, "scitags_agent_info", version="1.2") == 1
     assert value(found, "scitags_agent_uptime_seconds") == 3.5
