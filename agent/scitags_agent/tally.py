@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from scitags_agent.tcp_facts import TcpFacts, tcp_facts
+from scitags_agent.tcp_facts import NOTHING, tcp_facts
 from scitags_core.flow import FlowChange, FlowEvent, FlowKey, FlowState
 from scitags_core.registry import Registry
 from scitags_core.tag import Tag
@@ -94,16 +94,17 @@ class Tally:
     def add(self, change: FlowChange) -> None:
         """Take one change."""
         event = change.event
-        row = self._row(event.tag)
-        totals = self._totals.setdefault(row, Totals())
+        row = self._rows.get(event.tag) or self._row(event.tag)
+        totals = self._totals[row]
         # The table repeats the start time in whatever it says of a transfer, so both together name it.
         name = (event.key, event.transfer_id, event.start_time)
         transfer = self._transfers.get(name)
         if event.state is FlowState.END:
             totals.ended += 1
-            known = self._transfers.pop(name, None) is not None
-            self._report(event, totals, transfer or _Transfer(row, None))
-            if transfer is not None and known:
+            if event.usage is not None or event.extra:
+                self._report(event, totals, transfer or _Transfer(row, None))
+            if transfer is not None:
+                del self._transfers[name]
                 totals.under_way -= 1
                 self._release(event.key, transfer)
             return
@@ -113,12 +114,13 @@ class Tally:
                 return
             totals.under_way += 1
             transfer = self._transfers[name] = _Transfer(row, self._series_for(event.key, row))
-        self._report(event, totals, transfer)
+        if event.usage is not None or event.extra:
+            self._report(event, totals, transfer)
 
     def adopt(self, change: FlowChange) -> None:
         """Take a transfer that an earlier agent saw begin: it is under way, but did not start here."""
         self.add(change)
-        self._totals[self._row(change.event.tag)].started -= 1
+        self._totals[self._rows[change.event.tag]].started -= 1
 
     def snapshot(self) -> Snapshot:
         """A copy, to be shown at leisure by another thread."""
@@ -132,13 +134,14 @@ class Tally:
         )
 
     def _row(self, tag: Tag) -> Row:
-        row = self._rows.get(tag)
-        if row is None:
-            names = self._registry.names(tag)
-            row = self._rows[tag] = Row(names.experiment or UNKNOWN_NAME, names.activity or UNKNOWN_NAME)
+        names = self._registry.names(tag)
+        row = self._rows[tag] = Row(names.experiment or UNKNOWN_NAME, names.activity or UNKNOWN_NAME)
+        self._totals.setdefault(row, Totals())
         return row
 
     def _series_for(self, key: FlowKey, row: Row) -> Series | None:
+        if not self._max_series:
+            return None
         series = self._series.get((key, row))
         if series is None:
             if len(self._series) >= self._max_series:
@@ -151,7 +154,7 @@ class Tally:
     def _release(self, key: FlowKey, transfer: _Transfer) -> None:
         series = transfer.series
         if series is None:
-            self._without_series -= 1
+            self._without_series -= bool(self._max_series)
             return
         series.users -= 1
         if not series.users:
@@ -162,7 +165,7 @@ class Tally:
         if event.usage is not None:
             sent = max(0, (event.usage.sent or 0) - transfer.sent)
             received = max(0, (event.usage.received or 0) - transfer.received)
-        facts = tcp_facts(event.extra) if event.extra else TcpFacts()
+        facts = tcp_facts(event.extra) if event.extra else NOTHING
         if facts.retransmissions is not None:
             retransmissions = max(0, facts.retransmissions - transfer.retransmissions)
         if facts.rtt is not None:
