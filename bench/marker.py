@@ -5,6 +5,7 @@ python -m bench.marker [--json]
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 import statistics
@@ -60,14 +61,17 @@ class Found(msgspec.Struct, frozen=True):
     transfers: list[Transfer]
 
 
-def single_packets(program: MarkerProgram) -> list[Packet]:
+def single_packets(program: MarkerProgram, static: MarkerProgram) -> list[Packet]:
     """BPF_PROG_TEST_RUN with the table as full as a busy storage makes it, all cases in turn."""
     flow, *crowd = crowded(WAYS + 1)
-    for known in (flow, *crowd):
-        program.set(known, LABEL)
-    for number in range(FLOWS - len(program)):
-        program.set(FlowKey.of(ALICE, 1024 + number % 5000, f"2001:db8:1::{number:x}", PORT), LABEL)
-    ours = program.program_fd(ethernet=True)
+    for one in (program, static):
+        for known in (flow, *crowd):
+            one.set(known, LABEL)
+        for number in range(FLOWS - len(one)):
+            one.set(FlowKey.of(ALICE, 1024 + number % 5000, f"2001:db8:1::{number:x}", PORT), LABEL)
+    # A test run's packets go by interface 1.
+    static.set_static({(1, ipaddress.IPv6Network("::/0")): LABEL & ~label.ENTROPY_MASK})
+    ours, all_of_them = program.program_fd(ethernet=True), static.program_fd(ethernet=True)
     hit = p.ethernet(p.ipv6(p.tcp(destination=flow.dst_port)))
     with programs.loaded(programs.returning(programs.TC_ACT_UNSPEC)) as nothing:
         cases = {
@@ -77,6 +81,9 @@ def single_packets(program: MarkerProgram) -> list[Packet]:
             "miss: a flow has the source port": (ours, p.ethernet(p.ipv6(p.tcp(source=1025, destination=1)))),
             "hit: the label is written": (ours, hit),
             "hit: in the overflow map": (ours, p.ethernet(p.ipv6(p.tcp(destination=crowd[-1].dst_port)))),
+            "static labels: not IPv6": (all_of_them, p.ethernet(b"\x45" + bytes(60), p.IPV4)),
+            "static labels: the flow's own is written": (all_of_them, hit),
+            "static labels: the network's is written": (all_of_them, p.ethernet(p.ipv6(p.tcp(source=65_000)))),
         }
         rounds: dict[str, list[int]] = {name: [] for name in cases}
         for _ in range(ROUNDS):
@@ -183,12 +190,13 @@ def main(arguments: tuple[str, ...] = ()) -> None:
     if reason is not None:
         print(f"\nthe marker's bench is left out: {reason}", file=sys.stderr)
         return
-    program = MarkerProgram()
+    program, static = MarkerProgram(), MarkerProgram(static=True)
     try:
-        packets = single_packets(program)
+        packets = single_packets(program, static)
         found = Found(len(program), packets, transfers(program))
     finally:
         program.close()
+        static.close()
     if "--json" in arguments:
         print(msgspec.json.encode(found).decode())
     else:

@@ -41,6 +41,15 @@ struct {
 	__type(value, __u64);
 } outcomes SEC(".maps");
 
+/* The label, without entropy, of what goes to a network by an interface. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_STATIC);
+	__type(key, struct static_key);
+	__type(value, __be32);
+} static_labels SEC(".maps");
+
 /* Most packets belong to no known flow, and most of those are told by one load from the ports. */
 struct state state;
 
@@ -67,7 +76,8 @@ struct vlan {
 /* What became of the search for a packet's ports. */
 enum search {
 	FOUND,
-	NOT_OURS,
+	NOT_IPV6,
+	NOT_OURS, /* its source port is that of no flow, or it has none */
 	TOO_SHORT,
 	LATER_FRAGMENT,
 	TOO_MANY_HEADERS,
@@ -152,22 +162,46 @@ static __always_inline __u64 join(__u32 first, __u32 second)
 #endif
 }
 
+/* The first of two words that were joined. */
+static __always_inline __u32 first(__u64 word)
+{
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+	return word;
+#else
+	return word >> 32;
+#endif
+}
+
+static __always_inline void fill_addresses(const struct ipv6hdr *ip, __u64 *key)
+{
+	const __be32 *source = ip->saddr.in6_u.u6_addr32;
+	const __be32 *destination = ip->daddr.in6_u.u6_addr32;
+
+	key[0] = join(source[0], source[1]);
+	key[1] = join(source[2], source[3]);
+	key[2] = join(destination[0], destination[1]);
+	key[3] = join(destination[2], destination[3]);
+}
+
 /* Fill in the key (struct flow_key) of an IPv6 TCP or UDP packet whose source port is known. By words of 64 bits,
- * as it is compared: a processor that reads what it has just written in smaller pieces has to wait for them. */
-static __always_inline enum search find_key(struct __sk_buff *skb, __u32 at, __u64 *key)
+ * as it is compared: a processor that reads what it has just written in smaller pieces has to wait for them.
+ * Asked for all, fill in as much as there is of any IPv6 packet. */
+static __always_inline enum search find_key(struct __sk_buff *skb, __u32 at, __u64 *key, int all,
+					    int *fragmented)
 {
 	void *data = (void *)(long)skb->data;
 	void *end = (void *)(long)skb->data_end;
 	struct ipv6hdr *ip = data + at;
 	void *next = ip + 1;
-	__be32 *source, *destination;
 	__be16 *ports;
 	__u8 protocol;
 
 	if (next > end)
 		return TOO_SHORT;
 	if (ip->version != 6)
-		return NOT_OURS;
+		return NOT_IPV6;
+	if (all)
+		fill_addresses(ip, key);
 	protocol = ip->nexthdr;
 #pragma unroll
 	for (int i = 0; i < MAX_EXTENSION_HEADERS; i++) {
@@ -186,6 +220,7 @@ static __always_inline enum search find_key(struct __sk_buff *skb, __u32 at, __u
 			if (fragment->offset & bpf_htons(0xfff8))
 				return LATER_FRAGMENT;
 			next = fragment + 1;
+			*fragmented = 1;
 		} else {
 			next += (extension->length + 1) * 8;
 		}
@@ -196,22 +231,37 @@ static __always_inline enum search find_key(struct __sk_buff *skb, __u32 at, __u
 	ports = next;
 	if ((void *)(ports + 2) > end)
 		return TOO_SHORT;
-	if (!port_is_known(ports[0]))
+	if (!all && !port_is_known(ports[0]))
 		return NOT_OURS;
-	source = ip->saddr.in6_u.u6_addr32;
-	destination = ip->daddr.in6_u.u6_addr32;
-	key[0] = join(source[0], source[1]);
-	key[1] = join(source[2], source[3]);
-	key[2] = join(destination[0], destination[1]);
-	key[3] = join(destination[2], destination[3]);
+	if (!all)
+		fill_addresses(ip, key);
 	key[4] = join(*(__u32 *)ports, bpf_htonl(protocol));
-	return FOUND;
+	return all && !port_is_known(ports[0]) ? NOT_OURS : FOUND;
+}
+
+/* The label of what belongs to no known flow, by where it goes; 0 for none. The entropy is made of both ends, so that
+ * a flow keeps it, and its other direction has the same; layout.py computes it too. Only first fragments bear ports,
+ * so that those of fragments do not count. */
+static __always_inline __be32 find_static(struct __sk_buff *skb, const __u64 *key, int fragmented)
+{
+	struct static_key where = { .prefix = 32 + 128, .interface = skb->ifindex };
+	__u32 ports = fragmented ? 0 : first(key[4]);
+	__u32 entropy;
+	__be32 *found;
+
+	__builtin_memcpy(&where.network, &key[2], sizeof(where.network));
+	found = bpf_map_lookup_elem(&static_labels, &where);
+	if (!found)
+		return 0;
+	ports ^= ports << 16 | ports >> 16;
+	entropy = (key[0] ^ key[1] ^ key[2] ^ key[3] ^ ports) * 0x9e3779b97f4a7c15ULL >> 59;
+	return *found | bpf_htonl((entropy & 0x18) << 15 | (entropy & 0x4) << 6 | (entropy & 0x3));
 }
 
 /* One 32-bit word holds version, traffic class and label: all but the label stays as it is. Written by helper
  * rather than in place: a program that writes in place has every packet made writable before it starts, those
  * of unknown flows too. */
-static __always_inline void write_label(struct __sk_buff *skb, __u32 at, __be32 label)
+static __always_inline void write_label(struct __sk_buff *skb, __u32 at, __be32 label, __u32 outcome)
 {
 	void *data = (void *)(long)skb->data;
 	void *end = (void *)(long)skb->data_end;
@@ -221,16 +271,15 @@ static __always_inline void write_label(struct __sk_buff *skb, __u32 at, __be32 
 		return;
 	word = (*(__be32 *)(data + at) & ~LABEL_MASK) | label;
 	/* A packet that came in by another interface may still bear the sum that the hardware made of it. */
-	count(bpf_skb_store_bytes(skb, at, &word, sizeof(word), BPF_F_RECOMPUTE_CSUM) ? OUTCOME_FAILED :
-										      OUTCOME_MARKED);
+	count(bpf_skb_store_bytes(skb, at, &word, sizeof(word), BPF_F_RECOMPUTE_CSUM) ? OUTCOME_FAILED : outcome);
 }
 
-static __always_inline int mark(struct __sk_buff *skb, int ethernet)
+static __always_inline int mark(struct __sk_buff *skb, int ethernet, int all)
 {
 	__u64 key[KEY_WORDS] = {};
 	enum search result = TOO_SHORT;
-	__be32 label;
-	int at = 0;
+	int at = 0, fragmented = 0;
+	__be32 label = 0;
 
 	/* The second round is for headers that are not in the linear part of the packet, which is rare. */
 	for (int round = 0; round < 2; round++) {
@@ -243,32 +292,51 @@ static __always_inline int mark(struct __sk_buff *skb, int ethernet)
 			if (at < 0)
 				continue;
 		}
-		result = find_key(skb, at & 0x3f, key);
+		result = find_key(skb, at & 0x3f, key, all, &fragmented);
 		if (result != TOO_SHORT)
 			break;
 	}
-	if (result == NOT_OURS)
+	if (result == NOT_IPV6 || (!all && result == NOT_OURS))
 		return TC_ACT_UNSPEC;
-	if (result != FOUND) {
+	if (result == FOUND)
+		label = find_label(key);
+	if (label) {
+		write_label(skb, at & 0x3f, label & LABEL_MASK, OUTCOME_MARKED);
+		return TC_ACT_UNSPEC;
+	}
+	if (all && result != TOO_SHORT) {
+		label = find_static(skb, key, fragmented);
+		if (label) {
+			write_label(skb, at & 0x3f, label & LABEL_MASK, OUTCOME_STATIC);
+			return TC_ACT_UNSPEC;
+		}
+	}
+	if (result != FOUND && result != NOT_OURS)
 		count(result == LATER_FRAGMENT				  ? OUTCOME_FRAGMENT :
 		      result == TOO_SHORT && skb->len <= HEADER_OCTETS ? OUTCOME_TRUNCATED :
 									 OUTCOME_HEADERS);
-		return TC_ACT_UNSPEC;
-	}
-	label = find_label(key);
-	if (label)
-		write_label(skb, at & 0x3f, label & LABEL_MASK);
 	return TC_ACT_UNSPEC;
 }
 
 /* Devices with a MAC header, Ethernet's; VLAN tags may stand in it. */
 SEC("tc") int scitags_label(struct __sk_buff *skb)
 {
-	return mark(skb, 1);
+	return mark(skb, 1, 0);
 }
 
 /* Devices without one: tun, wireguard, IP tunnels. */
 SEC("tc") int scitags_label_l3(struct __sk_buff *skb)
 {
-	return skb->protocol == bpf_htons(ETH_P_IPV6) ? mark(skb, 0) : TC_ACT_UNSPEC;
+	return skb->protocol == bpf_htons(ETH_P_IPV6) ? mark(skb, 0, 0) : TC_ACT_UNSPEC;
+}
+
+/* The same where there are static labels. Programs of their own: the others bear no cost of it. */
+SEC("tc") int scitags_label_all(struct __sk_buff *skb)
+{
+	return mark(skb, 1, 1);
+}
+
+SEC("tc") int scitags_label_all_l3(struct __sk_buff *skb)
+{
+	return skb->protocol == bpf_htons(ETH_P_IPV6) ? mark(skb, 0, 1) : TC_ACT_UNSPEC;
 }

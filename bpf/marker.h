@@ -25,6 +25,7 @@ enum outcome {
 	OUTCOME_TRUNCATED, /* ends within its headers */
 	OUTCOME_HEADERS,   /* more or longer extension headers than are looked at */
 	OUTCOME_FAILED,    /* the kernel would not let it be written to */
+	OUTCOME_STATIC,    /* of no known flow, marked by where it goes */
 	OUTCOMES,
 };
 
@@ -50,6 +51,17 @@ struct state {
 	struct slot slots[SETS * WAYS];
 };
 
+/* Where a packet of no known flow goes, for the labels that whatever goes there bears. The interface always counts
+ * whole, so that the length of a prefix is 32 and that of the network. */
+struct static_key {
+	__u32 prefix;
+	__u32 interface;
+	struct in6_addr network;
+};
+
+#define MAX_STATIC 4096
+
+_Static_assert(sizeof(struct static_key) == 24, "layout.py");
 _Static_assert(sizeof(struct flow_key) == KEY_WORDS * sizeof(__u64), "compared as words");
 _Static_assert(sizeof(struct slot) == 48, "layout.py");
 _Static_assert(sizeof(struct state) < 4 << 20, "older kernels");

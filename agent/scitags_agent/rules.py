@@ -207,6 +207,14 @@ def _registry() -> Registry:
     return ours.registry.client().load().registry.with_aliases(ours.aliases)
 
 
+def tag_of(experiment: int | str, activity: int | str) -> Tag:
+    """The tag of two names, aliases or ids. Raises ScitagsError."""
+    registry = _registry() if isinstance(experiment, str) or isinstance(activity, str) else None
+    tag = _tag(Rule(experiment=experiment, activity=activity), registry)
+    assert tag is not None
+    return tag
+
+
 def _tag(rule: Rule, registry: Registry | None) -> Tag | None:
     if rule.ignore:
         if (rule.experiment, rule.activity) != (None, None):

@@ -13,24 +13,28 @@ from contextlib import ExitStack
 import pytest
 from pyroute2 import IPRoute
 
+from scitags_agent.backends.marker import StaticMark
 from scitags_agent.bpf import attach, clsact
 from scitags_agent.bpf.interfaces import matching
 from scitags_agent.bpf.loader import MarkerProgram
 from scitags_core import label
 from scitags_core.flow import FlowKey
+from scitags_core.tag import Tag
 from tests.netns import packets as p
 from tests.netns import programs
 from tests.netns.conftest import Pair
 from tests.netns.namespaces import Namespace, add_address, allow_big_tcp, set_mtu, set_up
-from tests.netns.watching import ATLAS, ETH_P_ALL, OTHER, Seen, deliver, run, running, start, transfer
+from tests.netns.watching import ATLAS, CMS, ETH_P_ALL, OTHER, Seen, deliver, run, running, start, transfer
 
 TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 SOL_PACKET, PACKET_AUXDATA, PACKET_VNET_HDR = 263, 8, 15
 LABEL = label.encode(3, 14, 21)
 
 
-def test_a_device_without_link_layer(pair: Pair, bpf: None) -> None:
+@pytest.mark.parametrize("static", [None, CMS], ids=["flows alone", "static tag"])
+def test_a_device_without_link_layer(pair: Pair, bpf: None, static: Tag | None) -> None:
     """A tun device: its packets begin with the IP header."""
+    others = [] if static is None else [StaticMark(static.experiment, static.activity)]
     with pair.alice.entered():
         tun = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
         fcntl.ioctl(tun, TUNSETIFF, struct.pack("16sH22x", b"tun0", IFF_TUN | IFF_NO_PI))
@@ -39,7 +43,7 @@ def test_a_device_without_link_layer(pair: Pair, bpf: None) -> None:
     flow = FlowKey.of("2001:db8:7::1", 40000, "2001:db8:7::2", 1094, "udp")
 
     async def scenario() -> None:
-        async with running(pair.alice, interfaces=["tun0"]) as marker:
+        async with running(pair.alice, interfaces=["tun0"], static=others) as marker:
             await marker.handle([start(flow)])
             with pair.alice.entered():
                 sender = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
@@ -51,7 +55,7 @@ def test_a_device_without_link_layer(pair: Pair, bpf: None) -> None:
             for packet in read_packets(tun):
                 if packet[6] == socket.IPPROTO_UDP:
                     found[int.from_bytes(packet[42:44], "big")] = int.from_bytes(packet[:4], "big") & 0xFFFFF
-            assert found[1095] == 0
+            assert (label.decode(found[1095]).tag if found[1095] else None) == static
             assert label.decode(found[1094]).tag == ATLAS
 
     try:

@@ -18,7 +18,9 @@ import threading
 import zlib
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from functools import lru_cache
+from ipaddress import IPv6Network
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,10 +28,11 @@ import msgspec
 
 from scitags_agent.bpf.attach import Attachment, Way, attach
 from scitags_agent.bpf.interfaces import Interface, matching
-from scitags_agent.bpf.layout import PackedKey, pack_directions
+from scitags_agent.bpf.layout import PackedKey, pack_directions, static_entropy
 from scitags_agent.bpf.libbpf import MarkerUnavailable
 from scitags_agent.bpf.loader import DEFAULT_MAX_FLOWS, MarkerProgram
 from scitags_core import label
+from scitags_core.errors import ConfigError
 from scitags_core.flow import FlowChange, FlowKey
 from scitags_core.roles import BackendKind, Inheritance
 from scitags_core.tag import UNKNOWN, Tag
@@ -43,6 +46,20 @@ PROGRAMS_REMEMBERED = 64
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
 
+class StaticMark(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What packets of no known flow bear.
+
+    experiment, activity    the tag, each by name, alias or id
+    network      where they go, in CIDR notation
+    interface    a pattern of names: by which of our interfaces
+    """
+
+    experiment: int | str
+    activity: int | str
+    network: str = "::/0"
+    interface: str = "*"
+
+
 class MarkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which interfaces, and how.
 
@@ -52,6 +69,8 @@ class MarkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     linger           seconds that a mark outlives the last end, so that the last packets still bear it
     rescan           seconds between looks at which interfaces there are
     on_stop          what a clean stop does: remove all marks, or leave them on for the next agent
+    static           tags for packets of no known flow. The longest network that holds the destination counts, of
+                     equal ones the first
     """
 
     interfaces: list[str] = msgspec.field(default_factory=lambda: ["*"])
@@ -60,6 +79,7 @@ class MarkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     linger: Seconds = 0.25
     rescan: Annotated[float, msgspec.Meta(gt=0)] = 5.0
     on_stop: Literal["remove", "leave"] = "remove"
+    static: list[StaticMark] = []
 
 
 class Mark(msgspec.Struct):
@@ -78,11 +98,21 @@ class Mark(msgspec.Struct):
         return _label(next(reversed(self.tags.values())), self.entropy)
 
 
+class _StaticLabel(msgspec.Struct, frozen=True):
+    """A static mark, made ready; the label is without entropy."""
+
+    interface: str
+    network: IPv6Network
+    label: int
+
+
 class Marker:
     """The backend."""
 
     def __init__(self, settings: MarkerSettings) -> None:
+        """Raises ConfigError for static tags and networks that are none."""
         self._settings = settings
+        self._static = [_static_label(one) for one in settings.static]
         self._program: MarkerProgram | None = None
         self._attached: dict[Interface, Attachment] = {}
         self._unattachable: dict[Interface, str] = {}
@@ -102,7 +132,7 @@ class Marker:
     async def start(self, inheritance: Inheritance) -> None:
         """Load and attach. MarkerUnavailable says why that cannot be, OSError what of the inheritance is unusable."""
         self._home = inheritance.directory
-        self._program = MarkerProgram(self._settings.max_flows)
+        self._program = MarkerProgram(self._settings.max_flows, static=bool(self._static))
         if self._home is not None:
             self._secret = _kept_secret(self._home)
             self._earlier = self._note_programs(self._home)
@@ -163,8 +193,7 @@ class Marker:
         mark = self._marks.get(name)
         if mark is None:
             directions = pack_directions(name)
-            entropy = zlib.crc32(directions[0].octets, zlib.crc32(self._secret)) & label.ENTROPY_MAX
-            mark = self._marks[name] = Mark(directions, entropy, {key: tag})
+            mark = self._marks[name] = Mark(directions, self._entropy(directions[0]), {key: tag})
             self._write(name, mark)
             return
         if mark.removal:
@@ -177,6 +206,12 @@ class Marker:
         mark.tags.pop(key, None)
         mark.tags[key] = tag
         self._write(name, mark)
+
+    def _entropy(self, packed: PackedKey) -> int:
+        if self._static:
+            # What the flow's first packets bore already, before anybody told us of it.
+            return static_entropy(packed)
+        return zlib.crc32(packed.octets, zlib.crc32(self._secret)) & label.ENTROPY_MAX
 
     def _release(self, key: FlowKey) -> None:
         name = _canonical(key)
@@ -275,6 +310,8 @@ class Marker:
                 self._attached.pop(interface).detach()
         for gone in self._unattachable.keys() - present:
             del self._unattachable[gone]
+        if self._static:
+            self._program.set_static(self._static_labels(present))
         for interface in sorted(present - self._attached.keys(), key=lambda one: one.index):
             try:
                 attached = attach(
@@ -292,6 +329,27 @@ class Marker:
             self._unattachable.pop(interface, None)
             self._attached[interface] = attached
             log.info("interface %s: packets are marked at tc egress (%s)", interface.name, attached.way)
+
+    def _static_labels(self, present: set[Interface]) -> dict[tuple[int, IPv6Network], int]:
+        """By interface and network; of those that speak of the same place the first counts."""
+        labels: dict[tuple[int, IPv6Network], int] = {}
+        for one in self._static:
+            for interface in present:
+                if fnmatchcase(interface.name, one.interface):
+                    labels.setdefault((interface.index, one.network), one.label)
+        return labels
+
+
+def _static_label(mark: StaticMark) -> _StaticLabel:
+    """Raises ConfigError, naming what is wrong."""
+    # Few configurations have any, and the registry is not small.
+    from scitags_agent.rules import tag_of  # noqa: PLC0415
+
+    try:
+        tag = tag_of(mark.experiment, mark.activity)
+        return _StaticLabel(mark.interface, IPv6Network(mark.network), label.encode(tag.experiment, tag.activity))
+    except ValueError as error:  # whatever of ours or of the standard library names the value
+        raise ConfigError(f"static: {error}") from None
 
 
 def _why_unmarked(change: FlowChange) -> str:

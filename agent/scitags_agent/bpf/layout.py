@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import ipaddress
 import socket
 import struct
 import sys
@@ -14,6 +15,7 @@ from typing import NamedTuple, cast
 from scitags_core.flow import FlowKey
 
 PORTS = 65536
+MAX_STATIC = 4096
 SETS = 16384
 WAYS = 4
 FLOW_KEY_OCTETS = 40
@@ -27,6 +29,8 @@ _PORTS_AND_PROTOCOL = struct.Struct("!HHI")
 _KEY_WORDS = struct.Struct("=5Q")
 _ADDRESS_WORDS = struct.Struct("=4Q")
 _LABEL = struct.Struct("!I")
+_STATIC_KEY = struct.Struct("=II16s")
+_PORTS_AT = 32
 _MIX = 0x9E3779B97F4A7C15
 _word = cast("Callable[[bytes], int]", partial(int.from_bytes, byteorder=sys.byteorder))
 _PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
@@ -40,6 +44,7 @@ class Outcome(enum.IntEnum):
     TRUNCATED = 2
     HEADERS = 3
     FAILED = 4
+    STATIC = 5
 
 
 class PackedKey(NamedTuple):
@@ -75,6 +80,20 @@ def pack_directions(key: FlowKey) -> tuple[PackedKey, PackedKey]:
 def pack_key(key: FlowKey) -> PackedKey:
     """One direction of an IPv6 flow."""
     return pack_directions(key)[0]
+
+
+def static_entropy(packed: PackedKey) -> int:
+    """The entropy 0..31 of a flow's label where static labels are, as the program computes it from either direction."""
+    words: tuple[int, int, int, int] = _ADDRESS_WORDS.unpack_from(packed.octets)
+    one, two, three, four = words
+    ports = _word(packed.octets[_PORTS_AT : _PORTS_AT + 4])
+    ports ^= (ports << 16 | ports >> 16) & 0xFFFFFFFF
+    return ((one ^ two ^ three ^ four ^ ports) * _MIX & (1 << 64) - 1) >> 59
+
+
+def pack_static_key(interface: int, network: ipaddress.IPv6Network) -> bytes:
+    """struct static_key."""
+    return _STATIC_KEY.pack(32 + network.prefixlen, interface, network.network_address.packed)
 
 
 def pack_label(label: int) -> bytes:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import ipaddress
 import mmap
 from array import array
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
@@ -28,13 +30,12 @@ from scitags_agent.bpf.layout import (
     mark_word,
     pack_key,
     pack_label,
+    pack_static_key,
 )
 from scitags_agent.bpf.libbpf import BPF_ANY, BpfObject, MarkerUnavailable, library
 from scitags_core.flow import FlowKey
 
 OBJECT_NAME = "marker.bpf.o"
-PROGRAM_ETHERNET = "scitags_label"
-PROGRAM_L3 = "scitags_label_l3"
 DEFAULT_MAX_FLOWS = 1 << 20
 _OUT_OCTETS = 1 << 16
 # By the ways of a set that are taken, a bit for each: the first that is free.
@@ -52,9 +53,13 @@ class TestRun(NamedTuple):
 class MarkerProgram:
     """The program, loaded and not yet attached to anything; every interface shares its flows."""
 
-    def __init__(self, max_flows: int = DEFAULT_MAX_FLOWS) -> None:
-        """max_flows counts directions: a connection takes two. Raises MarkerUnavailable."""
+    def __init__(self, max_flows: int = DEFAULT_MAX_FLOWS, *, static: bool = False) -> None:
+        """max_flows counts directions: a connection takes two. static: packets of no known flow may bear labels too.
+
+        Raises MarkerUnavailable.
+        """
         self._max_flows = max_flows
+        self._static: dict[bytes, int] | None = {} if static else None
         self._object = BpfObject(object_path(), {"overflow": max_flows})
         self._lib = self._object.lib
         try:
@@ -96,6 +101,23 @@ class MarkerProgram:
             raise OSError(errno.E2BIG, f"there is room for {self._max_flows} flows")
         self._table.set(packed, label)
 
+    def set_static(self, labels: Mapping[tuple[int, ipaddress.IPv6Network], int]) -> None:
+        """What packets of no known flow bear, by the index of the interface and the network that they go to.
+
+        The longest prefix counts. Labels are those without entropy, which each flow gets of its own. What is there
+        and stays the same is not touched. Only where static was asked for. Raises OSError (ENOSPC: MAX_STATIC).
+        """
+        assert self._static is not None
+        labels_map = self._object.map_fd("static_labels")
+        wanted = {pack_static_key(*place): label for place, label in labels.items()}
+        for key in self._static.keys() - wanted.keys():
+            self._lib.call("bpf_map_delete_elem", labels_map, key)
+            del self._static[key]
+        for key, label in wanted.items():
+            if self._static.get(key) != label:
+                self._lib.call("bpf_map_update_elem", labels_map, key, pack_label(label), BPF_ANY)
+                self._static[key] = label
+
     @property
     def program_ids(self) -> list[int]:
         """What the kernel calls the entry points."""
@@ -112,7 +134,8 @@ class MarkerProgram:
 
     def program_fd(self, *, ethernet: bool) -> int:
         """The entry point for devices with an Ethernet header, or for those with none."""
-        return self._object.program_fd(PROGRAM_ETHERNET if ethernet else PROGRAM_L3)
+        of_static = "" if self._static is None else "_all"
+        return self._object.program_fd(f"scitags_label{of_static}{'' if ethernet else '_l3'}")
 
     def test_run(self, packet: bytes, *, ethernet: bool = True, repeat: int = 1) -> TestRun:
         """Run the program on a packet in the kernel without sending it. Raises OSError."""
