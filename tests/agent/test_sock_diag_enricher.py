@@ -278,4 +278,4 @@ def test_a_lean_firefly_fits_where_any_firefly_does(make_agent: Callable[..., Ag
 
 
 def test_the_kind_is_offered() -> None:
-    assert [kind.kind for kind in provide_enrichers()] == ["sock_diag"]
+    assert "sock_diag" in [kind.kind for kind in provide_enrichers()]
