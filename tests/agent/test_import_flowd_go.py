@@ -89,13 +89,17 @@ LACKING = [
         'plugins.firefly = {"bindAddress": "::", "bindPort": 1, "bufferSize": 4097, "deadline": 1, "hasSyslogHeader":',
     ),
     (plugin("perfsonar", experimentId=2, activityId=2), 'plugins.perfsonar = {"experimentId": 2, "activityId": 2}:'),
+    (
+        {"plugins": {"perfsonar": {"experimentId": 600}}, "backends": {"marker": {}}},
+        'plugins.perfsonar = {"experimentId": 600, "activityId": 0}: is no tag',
+    ),
     (plugin("iperf3", programPath="/p"), 'plugins.iperf3.programPath = "/p": no program but'),
     (plugin("iperf3", debugMode=True), "plugins.iperf3.debugMode = true: the program writes no trace"),
     (plugin("iperf3"), "plugins.iperf3.experimentIDs, activityIDs = [0, 0]: is no tag"),
     (backend("marker", removeQdisc=False), "backends.marker.removeQdisc = false: the agent takes away"),
     (backend("marker", programPath="/p"), 'backends.marker.programPath = "/p": no program but'),
     (backend("marker", debugMode=True), "backends.marker.debugMode = true: the program writes no trace"),
-    (backend("marker", matchAll=True), "backends.marker.matchAll = true: only flows that were reported"),
+    (backend("marker", matchAll=True), "backends.marker.matchAll = true: without plugins.perfsonar"),
     (
         backend("marker", markingStrategy="hopByHopDestination"),
         'backends.marker.markingStrategy = "hopByHopDestination": packets are marked by flow label only',
@@ -122,6 +126,18 @@ def test_what_has_no_equivalent_is_said(document: dict[str, Any], lacks: str) ->
 
 
 CARRIED: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    (
+        {
+            "plugins": {"perfsonar": {"experimentId": 2, "activityId": 3}},
+            "backends": {"marker": {"targetInterfaces": ["eno1"], "matchAll": True}},
+        },
+        {
+            "source": [{"kind": "unix"}],
+            "backend": [
+                {"kind": "marker", "interfaces": ["eno1"], "static": [{"experiment": 2, "activity": 3}]},
+            ],
+        },
+    ),
     (
         plugin(
             "iperf3",

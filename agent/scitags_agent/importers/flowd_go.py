@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import msgspec
 
 from scitags_agent.importers.draft import MAX_OCTETS_FULL, Draft
+from scitags_core import label
 from scitags_core.errors import ConfigError, ScitagsError, shown
 from scitags_core.flow import PORT_MAX, check_tag
 from scitags_core.strict import convert as typed
@@ -151,9 +152,10 @@ def convert(text: str) -> Draft:
     for name, value in (("pidPath", file.pid_path), ("workDir", file.work_dir)):
         if name in document:
             draft.lack(name, value, "systemd keeps track of the process, and nothing is written there")
-    _plugins(file.plugins or _Plugins(), draft)
+    plugins = file.plugins or _Plugins()
+    _plugins(plugins, draft)
     backends = file.backends or _Backends()
-    _backends(backends, draft)
+    _backends(backends, _static(plugins.perfsonar, backends.marker, draft), draft)
     _enrichers(file.enrichers or _Enrichers(), backends.firefly, draft)
     return draft
 
@@ -213,10 +215,6 @@ def _plugins(plugins: _Plugins, draft: Draft) -> None:
             msgspec.to_builtins(plugins.firefly),
             "fireflies of others are not taken in; have the storage write to the named pipe",
         )
-    if plugins.perfsonar is not None:
-        draft.lack(
-            "plugins.perfsonar", msgspec.to_builtins(plugins.perfsonar), "only flows that were reported are marked"
-        )
     if plugins.iperf3 is not None:
         _iperf3(plugins.iperf3, draft)
 
@@ -262,34 +260,51 @@ def _iperf3(iperf3: _Iperf3, draft: Draft) -> None:
     draft.source("iperf3", **keys)
 
 
-def _backends(backends: _Backends, draft: Draft) -> None:
+def _static(perfsonar: _Perfsonar | None, marker: _Marker | None, draft: Draft) -> dict[str, Any]:
+    """What the plug-in perfsonar asks of the marker: that everything bears one tag."""
+    if perfsonar is None:
+        return {}
+    ids = {"experiment": perfsonar.experiment_id, "activity": perfsonar.activity_id}
+    try:
+        label.encode(*check_tag(*ids.values()))
+    except ScitagsError as error:
+        draft.lack("plugins.perfsonar", msgspec.to_builtins(perfsonar), f"is no tag: {error}")
+        return {}
+    if marker is None:
+        draft.lack("plugins.perfsonar", msgspec.to_builtins(perfsonar), "nothing marks: there is no backends.marker")
+        return {}
+    return {"static": [ids]}
+
+
+def _backends(backends: _Backends, static: dict[str, Any], draft: Draft) -> None:
     if backends.marker is not None:
-        _marker(backends.marker, draft)
+        _marker(backends.marker, static, draft)
     if backends.firefly is not None:
         _fireflies(backends.firefly, draft)
     if backends.prometheus is not None:
         _metrics(backends.prometheus, draft)
 
 
-def _marker(marker: _Marker, draft: Draft) -> None:
+def _marker(marker: _Marker, static: dict[str, Any], draft: Draft) -> None:
+    only_reported = {} if static else {"match_all": "without plugins.perfsonar, no tag is given for all packets"}
     _changed(
         marker,
         "backends.marker",
         {
+            **only_reported,
             "remove_qdisc": "the agent takes away what it put there, and leaves what it found",
             "program_path": _NO_PROGRAM,
             "debug_mode": "the program writes no trace; `scitags agent status` has its counters",
-            "match_all": "only flows that were reported are marked",
         },
         draft,
     )
     if marker.marking_strategy.lower() != "label":
         draft.lack("backends.marker.markingStrategy", marker.marking_strategy, "packets are marked by flow label only")
     if marker.discover_interfaces:
-        draft.backend("marker", "Every interface but loopback.")
+        draft.backend("marker", "Every interface but loopback.", **static)
         draft.note("discoverInterfaces: flowd-go marks on interfaces with a global IPv6 address, the agent on all")
     else:
-        draft.backend("marker", interfaces=marker.target_interfaces)
+        draft.backend("marker", interfaces=marker.target_interfaces, **static)
 
 
 def _fireflies(firefly: _FireflyBackend, draft: Draft) -> None:
