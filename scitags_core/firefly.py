@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from functools import lru_cache
 from typing import Any, cast
 
 import msgspec
@@ -30,7 +29,6 @@ MAX_NESTING = 16
 
 _KNOWN = frozenset({"version", "flow-lifecycle", "flow-id", "usage", "context"})
 _STATES = {state.value: state for state in FlowState}
-_STATE_NAMES = {state: state.value for state in FlowState}  # an enumeration's value costs a call
 _CONTAINERS = (dict, list)  # a union would be made anew at each use
 
 
@@ -45,7 +43,7 @@ class Firefly(msgspec.Struct, frozen=True):
 
 
 class _Lifecycle(msgspec.Struct, rename="kebab", omit_defaults=True, gc=False):
-    state: str
+    state: FlowState
     current_time: datetime
     start_time: datetime
     end_time: datetime | None = None
@@ -85,13 +83,23 @@ def encode(event: FlowEvent, *, now: datetime, host: str, app: str, max_octets: 
     what the schema cannot express: an unknown port, no start time, an end without end time, or a
     max_octets that even the bare message exceeds.
     """
-    if not event.key.is_complete:
-        raise InvalidValue(f"{event.key}: a firefly needs both ports")
+    return encode_behind(header_octets(now, host, app), event, now, max_octets)
+
+
+def header_octets(now: datetime, host: str, app: str) -> bytes:
+    """What stands in front of the JSON object: the same for all fireflies that leave together."""
+    return format_header(now, host, app).encode("ascii") + b" "
+
+
+def encode_behind(prefix: bytes, event: FlowEvent, now: datetime, max_octets: int = MAX_UNFRAGMENTED) -> bytes:
+    """As encode(), for a sender of many: prefix is what header_octets() made."""
+    key = event.key
+    if not key.src_port or not key.dst_port:
+        raise InvalidValue(f"{key}: a firefly needs both ports")
     if event.start_time is None:
         raise InvalidValue(f"{event.key}: a firefly needs the flow's start time")
     if event.state is FlowState.END and event.end_time is None:
         raise InvalidValue(f"{event.key}: the firefly of an end needs the end time")
-    prefix = _header_octets(now, host, app)
     try:
         datagram = prefix + _encode_json(_message(event, now, event.application, event.extra))
     except UnicodeEncodeError:  # half a surrogate pair: what bytes that are no UTF-8 become on their way here
@@ -106,17 +114,12 @@ def encode(event: FlowEvent, *, now: datetime, host: str, app: str, max_octets: 
     return datagram
 
 
-@lru_cache(maxsize=16)  # fireflies that leave together have the same
-def _header_octets(now: datetime, host: str, app: str) -> bytes:
-    return format_header(now, host, app).encode("ascii") + b" "
-
-
 def _message(event: FlowEvent, now: datetime, application: str, extra: Mapping[str, Any]) -> _Message | dict[str, Any]:
     key, tag = event.key, event.tag
     message = _Message(
         VERSION,
         _Lifecycle(
-            _STATE_NAMES[event.state],
+            event.state,
             now,
             cast("datetime", event.start_time),
             event.end_time if event.state is FlowState.END else None,

@@ -190,7 +190,7 @@ class Daemon:
                 name: {"failed": self.failures[name]} | dict(enricher.counters())
                 for name, (_, enricher) in self._enrichers.items()
             },
-            "table": {"flows": len(self.table), "transfers": self.table.users, **self.table.counters},
+            "table": {"flows": len(self.table), "transfers": self.table.users, **self.table.totals()},
             "ledger": {"kept": self._ledger is not None, "failed": self.failures["ledger"]},
             "backends": {lane.name: lane.status() for lane in self.fanout.lanes},
         }
@@ -378,7 +378,7 @@ class Daemon:
                 changes += self.table.apply(event, frame.now)
         if len(self.table):
             log.info("%d transfers are under way since before this agent", self.table.users)
-        self.table.counters.clear()
+        self.table.forget_totals()
         return changes
 
     def _begin_ledger(self) -> None:

@@ -1,8 +1,9 @@
 """Datagrams in bulk, each sent once, whatever becomes of the process meanwhile.
 
-Many go to the kernel in one call (sendmmsg(2)), outside the interpreter's lock. The kernel writes down the length of
-each datagram as it is sent, into memory that is a mapped file here: after a kill the next agent finds those that
-were not sent, and sends them.
+Many go to the kernel in one call (sendmmsg(2)), outside the interpreter's lock, and those of one length to one address
+as one message that the kernel cuts up (UDP_SEGMENT, Linux 4.18), which costs a fifth. The kernel writes down the length
+of each message as it is sent, into memory that is a mapped file here: after a kill the next agent finds those that were
+not sent, and sends them.
 """
 
 from __future__ import annotations
@@ -16,26 +17,31 @@ import socket
 import struct
 import sys
 import tempfile
-from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Sequence
 from pathlib import Path
 
 from scitags_agent.mapped import MappedFile
 
-BATCH = 1024  # datagrams; also what the kernel takes in one call (UIO_MAXIOV)
-PAYLOAD_OCTETS = 1 << 20
+MESSAGES = 2048
+SEGMENTS = 64  # datagrams in a message: what every kernel with UDP_SEGMENT takes
+WORTH_SEGMENTING = 8
+PAYLOAD_OCTETS = 2 << 20
 SEND_BUFFER_OCTETS = 1 << 22
 WAIT_SECONDS = 1.0
+_SEGMENTED_OCTETS = 60_000  # of one message; with its headers it must be a datagram itself
+_UDP_SEGMENT = 103
+_NOT_SEGMENTED = (errno.EINVAL, errno.EIO, errno.EMSGSIZE, errno.EOPNOTSUPP, errno.ENOPROTOOPT)
 
-# struct mmsghdr of a 64-bit kernel, and the sizes of struct sockaddr_in6 (in room for more) and struct iovec.
+# struct mmsghdr of a 64-bit kernel; room for a struct sockaddr_in6, a struct iovec, a control message.
 _MESSAGE = struct.Struct("=QI4xQQQQi4xI4x")
 _NAME_OCTETS = 32
 _NAME_LENGTH = 28  # the kernel takes a longer one for IPv4
-_IOVEC_OCTETS = 16
+_IOVEC = struct.Struct("=QQ")
+_CONTROL = struct.Struct("=QiiH6x")
+_CONTROL_LENGTH = 18
 _SENT_AT = 14  # msg_len within struct mmsghdr, in words of 32 bits
-_MESSAGE_WORDS = 16
+_MESSAGE_WORDS = _MESSAGE.size // 4
 _FAILED = 0xFFFFFFFF  # in its place: the kernel would not send it
 # Both as long as the room for one.
 _SOCKADDR_IPV4 = struct.Struct("=H2s4s24x")
@@ -44,13 +50,15 @@ _FAMILIES = (socket.AF_INET6, socket.AF_INET)  # in this order they stand in the
 
 # Words of the heading.
 _COUNT, _COUNT_IPV6, _SERIAL = range(3)
-_MESSAGES_AT = 4096
-_NAMES_AT = _MESSAGES_AT + BATCH * _MESSAGE.size
-_IOVECS_AT = _NAMES_AT + BATCH * _NAME_OCTETS
-_PAYLOAD_AT = _IOVECS_AT + BATCH * _IOVEC_OCTETS
+# Of each message: where its octets begin in the payload, how many they are, how many make a datagram.
+_PARTS_AT = 4096
+_PART = struct.Struct("=QII")
+_MESSAGES_AT = _PARTS_AT + MESSAGES * _PART.size
+_NAMES_AT = _MESSAGES_AT + MESSAGES * _MESSAGE.size
+_IOVECS_AT = _NAMES_AT + MESSAGES * _NAME_OCTETS
+_CONTROLS_AT = _IOVECS_AT + MESSAGES * _IOVEC.size
+_PAYLOAD_AT = _CONTROLS_AT + MESSAGES * _CONTROL.size
 _OCTETS = _PAYLOAD_AT + PAYLOAD_OCTETS
-
-Letters = tuple[list[bytes], list[bytes]]  # contents, and as many addresses
 
 
 def pack_address(address: str, port: int, scope: int = 0) -> bytes:
@@ -62,12 +70,17 @@ def pack_address(address: str, port: int, scope: int = 0) -> bytes:
     return _SOCKADDR_IPV4.pack(socket.AF_INET, in_order, socket.inet_pton(socket.AF_INET, address))
 
 
-def address_text(packed: bytes) -> str:
-    """A packed address for people."""
+def unpack_address(packed: bytes) -> tuple[str, int, int]:
+    """Address, port and scope of what pack_address() made."""
     port = int.from_bytes(packed[2:4], "big")
-    if int.from_bytes(packed[:2], sys.byteorder) == socket.AF_INET6:
-        return f"[{socket.inet_ntop(socket.AF_INET6, packed[8:24])}]:{port}"
-    return f"{socket.inet_ntop(socket.AF_INET, packed[4:8])}:{port}"
+    if _family(packed) == socket.AF_INET6:
+        scope = int.from_bytes(packed[24:28], sys.byteorder)
+        return socket.inet_ntop(socket.AF_INET6, packed[8:24]), port, scope
+    return socket.inet_ntop(socket.AF_INET, packed[4:8]), port, 0
+
+
+def _family(packed: bytes) -> int:
+    return int.from_bytes(packed[:2], sys.byteorder)
 
 
 class Outbox:
@@ -83,25 +96,10 @@ class Outbox:
             Path(name).unlink()
         else:
             self._file = MappedFile(path, _OCTETS)
-        base = self._file.address
-        self._messages_at = base + _MESSAGES_AT
-        self._payload_at = base + _PAYLOAD_AT
-        # All but the lengths is the same for every use of a place.
-        self._template = b"".join(
-            _MESSAGE.pack(
-                base + _NAMES_AT + place * _NAME_OCTETS,
-                _NAME_LENGTH,
-                base + _IOVECS_AT + place * _IOVEC_OCTETS,
-                1,
-                0,
-                0,
-                0,
-                0,
-            )
-            for place in range(BATCH)
-        )
+        self._base = self._file.address
         self._sent_octets = self._file.octets[_MESSAGES_AT:_NAMES_AT].cast("I")
         self._sockets: dict[int, socket.socket] = {}
+        self._segments = True  # until a kernel or a device proves otherwise
         self.sent = 0
         self.errors = 0
         self.failures: Counter[tuple[bytes, int]] = Counter()  # by address and errno, since they were last looked at
@@ -132,55 +130,106 @@ class Outbox:
     def finish(self) -> int:
         """Send what an earlier agent was killed over. The serial up to which all is done; 0 where nothing ever was."""
         words = self._file.words
-        count = min(words[_COUNT], BATCH)
+        count = min(words[_COUNT], MESSAGES)
         if count:
             done = self._sent_octets[_SENT_AT : count * _MESSAGE_WORDS : _MESSAGE_WORDS].tolist()
-            lengths = self._file.octets[_IOVECS_AT:_PAYLOAD_AT].cast("Q")[1 : 2 * count : 2].tolist()
-            self._lay_out(lengths)
+            # The addresses of memory are another process's.
+            self._lay_out([self._part(place) for place in range(count)])
             for place, octets in enumerate(done):
                 self._sent_octets[place * _MESSAGE_WORDS + _SENT_AT] = octets
             self._send_all(count, min(words[_COUNT_IPV6], count), WAIT_SECONDS)
         return words[_SERIAL]
 
-    def send(self, letters: Mapping[int, Letters], serial: int, *, wait: float = WAIT_SECONDS) -> bool:
-        """Send up to BATCH datagrams of up to PAYLOAD_OCTETS, by address family; then all up to serial is done.
+    def post(
+        self, letters: Sequence[tuple[bytes, bytes]], circular: Sequence[bytes], receivers: Sequence[bytes], serial: int
+    ) -> None:
+        """Take datagrams that will be sent whatever happens. With them, all up to serial is done.
 
-        wait is for how many seconds a full socket is waited for; what could not be sent by then is an error. With
-        0 it is not waited for, and False says that the rest is still to be sent, by resume(). Only one thread at a
-        time may call these.
+        letters are pairs of content and address; each of circular goes to each receiver. What was posted before must
+        have been sent. There is room for MESSAGES and PAYLOAD_OCTETS. A circular that is shorter than its neighbours
+        is filled up with blanks, which mean nothing behind a JSON object.
         """
-        contents: list[bytes] = []
-        addresses: list[bytes] = []
-        counts = []
-        for family in _FAMILIES:
-            found = letters.get(family, ([], []))
-            contents += found[0]
-            addresses += found[1]
-            counts.append(len(found[0]))
-        words, octets = self._file.words, self._file.octets
-        payload, names = b"".join(contents), b"".join(addresses)
+        parts: list[tuple[int, int, int]] = []
+        pieces: list[bytes] = []
+        begins = 0
+        for first in range(0, len(circular), SEGMENTS):
+            chunk = circular[first : first + SEGMENTS]
+            size = max(map(len, chunk))
+            if not self._segments or len(chunk) < WORTH_SEGMENTING or size * len(chunk) > _SEGMENTED_OCTETS:
+                for one in chunk:
+                    parts.append((begins, len(one), len(one)))
+                    begins += len(one)
+                pieces += chunk
+                continue
+            filled = b"".join([one.ljust(size) for one in chunk])
+            pieces.append(filled)
+            parts.append((begins, len(filled), size))
+            begins += len(filled)
+        by_family: dict[int, list[tuple[bytes, tuple[int, int, int]]]] = {family: [] for family in _FAMILIES}
+        for receiver in receivers:
+            by_family[_family(receiver)] += [(receiver, part) for part in parts]
+        for content, address in letters:
+            by_family[_family(address)].append((address, (begins, len(content), len(content))))
+            pieces.append(content)
+            begins += len(content)
+        messages = [message for family in _FAMILIES for message in by_family[family]]
+        octets, words = self._file.octets, self._file.words
+        payload, names = b"".join(pieces), b"".join([address for address, _ in messages])
         octets[_PAYLOAD_AT : _PAYLOAD_AT + len(payload)] = payload
         octets[_NAMES_AT : _NAMES_AT + len(names)] = names
-        self._lay_out(list(map(len, contents)))
-        words[_COUNT_IPV6] = counts[0]
+        self._lay_out([part for _, part in messages])
+        words[_COUNT_IPV6] = len(by_family[socket.AF_INET6])
         # A kill between these two leaves the changes undone or the datagrams unsent, which is found and mended.
-        words[_COUNT] = len(contents)
+        words[_COUNT] = len(messages)
         words[_SERIAL] = serial
-        return self._send_all(len(contents), counts[0], wait)
 
-    def resume(self, *, wait: float = WAIT_SECONDS) -> None:
-        """Send what the last send() left."""
+    def send(self, *, wait: float = WAIT_SECONDS) -> bool:
+        """Send what was posted. May be called by another thread, by one at a time.
+
+        wait is for how many seconds a full socket is waited for; what could not be sent by then is an error. With
+        0 it is not waited for, and False says that some is still to be sent.
+        """
         words = self._file.words
-        self._send_all(words[_COUNT], words[_COUNT_IPV6], wait)
+        return self._send_all(words[_COUNT], words[_COUNT_IPV6], wait)
 
-    def _lay_out(self, lengths: list[int]) -> None:
-        """Fill in the kernel's structures for datagrams that lie one behind the other."""
-        octets, count = self._file.octets, len(lengths)
-        iovecs = array("Q", bytes(_IOVEC_OCTETS * count))
-        iovecs[0::2] = array("Q", accumulate(lengths[:-1], initial=self._payload_at)) if lengths else array("Q")
-        iovecs[1::2] = array("Q", lengths)
-        octets[_IOVECS_AT : _IOVECS_AT + _IOVEC_OCTETS * count] = iovecs.tobytes()
-        octets[_MESSAGES_AT : _MESSAGES_AT + _MESSAGE.size * count] = self._template[: _MESSAGE.size * count]
+    def _lay_out(self, parts: Sequence[tuple[int, int, int]]) -> None:
+        """Fill in the kernel's structures for messages whose payload and addresses are there."""
+        names, iovecs, controls = (self._base + at for at in (_NAMES_AT, _IOVECS_AT, _CONTROLS_AT))
+        payload = self._base + _PAYLOAD_AT
+        heads = b"".join(
+            [
+                _MESSAGE.pack(
+                    names + place * _NAME_OCTETS,
+                    _NAME_LENGTH,
+                    iovecs + place * _IOVEC.size,
+                    1,
+                    controls + place * _CONTROL.size if octets > size else 0,
+                    _CONTROL.size if octets > size else 0,
+                    0,
+                    0,
+                )
+                for place, (_, octets, size) in enumerate(parts)
+            ]
+        )
+        for at, content in (
+            (_PARTS_AT, b"".join([_PART.pack(*part) for part in parts])),
+            (_MESSAGES_AT, heads),
+            (_IOVECS_AT, b"".join([_IOVEC.pack(payload + begins, octets) for begins, octets, _ in parts])),
+            (
+                _CONTROLS_AT,
+                b"".join(
+                    [
+                        _CONTROL.pack(_CONTROL_LENGTH, socket.IPPROTO_UDP, _UDP_SEGMENT, size & 0xFFFF)
+                        for _, _, size in parts
+                    ]
+                ),
+            ),
+        ):
+            self._file.octets[at : at + len(content)] = content
+
+    def _part(self, place: int) -> tuple[int, int, int]:
+        begins, octets, size = _PART.unpack_from(self._file.octets, _PARTS_AT + place * _PART.size)
+        return begins, octets, size
 
     def _send_all(self, count: int, count_ipv6: int, wait: float) -> bool:
         parts = ((socket.AF_INET6, 0, count_ipv6), (socket.AF_INET, count_ipv6, count))
@@ -197,23 +246,48 @@ class Outbox:
                 place += 1
                 continue
             sent, error = self._call(family, place, end - place)
-            self.sent += sent
-            place += sent
-            if error == errno.EAGAIN:
+            if sent:
+                self.sent += sum(self._datagrams(one) for one in range(place, place + sent))
+                place += sent
+            elif error == errno.EAGAIN and (not wait or select.select([], [self._sockets[family]], [], wait)[1]):
                 if not wait:
                     return False
-                if select.select([], [self._sockets[family]], [], wait)[1]:
-                    continue
-            if error:
-                self._give_up(place, error)
+            else:
+                if error in _NOT_SEGMENTED and self._datagrams(place) > 1:
+                    self._segments = False
+                    self._send_one_by_one(family, place, wait)
+                else:
+                    self._count_failure(place, error, self._datagrams(place))
+                self._sent_octets[place * _MESSAGE_WORDS + _SENT_AT] = _FAILED
                 place += 1
         return True
 
-    def _give_up(self, place: int, error: int) -> None:
-        self._sent_octets[place * _MESSAGE_WORDS + _SENT_AT] = _FAILED
-        self.errors += 1
-        name = _NAMES_AT + place * _NAME_OCTETS
-        self.failures[bytes(self._file.octets[name : name + _NAME_OCTETS]), error] += 1
+    def _datagrams(self, place: int) -> int:
+        _, octets, size = self._part(place)
+        return -(-octets // size) if size else 1
+
+    def _send_one_by_one(self, family: int, place: int, wait: float) -> None:
+        """What the kernel does not cut up for us."""
+        begins, octets, size = self._part(place)
+        address = self._address(place)
+        text, port, scope = unpack_address(address)
+        where = (text, port, 0, scope) if family == socket.AF_INET6 else (text, port)
+        for at in range(begins, begins + octets, size):
+            content = self._file.octets[_PAYLOAD_AT + at : _PAYLOAD_AT + at + size]
+            try:
+                select.select([], [self._sockets[family]], [], wait)
+                self._sockets[family].sendto(content, where)
+                self.sent += 1
+            except OSError as error:
+                self._count_failure(place, error.errno or 0, 1)
+
+    def _address(self, place: int) -> bytes:
+        at = _NAMES_AT + place * _NAME_OCTETS
+        return bytes(self._file.octets[at : at + _NAME_OCTETS])
+
+    def _count_failure(self, place: int, error: int, datagrams: int) -> None:
+        self.errors += datagrams
+        self.failures[self._address(place), error] += datagrams
 
     def _call(self, family: int, place: int, count: int) -> tuple[int, int]:
         """How many were sent, and when that is none, the errno."""
@@ -221,6 +295,9 @@ class Outbox:
         if sender is None:
             return 0, errno.EAFNOSUPPORT
         sent = self._libc.sendmmsg(
-            sender.fileno(), ctypes.c_void_p(self._messages_at + place * _MESSAGE.size), count, socket.MSG_NOSIGNAL
+            sender.fileno(),
+            ctypes.c_void_p(self._base + _MESSAGES_AT + place * _MESSAGE.size),
+            count,
+            socket.MSG_NOSIGNAL,
         )
         return (sent, 0) if sent > 0 else (0, ctypes.get_errno())

@@ -61,11 +61,22 @@ class FlowTable:
         self._reorder = reorder
         self._users = 0
         self.serial = 0  # of the last change
-        self.counters: Counter[str] = Counter()
+        self._started = 0
+        self._ended = 0
+        self.counters: Counter[str] = Counter()  # of what is rare
 
     def configure(self, *, max_users: int, idle: timedelta, reorder: timedelta) -> None:
         """Change the bounds; what is there stays, also beyond them."""
         self._max_users, self._idle, self._reorder = max_users, idle, reorder
+
+    def totals(self) -> dict[str, int]:
+        """What has happened since the table was made, by name."""
+        return {"started": self._started, "ended": self._ended, **self.counters}
+
+    def forget_totals(self) -> None:
+        """Count from here."""
+        self._started = self._ended = 0
+        self.counters.clear()
 
     @property
     def users(self) -> int:
@@ -90,12 +101,11 @@ class FlowTable:
 
     def apply(self, event: FlowEvent, now: datetime) -> Sequence[FlowChange]:
         """What the backends are to be told of an event; nothing when it changes nothing (counted by reason)."""
-        if event.tag.experiment == _UNKNOWN_EXPERIMENT:
+        tag, state, flow = event.tag, event.state, self._flows.get(event.key)
+        if tag.experiment == _UNKNOWN_EXPERIMENT:
             self.counters["unknown_tag"] += 1
-        state = event.state
         if state is FlowState.END:
-            return self._end(event, now)
-        flow = self._flows.get(event.key)
+            return self._end(event, flow, now)
         if flow is None:
             return self._begin(event, now)
         user = _same_transfer(flow, event)
@@ -115,7 +125,7 @@ class FlowTable:
             return []
         ongoing = FlowState.ONGOING
         return [
-            FlowChange(_told(FlowEvent(state=ongoing, key=key, tag=user.tag), user), len(flow.users), flow.mark)
+            FlowChange(_told(FlowEvent(state=ongoing, key=key, tag=user.tag), user, None), len(flow.users), flow.mark)
             for user in flow.users
         ]
 
@@ -147,10 +157,13 @@ class FlowTable:
             self.counters["table_full"] += 1
             return ()
         user = _user(event, now)
-        flow = self._flows[event.key] = Flow([user], now)
+        self._flows[event.key] = Flow([user], now)
         self._users += 1
-        self.counters["started"] += 1
-        return (self._change(event, user, flow),)
+        self._started += 1
+        self.serial += 1
+        # What _change would find, without the search.
+        mark = None if user.tag.experiment == _UNKNOWN_EXPERIMENT else user.tag
+        return (FlowChange(_told(event, user, None), 1, mark, self.serial),)
 
     def _join(self, event: FlowEvent, flow: Flow, now: datetime) -> Sequence[FlowChange]:
         if self._users >= self._max_users:
@@ -162,25 +175,25 @@ class FlowTable:
         flow.last_seen = now
         self._flows.move_to_end(event.key)
         self._users += 1
-        self.counters["started"] += 1
+        self._started += 1
         if marked is not None and flow.mark != marked:
             self.counters["tag_conflicts"] += 1
         return (self._change(event, user, flow),)
 
-    def _end(self, event: FlowEvent, now: datetime) -> Sequence[FlowChange]:
-        flow = self._flows.get(event.key)
+    def _end(self, event: FlowEvent, flow: Flow | None, now: datetime) -> Sequence[FlowChange]:
         if flow is None:
             return self._end_of_unknown(event, now)
         user = self._ending(flow, event)
         flow.users.remove(user)
-        flow.last_seen = now
         self._users -= 1
-        self.counters["ended"] += 1
+        self._ended += 1
         if flow.users:
+            flow.last_seen = now
             self._flows.move_to_end(event.key)
-        else:
-            del self._flows[event.key]
-        return (self._change(event, user, flow, now),)
+            return (self._change(event, user, flow, now),)
+        del self._flows[event.key]
+        self.serial += 1
+        return (FlowChange(_told(event, user, now), 0, None, self.serial),)
 
     def _end_of_unknown(self, event: FlowEvent, now: datetime) -> Sequence[FlowChange]:
         self.counters["end_without_start"] += 1
@@ -248,7 +261,7 @@ def _user(event: FlowEvent, now: datetime) -> User:
     return User(event.tag, event.start_time or now, event.transfer_id, event.application, event.zone)
 
 
-def _told(event: FlowEvent, user: User, ended: datetime | None = None) -> FlowEvent:
+def _told(event: FlowEvent, user: User, ended: datetime | None) -> FlowEvent:
     """An event, with what is remembered of its transfer."""
     return FlowEvent(
         state=event.state,

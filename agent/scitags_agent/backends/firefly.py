@@ -11,7 +11,6 @@ import ipaddress
 import logging
 import os
 import socket
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,11 +22,12 @@ from typing import Annotated
 import msgspec
 
 from scitags_agent import stun
-from scitags_agent.outbox import BATCH, PAYLOAD_OCTETS, Letters, Outbox, address_text, pack_address
+from scitags_agent.outbox import MESSAGES, PAYLOAD_OCTETS, Outbox, pack_address, unpack_address
 from scitags_core import firefly
 from scitags_core.errors import ConfigError, FlowEventError, InvalidValue, PeerDataError, shown
 from scitags_core.flow import PORT_MAX, FlowChange, FlowEvent, FlowKey, canonical_address
 from scitags_core.roles import BackendKind, Inheritance
+from scitags_core.tag import UNKNOWN
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +93,7 @@ class FireflyBackend:
         self._outbox: Outbox | None = None
         # One: datagrams leave in the order of the changes.
         self._sender = ThreadPoolExecutor(1, "firefly")
+        self._sending: asyncio.Future[bool] | None = None
         self._done = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._counters: Counter[str] = Counter()
@@ -114,42 +115,29 @@ class FireflyBackend:
 
     async def handle(self, changes: Sequence[FlowChange]) -> None:
         now = datetime.now(UTC)
-        letters: dict[int, Letters] = {socket.AF_INET6: ([], []), socket.AF_INET: ([], [])}
-        count = serial = 0
-        room = min(BATCH, PAYLOAD_OCTETS // self._settings.max_octets)
-        collectors = self._collector_addresses(len(changes))
-        each = len(collectors) + self._settings.to_destination
+        prefix = firefly.header_octets(now, self._host, APPLICATION)
+        announce_unknown, done = self._settings.announce_unknown, self._done
+        told: list[tuple[FlowChange, bytes]] = []
         for change in changes:
             event = change.event
-            if 0 < change.serial <= self._done:
+            if 0 < change.serial <= done:
                 continue  # an earlier agent has sent it
-            if event.is_unknown and not self._settings.announce_unknown:
+            if event.tag.experiment == UNKNOWN.experiment and not announce_unknown:
                 self._counters["unknown_tag"] += 1
                 continue
-            datagram = self._encode(event, now)
-            if datagram is None:
-                continue
-            if count + each > room:
-                await self._send(letters, count, serial)
-                letters = {socket.AF_INET6: ([], []), socket.AF_INET: ([], [])}
-                count = 0
-            if self._settings.to_destination:
-                key = event.key
-                contents, addresses = letters[socket.AF_INET6 if key.is_ipv6 else socket.AF_INET]
-                contents.append(datagram)
-                addresses.append(_packed(key.dst, self._settings.destination_port, event.zone))
-            for family, address in collectors:
-                contents, addresses = letters[family]
-                contents.append(datagram)
-                addresses.append(address)
-            count += each
-            serial = change.serial or serial
-        await self._send(letters, count, max(serial, changes[-1].serial) if changes else 0)
+            datagram = self._encode(prefix, event, now)
+            if datagram is not None:
+                told.append((change, datagram))
+        receivers = self._receivers(len(told))
+        room = self._room(len(receivers))
+        for first in range(0, len(told), room):
+            await self._send(told[first : first + room], receivers)
 
     async def close(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._sent()
         self._sender.shutdown()
         if self._outbox is not None:
             self._outbox.close()
@@ -158,13 +146,11 @@ class FireflyBackend:
         outbox = self._outbox
         return {"sent": outbox.sent if outbox else 0, "errors": outbox.errors if outbox else 0, **self._counters}
 
-    def _encode(self, event: FlowEvent, now: datetime) -> bytes | None:
+    def _encode(self, prefix: bytes, event: FlowEvent, now: datetime) -> bytes | None:
         if self._public:
             event = self._as_seen_from_outside(event)
         try:
-            return firefly.encode(
-                event, now=now, host=self._host, app=APPLICATION, max_octets=self._settings.max_octets
-            )
+            return firefly.encode_behind(prefix, event, now, self._settings.max_octets)
         except InvalidValue as error:
             self._counters["not_expressible"] += 1
             self._complain(None, f"a flow cannot be announced: {error}")
@@ -177,30 +163,44 @@ class FireflyBackend:
         src, dst = self._public.get(key.src, key.src), self._public.get(key.dst, key.dst)
         return msgspec.structs.replace(event, key=FlowKey(src, key.src_port, dst, key.dst_port, key.protocol))
 
-    def _collector_addresses(self, count: int) -> list[tuple[int, bytes]]:
-        found = []
-        for collector in self._collectors:
-            if collector.address is None:
-                self._counters["collector_unresolved"] += count
-            else:
-                found.append((_family(collector.address), collector.address))
+    def _receivers(self, count: int) -> list[bytes]:
+        """The addresses of the collectors that have one; count of fireflies go by those that have none."""
+        found = [collector.address for collector in self._collectors if collector.address is not None]
+        missing = len(self._collectors) - len(found)
+        if missing:
+            self._counters["collector_unresolved"] += missing * count
         return found
 
-    async def _send(self, letters: dict[int, Letters], count: int, serial: int) -> None:
+    def _room(self, receivers: int) -> int:
+        """How many fireflies can be posted at once."""
+        each = self._settings.to_destination + receivers
+        return max(1, min(PAYLOAD_OCTETS // (2 * self._settings.max_octets), MESSAGES // (each or 1)))
+
+    async def _send(self, told: Sequence[tuple[FlowChange, bytes]], receivers: Sequence[bytes]) -> None:
         outbox = self._outbox
+        letters: list[tuple[bytes, bytes]] = []
+        if self._settings.to_destination:
+            port = self._settings.destination_port
+            letters = [(datagram, _packed(change.event.key.dst, port, change.event.zone)) for change, datagram in told]
+        count = len(letters) + len(told) * len(receivers)
         if not count or outbox is None:
             return
         if self._settings.max_per_second:
             await self._pace(count)
-        serial = max(serial, self._done)
-        loop = asyncio.get_running_loop()
-        if count > SENT_AT_ONCE:
-            await loop.run_in_executor(self._sender, outbox.send, letters, serial)
-        elif not outbox.send(letters, serial, wait=0):
-            await loop.run_in_executor(self._sender, outbox.resume)
-        self._done = serial
-        if outbox.failures:
-            self._tell_failures(outbox)
+        await self._sent()
+        self._done = max(self._done, *(change.serial for change, _ in told))
+        outbox.post(letters, [datagram for _, datagram in told] if receivers else [], receivers, self._done)
+        if count > SENT_AT_ONCE or not outbox.send(wait=0):
+            # The next ones are made while these leave.
+            self._sending = asyncio.get_running_loop().run_in_executor(self._sender, outbox.send)
+
+    async def _sent(self) -> None:
+        """Return when what was posted has been sent."""
+        if self._sending is not None:
+            await self._sending
+            self._sending = None
+        if self._outbox is not None and self._outbox.failures:
+            self._tell_failures(self._outbox)
 
     async def _pace(self, count: int) -> None:
         now = time.monotonic()
@@ -213,7 +213,8 @@ class FireflyBackend:
         for (address, error), number in outbox.failures.items():
             if address in names:
                 self._counters[f"errors_to_{names[address]}"] += number
-            self._complain(error, f"a firefly to {address_text(address)}: {os.strerror(error)}")
+            text, port, _ = unpack_address(address)
+            self._complain(error, f"a firefly to {text} port {port}: {os.strerror(error)}")
         outbox.failures.clear()
 
     def _complain(self, kind: int | None, text: str) -> None:
@@ -281,10 +282,6 @@ def _address(text: str) -> str:
         return canonical_address(text)
     except FlowEventError as error:
         raise ConfigError(str(error)) from None
-
-
-def _family(packed: bytes) -> int:
-    return int.from_bytes(packed[:2], sys.byteorder)
 
 
 @lru_cache(maxsize=1 << 14)

@@ -134,6 +134,7 @@ class NamedPipe:
                 while self._is_in_place(descriptor):  # noqa: ASYNC110  (nothing else tells of it)
                     await asyncio.sleep(CHECK_SECONDS)
                 log.warning("%s is no longer our pipe: putting one in its place", self._path)
+                self._waiting = None
                 loop.remove_reader(descriptor)
                 self._read_all(descriptor, sink)
                 os.close(descriptor)
@@ -217,15 +218,19 @@ class NamedPipe:
         self._read(descriptor, sink)
         if sink.is_crowded:
             # What waits in the pipe slows its writers down, and takes no memory here.
-            loop = asyncio.get_running_loop()
-            loop.remove_reader(descriptor)
+            asyncio.get_running_loop().remove_reader(descriptor)
             self._waiting = descriptor
-            loop.call_later(CROWDED_SECONDS, self._read_again, descriptor, sink)
+            self._read_when_there_is_room(descriptor, sink)
 
-    def _read_again(self, descriptor: int, sink: EventSink) -> None:
-        if self._waiting == descriptor:
+    def _read_when_there_is_room(self, descriptor: int, sink: EventSink) -> None:
+        loop = asyncio.get_running_loop()
+        if self._waiting != descriptor:
+            return
+        if sink.is_crowded:
+            loop.call_later(CROWDED_SECONDS, self._read_when_there_is_room, descriptor, sink)
+        else:
             self._waiting = None
-            asyncio.get_running_loop().add_reader(descriptor, self._read_in_turn, descriptor, sink)
+            loop.add_reader(descriptor, self._read_in_turn, descriptor, sink)
 
     def _read(self, descriptor: int, sink: EventSink) -> int:
         try:
