@@ -125,17 +125,20 @@ def test_transfers_that_follow_each_other_on_a_connection_get_their_own_octets()
     run(test)
 
 
-def test_those_that_overlap_get_the_same() -> None:
+def test_no_octet_is_given_to_two_that_overlap() -> None:
     async def test(enricher: SockDiagEnricher) -> None:
         with listener() as listening:
             pair = connect(listening)
-            enricher.enrich(start(key=pair.key))
-            enricher.enrich(start(key=pair.key))
-            pair.transfer(70)
+            for _ in range(4):
+                enricher.enrich(start(key=pair.key))
+            for octets in (70, 8):
+                pair.transfer(octets)
+                assert enricher.enrich(end(key=pair.key)).usage == Usage(sent=octets, received=0)
+            pair.transfer(9)
             pair.close()
             await departed(enricher, pair.key)
-            for _ in range(2):
-                assert enricher.enrich(end(key=pair.key)).usage == Usage(sent=70, received=0)
+            for octets in (9, 0):
+                assert enricher.enrich(end(key=pair.key)).usage == Usage(sent=octets, received=0)
             assert enricher.enrich(end(key=pair.key)).usage is None
 
     run(test)

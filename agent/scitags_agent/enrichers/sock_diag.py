@@ -1,8 +1,8 @@
 """What the kernel knows of a flow's connection, added to the flow's events: octets moved, tcp_info, memory.
 
 An event whose flow ends at this host gets `usage` and the object `netlink`, where its reporter gave none. The kernel
-counts for a connection, not for a transfer: of transfers that follow each other on one connection each gets what
-moved since the one before had ended; those that overlap get the same.
+counts for a connection, not for a transfer, and each octet is given to one transfer alone, so that sums are true: an
+end gets what moved since the one before on the same connection. Of transfers that overlap the first to end gets most.
 
 What an `end` says when the socket is already gone was told by the kernel as it went (from Linux 4.7 on), or is what
 was seen with the event before.
@@ -57,7 +57,7 @@ class _Flow(msgspec.Struct):
     cookie        of the socket that was seen last, 0 while none was
     last          the kernel's last word on it: its tcp_info
     is_source     whether that socket is at the flow's source
-    sent, received    of the socket, when the flow's last user before these had ended
+    sent, received    of the socket, at the end of the transfer that ended last
     congestion, inode   of the socket, which does not tell them again as it goes
     """
 
@@ -108,7 +108,7 @@ class SockDiagEnricher:
             flow = self._remember(event, flow, live)
         said = event if seen is None else self._told(event, seen, flow)
         if flow is not None and event.state is FlowState.END:
-            self._ended(key, flow, live)
+            self._ended(key, flow, seen, is_live=live is not None)
         return said
 
     async def close(self) -> None:
@@ -178,16 +178,17 @@ class SockDiagEnricher:
             changes["extra"] = {**event.extra, NETLINK: content}
         return msgspec.structs.replace(event, **changes) if changes else event
 
-    def _ended(self, key: FlowKey, flow: _Flow, live: _Seen | None) -> None:
+    def _ended(self, key: FlowKey, flow: _Flow, seen: _Seen | None, *, is_live: bool) -> None:
         flow.users -= 1
+        if seen is not None:
+            flow.cookie = seen.connection.cookie
+            flow.sent, flow.received = seen.moved
         if flow.users > 0:
             return
-        if live is None:
+        if is_live:  # and may be used again
+            flow.users, flow.last = 0, b""
+        else:
             del self._flows[key]
-            return
-        # The connection lives on, and may be used again.
-        flow.users, flow.cookie, flow.last = 0, live.connection.cookie, b""
-        flow.sent, flow.received = live.moved
 
 
 def _find(event: FlowEvent, lookup: Lookup) -> _Seen | None:
