@@ -66,9 +66,9 @@ def opened(group: Path) -> Iterator[int]:
 
 
 @contextmanager
-def foreign(group: Path, flags: int) -> Iterator[None]:
-    """Somebody else's sock_ops program, which does nothing, attached without a link."""
-    code = programs.returning(1)
+def foreign(group: Path, flags: int, code: bytes | None = None) -> Iterator[None]:
+    """Somebody else's sock_ops program, which does nothing unless code is given, attached without a link."""
+    code = code or programs.returning(1)
     with programs.loaded(code, PROGRAM_TYPE_SOCK_OPS) as program, opened(group) as directory:
         library().syscall(BPF_PROG_ATTACH, Attach(directory, program, ATTACH_TYPE_CGROUP_SOCK_OPS, flags))
         try:

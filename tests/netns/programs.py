@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import socket
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,10 @@ BPF_PROG_LOAD = 5
 BPF_PROG_TYPE_SCHED_CLS = 3
 SKB_VLAN_PUSH = 18
 _CALL, _MOVE, _EXIT = 0x85, 0xB7, 0x95
+_MOVE_REGISTER, _ADD, _LOAD, _STORE, _JUMP_NOT_EQUAL = 0xBF, 0x07, 0x61, 0x63, 0x55
+# struct bpf_sock_ops and its helpers.
+SETSOCKOPT, CB_FLAGS_SET, CB_FLAGS_AT, ACTIVE_ESTABLISHED = 49, 59, 84, 4
+CALLBACK_RETRANSMISSION, CALLBACK_STATE = 2, 4
 TC_ACT_UNSPEC, TC_ACT_OK = -1, 0
 
 
@@ -29,13 +34,47 @@ class ProgramLoad(ctypes.Structure):
     )
 
 
-def _instruction(code: int, register: int = 0, value: int = 0) -> bytes:
-    return struct.pack("=BBhi", code, register, 0, value)
+def _instruction(code: int, register: int = 0, value: int = 0, *, offset: int = 0) -> bytes:
+    """register: the destination in the lower four bits, the source in the upper."""
+    return struct.pack("=BBhi", code, register, offset, value)
 
 
 def returning(verdict: int) -> bytes:
     """Does nothing, with this verdict."""
     return _instruction(_MOVE, 0, verdict) + _instruction(_EXIT)
+
+
+def asking_for_callbacks(flags: int) -> bytes:
+    """sock_ops: once a connection that this host opened is established, asks for these callbacks and no others."""
+    body = (
+        _instruction(_MOVE_REGISTER, 1 | 6 << 4) + _instruction(_MOVE, 2, flags) + _instruction(_CALL, 0, CB_FLAGS_SET)
+    )
+    return _when_active(body)
+
+
+def marking_with_callbacks() -> bytes:
+    """sock_ops: once a connection that this host opened is established, SO_MARK shows which callbacks are asked for."""
+    return _when_active(
+        _instruction(_LOAD, 1 | 6 << 4, offset=CB_FLAGS_AT)
+        + _instruction(_STORE, 10 | 1 << 4, offset=-4)
+        + _instruction(_MOVE_REGISTER, 1 | 6 << 4)
+        + _instruction(_MOVE, 2, socket.SOL_SOCKET)
+        + _instruction(_MOVE, 3, socket.SO_MARK)
+        + _instruction(_MOVE_REGISTER, 4 | 10 << 4)
+        + _instruction(_ADD, 4, -4)
+        + _instruction(_MOVE, 5, 4)
+        + _instruction(_CALL, 0, SETSOCKOPT)
+    )
+
+
+def _when_active(body: bytes) -> bytes:
+    return (
+        _instruction(_MOVE_REGISTER, 6 | 1 << 4)
+        + _instruction(_LOAD, 1 | 6 << 4)
+        + _instruction(_JUMP_NOT_EQUAL, 1, ACTIVE_ESTABLISHED, offset=len(body) // 8)
+        + body
+        + returning(1)
+    )
 
 
 def pushing_vlan(protocol: int, tag: int) -> bytes:

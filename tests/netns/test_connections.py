@@ -26,6 +26,7 @@ from scitags_agent.bpf.connections_layout import (
     pack_settings,
 )
 from scitags_core.flow import FlowKey
+from tests.netns import programs
 from tests.netns.cgroups import ALONE, MULTI, attached, cgroup, foreign, run_inside
 from tests.netns.conftest import ALICE, BOB, Pair
 from tests.netns.namespaces import Namespace, add_address
@@ -241,6 +242,24 @@ def test_the_programs_of_others_stay_and_go_on(pair: Pair, watch: Watch) -> None
     [closed] = reports(other, 1)
     mine = reports(one, 3)[2]
     assert (mine.cookie, mine.sent, mine.event) == (closed.cookie, closed.sent, closed.event)
+
+
+def test_callbacks_that_others_have_asked_for_stay_asked_for(bpf: None) -> None:
+    code = (
+        "import socket\ns = socket.create_server(('127.0.0.1', 0))\n"
+        "c = socket.create_connection(s.getsockname())\n"
+        "assert c.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) == EXPECTED, c.getsockopt(socket.SOL_SOCKET, 36)\n"
+    )
+    theirs = programs.CALLBACK_RETRANSMISSION
+    with cgroup() as group, foreign(group, MULTI, programs.asking_for_callbacks(theirs)):
+        with foreign(group, MULTI, programs.marking_with_callbacks()):
+            run_inside(group, code.replace("EXPECTED", str(theirs)))
+        with (
+            contextlib.closing(ConnectionsProgram(group)) as program,
+            foreign(group, MULTI, programs.marking_with_callbacks()),
+        ):
+            run_inside(group, code.replace("EXPECTED", str(theirs | programs.CALLBACK_STATE)))
+            assert [one.event for one in reports(program, 5)].count(Event.CLOSED) == 2
 
 
 def test_where_somebody_suffers_no_other_that_is_said_and_stays(bpf: None) -> None:

@@ -7,6 +7,7 @@ import socket
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ import pytest
 from scitags_agent.backends.marker import KIND, Marker, MarkerSettings
 from scitags_core import label
 from scitags_core.errors import ConfigError
+from scitags_core.roles import Inheritance
 from scitags_core.strict import convert
+from scitags_core.tag import Tag
 from tests.netns.conftest import BOB, Pair
 from tests.netns.namespaces import Namespace, add_address, link
 from tests.netns.test_marker_wire import settle
@@ -180,6 +183,35 @@ def test_interfaces_that_come_later_mark_from_their_first_packet(pair: Pair, bpf
             [(value, count)] = [(value, count) for (_, protocol, value), count in late.take().items() if protocol == 17]
             assert (label.decode(value).tag, count) == (ATLAS, 5)
             late.close()
+
+    run(scenario())
+
+
+def test_the_tag_stays_without_an_agent_and_the_next_agent_changes_it(
+    pair: Pair, arrivals: Arrivals, bpf: None, tmp_path: Path
+) -> None:
+    inheritance = Inheritance(directory=tmp_path)
+
+    def tags() -> set[Tag | None]:
+        send_udp(pair, count=3)
+        values = [value for (_, protocol, value), _ in arrivals.take().items() if protocol == socket.IPPROTO_UDP]
+        return {label.decode(value).tag if value else None for value in values}
+
+    async def scenario() -> None:
+        for static, stop, then in (
+            (ATLAS, "leave", {ATLAS}),
+            (CMS, "leave", {CMS}),
+            (None, "leave", {None}),
+            (CMS, "remove", {None}),
+        ):
+            given = [] if static is None else [{"experiment": static.experiment, "activity": static.activity}]
+            marker = Marker(MarkerSettings(**settings(given, on_stop=stop)))
+            with pair.alice.entered():
+                await marker.start(inheritance)
+            assert tags() == {static}
+            with pair.alice.entered():
+                await marker.close()
+            assert tags() == then
 
     run(scenario())
 
