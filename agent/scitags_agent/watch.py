@@ -24,9 +24,9 @@ class ConnectionWatch:
     """A program in the kernel whose reports are handed over as they come."""
 
     def __init__(
-        self, program: ConnectionsProgram, heard: Callable[[Connection], None], lost: Callable[[int], None]
+        self, program: ConnectionsProgram, heard: Callable[[Sequence[Connection]], None], lost: Callable[[int], None]
     ) -> None:
-        """lost is told how many reports have found no room since it was last told."""
+        """heard is given what has come, the oldest first; lost, how many reports have found no room since."""
         self._program = program
         self._heard = heard
         self._lost = lost
@@ -37,13 +37,17 @@ class ConnectionWatch:
     def take(self) -> int:
         """Hand over what is there, up to a bound so that others get their turn; how many reports that was."""
         reports = self._program.take(REPORTS_AT_ONCE)
-        for report in reports:
-            self._heard(report)
+        self._heard(reports)
         lost = self.counters()["lost"]
         if lost != self._told_lost:
             self._lost(lost - self._told_lost)
             self._told_lost = lost
         return len(reports)
+
+    def take_all(self) -> None:
+        """Hand over everything that is there."""
+        while self.take() == REPORTS_AT_ONCE:
+            pass
 
     def counters(self) -> dict[str, int]:
         """Reports since the start: written by the kernel, and lost for want of room."""
@@ -52,8 +56,7 @@ class ConnectionWatch:
     def close(self) -> None:
         """Hand over what is left, and take the program away."""
         self._loop.remove_reader(self._program.fileno())
-        while self.take() == REPORTS_AT_ONCE:
-            pass
+        self.take_all()
         self._program.close()
 
 

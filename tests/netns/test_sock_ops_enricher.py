@@ -127,6 +127,17 @@ def test_what_has_closed_is_kept_for_a_while_and_not_beyond_a_bound(pair: Pair, 
     run(scenario())
 
 
+def test_an_end_is_told_however_much_has_closed_at_once(pair: Pair, bpf: None) -> None:
+    async def scenario() -> None:
+        async with enriching(pair.alice) as enricher:
+            for port in range(20000, 20600):  # the loop does not run meanwhile
+                transfer(pair, port, b"x")
+            assert enricher.enrich(of(FlowKey.of(ALICE, 20599, BOB, 1094))).usage == Usage(received=0, sent=1)
+            assert enricher.counters()["closed"] == 599
+
+    run(scenario())
+
+
 def test_connections_of_other_ports_wake_nobody(pair: Pair, bpf: None) -> None:
     async def scenario() -> None:
         async with enriching(pair.alice, remote_ports=["2000-2999"]) as enricher:

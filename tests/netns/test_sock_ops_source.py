@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -19,6 +19,7 @@ from scitags_agent.watch import port_filters
 from scitags_core.errors import ConfigError
 from scitags_core.flow import FlowEvent, FlowKey, FlowState, Usage
 from scitags_core.strict import convert
+from tests import sink as sinks
 from tests.netns.conftest import ALICE, BOB, Pair
 from tests.netns.namespaces import Namespace
 from tests.netns.watching import ATLAS, CMS, MEGABYTE, run, transfer
@@ -31,20 +32,19 @@ RULES = [
 FLOW = FlowKey.of(ALICE, 40000, BOB, 1094)
 
 
-class Sink:
-    """Keeps what a source hands over."""
+class Sink(sinks.Sink):
+    """One that can be waited for."""
 
     def __init__(self) -> None:
-        self.events: list[FlowEvent] = []
-        self.refused: list[str] = []
+        super().__init__()
         self._more = asyncio.Event()
 
-    def accept(self, event: FlowEvent) -> None:
-        self.events.append(event)
+    def accept_many(self, events: Sequence[FlowEvent], position: bytes = b"") -> None:
+        super().accept_many(events, position)
         self._more.set()
 
     def refuse(self, reason: str) -> None:
-        self.refused.append(reason)
+        super().refuse(reason)
         self._more.set()
 
     async def more(self) -> None:
@@ -63,15 +63,15 @@ class Sink:
 
 
 @asynccontextmanager
-async def started(source: SockOps, host: Namespace, *, sink: Sink | None = None) -> AsyncIterator[Sink]:
+async def started(source: SockOps, host: Namespace) -> AsyncIterator[Sink]:
     """The source, at work in a namespace."""
-    sink = sink or Sink()
+    inlet = Sink()
     with host.entered():
-        task = asyncio.create_task(source.run(sink))  # type: ignore[arg-type]
+        task = asyncio.create_task(source.run(inlet))
         await asyncio.sleep(0)
     assert not task.done(), task.exception()
     try:
-        yield sink
+        yield inlet
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):
@@ -250,6 +250,6 @@ def test_what_cannot_be_meant_is_refused_by_name(make: Callable[[], SockOps], re
 def test_a_cgroup_that_is_not_there_is_named(bpf: None, path: str) -> None:
     async def scenario() -> None:
         with pytest.raises(ConfigError, match=path):
-            await by_rules(RULES[0], cgroup=path).run(Sink())  # type: ignore[arg-type]
+            await by_rules(RULES[0], cgroup=path).run(Sink())
 
     run(scenario())

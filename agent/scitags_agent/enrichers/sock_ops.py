@@ -12,9 +12,10 @@ to end gets all, so that sums are true.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -118,16 +119,18 @@ class SockOpsEnricher:
     def counters(self) -> Mapping[str, int]:
         return {**self._counters, "closed": len(self._closed)}
 
-    def _hear(self, connection: Connection) -> None:
+    def _hear(self, connections: Sequence[Connection]) -> None:
         now = time.monotonic()
-        self._closed.pop(connection.key, None)
-        self._closed[connection.key] = now, connection
+        for connection in connections:
+            self._closed.pop(connection.key, None)
+            self._closed[connection.key] = now, connection
         while len(self._closed) > self._settings.max_closed or self._oldest() < now - self._settings.keep_seconds:
             _, (_, gone) = self._closed.popitem(last=False)
             self._given.pop(gone.cookie, None)
 
     def _oldest(self) -> float:
-        return next(iter(self._closed.values()))[0]
+        """When the connection closed that is remembered longest; infinity when there is none."""
+        return next(iter(self._closed.values()))[0] if self._closed else math.inf
 
     def _miss(self, lost: int) -> None:
         if not self._counters["lost"]:
@@ -141,13 +144,13 @@ class SockOpsEnricher:
     def _find(self, event: FlowEvent) -> _Counted | None:
         """What is known of the connection of an end, less what an earlier end has had of it."""
         assert self._watch is not None
-        self._watch.take()  # what has closed this instant waits there
+        self._watch.take_all()  # what has closed this instant waits there
         found = self._take_closed(event.key)
         if found is None:
             found = self._look_up(event)
         if found is None:
             # It closed between the two, which the kernel tells before it forgets the socket.
-            self._watch.take()
+            self._watch.take_all()
             found = self._take_closed(event.key)
         return found
 

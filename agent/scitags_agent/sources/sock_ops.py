@@ -13,6 +13,7 @@ import asyncio
 import logging
 import secrets
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Annotated, Literal, Protocol
 
 import msgspec
@@ -139,7 +140,7 @@ class SockOps:
         )
         watch = ConnectionWatch(
             program,
-            lambda connection: self._hear(connection, sink),
+            lambda connections: self._hear(connections, sink),
             lambda lost: sink.refuse(
                 f"{lost} reports of connections were lost: buffer {self._settings.buffer} is full"
             ),
@@ -152,24 +153,24 @@ class SockOps:
             if self._lookup is not None:
                 self._lookup.close()
 
-    def _hear(self, connection: Connection, sink: EventSink) -> None:
+    def _hear(self, connections: Sequence[Connection], sink: EventSink) -> None:
+        events = [event for event in map(self._event_of, connections) if event is not None]
+        if events:
+            sink.accept_many(events)
+
+    def _event_of(self, connection: Connection) -> FlowEvent | None:
+        """What a report means, if any rule has a tag for the connection."""
         if connection.event is Event.CLOSED:
-            self._end(connection, sink)
-            return
+            # One that was opened under an earlier agent may still be known to the table, which knows its tag too.
+            seen = connection.cookie in self._open
+            tag = self._open.pop(connection.cookie) if seen else self._tag(connection)
+            return None if tag is None else _event(FlowState.END, connection, tag)
         tag = self._tag(connection)
         self._open[connection.cookie] = tag
         if len(self._open) > MAX_CONNECTIONS:
             # The report of its end was lost.
             self._open.popitem(last=False)
-        if tag is not None:
-            sink.accept(_event(FlowState.START, connection, tag))
-
-    def _end(self, connection: Connection, sink: EventSink) -> None:
-        # One that was opened under an earlier agent may still be known to the table, which knows its tag too.
-        seen = connection.cookie in self._open
-        tag = self._open.pop(connection.cookie) if seen else self._tag(connection)
-        if tag is not None:
-            sink.accept(_event(FlowState.END, connection, tag))
+        return None if tag is None else _event(FlowState.START, connection, tag)
 
     def _tag(self, connection: Connection) -> Tag | None:
         return self._tagger.match(self._candidate(connection.key))
