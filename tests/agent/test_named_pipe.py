@@ -109,7 +109,7 @@ def test_a_pipe_that_is_deleted_or_replaced_by_a_file_is_put_back(agent: Agent, 
     collector.events(1)
     agent.pipe.unlink()
     agent.pipe.write_bytes(STORM_END)  # what StoRM does when it finds no pipe
-    wait_for(lambda: stat.S_ISFIFO(agent.pipe.stat().st_mode), what="a pipe in the file's place")
+    wait_for(agent.pipe.is_fifo, what="a pipe in the file's place")
     assert collector.events(2)[1].state is FlowState.END
     write(agent.pipe, STORM_START)
     collector.events(3)
