@@ -10,6 +10,7 @@ import hashlib
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -19,31 +20,34 @@ INSTALL_SECONDS = 900
 SYSTEM_PYTHON = Path("/usr/bin/python3")
 
 
-def peer_environment(name: str, requirements: list[str], *, system_packages: bool = False) -> Path:
+def peer_environment(
+    name: str, requirements: list[str], *, system_packages: bool = False, builders: Sequence[str] = ()
+) -> Path:
     """The interpreter of the environment that holds these requirements, beside what our core needs.
 
-    With system_packages it is the system's Python, and sees what the system's packages bring.
+    With system_packages it is the system's Python, and sees what the system's packages bring. builders are installed
+    before the rest, for requirements that are built without isolation.
     """
     directory = PEERS / name
     wanted = ["msgspec", "pluggy", *requirements]
-    stamp = hashlib.sha256("\n".join([str(system_packages), *wanted]).encode()).hexdigest()
+    stamp = hashlib.sha256("\n".join([str(system_packages), *wanted, *builders]).encode()).hexdigest()
     PEERS.mkdir(parents=True, exist_ok=True)
     with (PEERS / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         made = directory / "stamp"
         if not made.is_file() or made.read_text() != stamp:
-            _make(directory, wanted, system_packages=system_packages)
+            _make(directory, [[*builders], wanted] if builders else [wanted], system_packages=system_packages)
             made.write_text(stamp)
     return directory / "bin" / "python"
 
 
-def _make(directory: Path, requirements: list[str], *, system_packages: bool) -> None:
+def _make(directory: Path, rounds: list[list[str]], *, system_packages: bool) -> None:
     shutil.rmtree(directory, ignore_errors=True)
     python = SYSTEM_PYTHON if system_packages else Path(sys.executable)
     options = ["--system-site-packages"] if system_packages else []
     steps = [
         [str(python), "-m", "venv", *options, str(directory)],
-        [str(directory / "bin" / "python"), "-m", "pip", "install", "--quiet", *requirements],
+        *([str(directory / "bin" / "python"), "-m", "pip", "install", "--quiet", *wanted] for wanted in rounds),
     ]
     for step in steps:
         done = subprocess.run(step, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False)
