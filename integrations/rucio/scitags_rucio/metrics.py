@@ -1,7 +1,7 @@
 """Counts of files by VO and outcome, through Rucio's own metrics: Prometheus, and StatsD where it is configured.
 
-    scitags.files.VO.OUTCOME          StatsD, below Rucio's own prefix
-    scitags_files_total{vo, outcome}  Prometheus
+scitags.files.VO.OUTCOME          StatsD, below Rucio's own prefix
+scitags_files_total{vo, outcome}  Prometheus
 """
 
 from __future__ import annotations

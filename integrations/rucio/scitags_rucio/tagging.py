@@ -74,9 +74,7 @@ class Tagger:
             return Decision(None, OFF)
         experiment = (override and override.experiment) or self.rules.experiments.get(transfer.vo.casefold())
         if experiment is None:
-            return Decision(
-                None, UNMAPPED, f"VO {shown(transfer.vo)} has no experiment: its transfers stay untagged"
-            )
+            return Decision(None, UNMAPPED, f"VO {shown(transfer.vo)} has no experiment: its transfers stay untagged")
         if experiment.casefold() == NONE:
             return Decision(None, OFF)
         return self._look_up(experiment, (override and override.activity) or transfer.activity)
@@ -84,6 +82,9 @@ class Tagger:
     def _look_up(self, experiment: str, activity: str) -> Decision:
         try:
             owner = self.registry.experiment(int(experiment) if experiment.isdecimal() else experiment)
+        except ScitagsError as error:
+            return Decision(None, FAILED, f"transfers stay as Rucio makes them: {error}")
+        try:
             try:
                 return Decision(self.registry.tag(owner.id, activity).scitag, TAGGED)
             except UnknownName:
@@ -168,10 +169,10 @@ def load_registry(rules: RucioSettings) -> Loaded:
     configured = settings.load()
     if rules.registry.casefold() in (ANY, CACHE):
         loaded = configured.registry.client().load()
-        if loaded.problem:
-            once.warn(f"registry: {loaded.problem}")
         if rules.registry.casefold() == CACHE and loaded.origin != "cache":
             raise RegistryError(loaded.problem or f"no copy of {configured.registry.url} is in the cache")
+        if loaded.problem:
+            once.warn(f"the registry in use is the {loaded.origin} one: {loaded.problem}")
     else:
         if not Path(rules.registry).is_absolute():
             raise ConfigError(f"[{config.SECTION}] registry: {shown(rules.registry)} is none of any, cache, /a/file")

@@ -34,7 +34,6 @@ def build(vo: str) -> None:
     with writing() as session:
         if vo != "def":
             add_vo(vo, f"VO {vo}", "vo@example.org", **session)
-            add_account(root, AccountType.SERVICE, "root@example.org", **session)
         add_account(jdoe, AccountType.USER, "jdoe@example.org", **session)
         for scope in ("user.jdoe", "challenge"):
             add_scope(InternalScope(scope, vo=vo), jdoe, **session)

@@ -1,12 +1,11 @@
 """Make rules and run the submitter once, in one process: python submit.py RULES.json, with RUCIO_CONFIG set.
 
-RULES.json: {"fts": URL, "imports": [MODULE, ...], "rules": [{"vo", "scope", "name", "activity", "from", "to"}, ...],
-"options": {for the submitter}, "before": CODE}. Run by Rucio's interpreter.
+RULES.json: {"fts": URL, "rules": [{"vo", "scope", "name", "activity", "from", "to"}, ...],
+"options": {for the submitter} or null for no submission, "before": CODE, "after": CODE}. Run by Rucio's interpreter.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from pathlib import Path
@@ -17,16 +16,15 @@ from tests.rucio.peer.sessions import writing
 
 def main() -> None:
     asked = json.loads(Path(sys.argv[1]).read_text())
-    for name in asked.get("imports", []):
-        importlib.import_module(name)
     exec(asked.get("before", ""), {})
     for rule in asked["rules"]:
         add(rule, asked["fts"])
-    from rucio.daemons.conveyor.submitter import submitter
+    options = asked.get("options", {})
+    if options is not None:
+        from rucio.daemons.conveyor.submitter import submitter
 
-    submitter(once=True, partition_wait_time=0, **asked.get("options", {}))
-    if "after" in asked:
-        exec(asked["after"], {})
+        submitter(once=True, partition_wait_time=0, **options)
+    exec(asked.get("after", ""), {})
 
 
 def add(rule: dict[str, Any], fts: str) -> None:

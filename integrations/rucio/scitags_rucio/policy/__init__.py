@@ -11,10 +11,8 @@ import os
 import sys
 from typing import Any
 
-from scitags_rucio import versions
+from scitags_rucio import enable, versions
 from scitags_rucio.alias import AliasFinder
-from scitags_rucio.config import rucio_parser
-from scitags_rucio.hooks import install
 
 # Where Rucio looks for a module of a policy package, where it has such modules itself, and by which options one of
 # them is chosen. Some versions ask for these modules in vain and go on, some do not go on.
@@ -40,8 +38,10 @@ def _real(name: str) -> str:
     """The module of Rucio's that stands for one of ours, as a Rucio without policy package would choose it."""
     if name not in _OWN:
         return ""
+    from rucio.common.config import get_config  # noqa: PLC0415  (complete when Rucio asks for these modules)
+
     home, options = _OWN[name]
-    parser = rucio_parser()
+    parser = get_config()
     generic = "generic_multi_vo" if _is_multi_vo(parser) else "generic"
     chosen = os.environ.get("POLICY", "") if home.endswith("permission") else ""
     for section, option in options:
@@ -57,4 +57,4 @@ def _is_multi_vo(parser: configparser.ConfigParser) -> bool:
 
 
 sys.meta_path.insert(0, AliasFinder(_real))
-install()
+enable()

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import sys
 
+from scitags_rucio import enable
 from scitags_rucio.alias import AliasFinder
-from scitags_rucio.hooks import install
 
 _PREFIX = f"{__name__}."
 
@@ -20,4 +20,4 @@ def _real(name: str) -> str:
 
 
 sys.meta_path.insert(0, AliasFinder(_real))
-install()
+enable()
