@@ -3,7 +3,7 @@
     [scitags]
     experiment = atlas                   ; of the instance's only VO, by name, alias or id
     experiment-VO = cms                  ; of a VO of a multi-VO instance; none: deliberately without tag
-    registry = any                       ; any: the cached copy, else the built-in one; cache: the cached alone; or a file
+    registry = any                       ; any: the cached copy, else the built-in one; cache: the cached one; or a file
     registry_max_age = 400               ; days; an older registry is stale, and not used. Default: no limit
     client_activity = NAME               ; of direct transfers; default: by what they run in
     job_variables = PandaID ...          ; environment variables that only a job has

@@ -20,8 +20,9 @@ from scitags_core.tag import Tag, decode
 from scitags_rucio import config, once
 from scitags_rucio.tagging import Current, current
 
-MODULE = "rucio.rse.rsemanager"
-FUNCTION = "create_protocol"
+# A protocol is met where it is made. One of the two is complete, or not yet imported, whenever we come: see hooks.
+MANAGER_MODULE, MANAGER_FUNCTION = "rucio.rse.rsemanager", "create_protocol"
+BASE_MODULE, BASE_CLASS = "rucio.rse.protocols.protocol", "RSEProtocol"
 MARK = "_scitags_original"
 
 _ROOT_SCHEMES = ("root://", "roots://", "xroot://", "xroots://")
@@ -35,23 +36,43 @@ _URL_ARGUMENT = {"get": 0, "put": 1}
 _Carry = Callable[[Any, str, Tag], tuple[str, Callable[[], None] | None]]
 
 
-def wrap(module: ModuleType) -> None:
+def wrap_manager(module: ModuleType) -> None:
     """Have the protocols that rsemanager makes carry the tag."""
-    original = getattr(module, FUNCTION)
-    if hasattr(original, MARK):
+    original = getattr(module, MANAGER_FUNCTION, None)
+    if original is None or hasattr(original, MARK):
         return
 
     @functools.wraps(original)
     def create_protocol(*arguments: Any, **options: Any) -> Any:
         protocol = original(*arguments, **options)
-        try:
-            teach(type(protocol))
-        except Exception as error:  # the transfer goes without a tag
-            once.warn(f"direct transfers go untagged: {type(error).__name__}: {error}")
+        _teach(type(protocol))
         return protocol
 
     setattr(create_protocol, MARK, original)
-    setattr(module, FUNCTION, create_protocol)
+    setattr(module, MANAGER_FUNCTION, create_protocol)
+
+
+def wrap_base(module: ModuleType) -> None:
+    """Have the protocols that derive from Rucio's base class carry the tag."""
+    base: Any = getattr(module, BASE_CLASS, None)
+    if base is None or hasattr(base.__init__, MARK):
+        return
+    original = base.__init__
+
+    @functools.wraps(original)
+    def init(self: Any, *arguments: Any, **options: Any) -> None:
+        _teach(type(self))
+        original(self, *arguments, **options)
+
+    setattr(init, MARK, original)
+    base.__init__ = init
+
+
+def _teach(kind: type[Any]) -> None:
+    try:
+        teach(kind)
+    except Exception as error:  # the transfer goes without a tag
+        once.warn(f"direct transfers go untagged: {type(error).__name__}: {error}")
 
 
 def teach(kind: type[Any], decisions: Current = current) -> None:

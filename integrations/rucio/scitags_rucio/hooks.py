@@ -1,8 +1,9 @@
 """Where Rucio is changed: install() sees to it that each module is changed as soon as it is there.
 
 A policy package is imported from the midst of Rucio's circular imports: any of its modules may be there, half there or
-not there at all. So install() imports nothing of Rucio. What is there is changed, what is not there when it is
-imported, and the transfer tool, which may be half there, when its class is made.
+not there at all. So install() imports nothing of Rucio. What is there is changed, and what is not there when it is
+imported. For what may be half there, there is a second place: the transfer tool is changed when its class is made; and
+of the two places where protocols are made, only one at a time is ever half there.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def _watch_subclasses(module: ModuleType) -> None:
     if base is None or "__init_subclass__" in vars(base):
         return
 
-    def init_subclass(cls: Any, **options: Any) -> None:
+    def init_subclass(cls: Any, /, **options: Any) -> None:
         super(base, cls).__init_subclass__(**options)
         if (cls.__module__, cls.__name__) == (fts.MODULE, fts.CLASS):
             fts.wrap(cls)
@@ -63,15 +64,11 @@ def _watch_subclasses(module: ModuleType) -> None:
     base.__init_subclass__ = classmethod(init_subclass)
 
 
-def _change_direct(module: ModuleType) -> None:
-    if hasattr(module, direct.FUNCTION):
-        direct.wrap(module)
-
-
 _CHANGES: dict[str, Callable[[ModuleType], None]] = {
     fts.MODULE: _change_fts,
     _BASE_MODULE: _watch_subclasses,
-    direct.MODULE: _change_direct,
+    direct.MANAGER_MODULE: direct.wrap_manager,
+    direct.BASE_MODULE: direct.wrap_base,
 }
 
 

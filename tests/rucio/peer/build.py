@@ -7,12 +7,6 @@ from __future__ import annotations
 
 import sys
 
-from rucio.db.sqla.util import build_database, create_base_vo, create_root_account
-
-build_database()
-create_base_vo()
-create_root_account()
-
 from rucio.common.types import InternalAccount, InternalScope
 from rucio.core.account import add_account
 from rucio.core.account_limit import set_local_account_limit
@@ -21,6 +15,8 @@ from rucio.core.rse import add_protocol, add_rse, add_rse_attribute
 from rucio.core.scope import add_scope
 from rucio.core.vo import add_vo
 from rucio.db.sqla.constants import AccountType
+from rucio.db.sqla.util import build_database, create_base_vo, create_root_account
+
 from tests.rucio.peer.sessions import writing
 
 ALL = {"read": 1, "write": 1, "delete": 1}
@@ -60,5 +56,8 @@ def build(vo: str) -> None:
             add_distance(ids[one], ids[other], 1, **session)
 
 
+build_database()
+create_base_vo()
+create_root_account()
 for vo in sys.argv[1:]:
     build(vo)
