@@ -96,7 +96,7 @@ class Fireflies:
         self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 << 20)
         self._socket.bind(("::", firefly.PORT))
         self._socket.settimeout(0.1)
-        self.seen: dict[FlowState, Counter[int]] = {state: Counter() for state in FlowState}
+        self.seen: dict[FlowState, Counter[tuple[int, int]]] = {state: Counter() for state in FlowState}
         self._stopping = False
         self._thread = threading.Thread(target=self._drain)
         self._thread.start()
@@ -105,7 +105,7 @@ class Fireflies:
         while not self._stopping:
             with contextlib.suppress(TimeoutError, FireflyError):
                 event = firefly.decode(self._socket.recv(4096)).event
-                self.seen[event.state][event.key.src_port] += 1
+                self.seen[event.state][event.key.src_port, event.key.dst_port] += 1
 
     def close(self) -> None:
         self._stopping = True
@@ -129,13 +129,13 @@ class Load:
         self.transfers = 0
         self._threads = [threading.Thread(target=self._send), threading.Thread(target=self._announce)]
 
-    def tell(self, state: str, port: int, protocol: str = "tcp") -> None:
-        line = f"{state} {protocol} {ALICE} {port} {BOB} 9 {TAG.experiment} {TAG.activity}\n"
+    def tell(self, state: str, ports: tuple[int, int], protocol: str = "tcp") -> None:
+        line = f"{state} {protocol} {ALICE} {ports[0]} {BOB} {ports[1]} {TAG.experiment} {TAG.activity}\n"
         os.write(self._pipe, line.encode())
 
     def tell_of_witnesses(self, state: str) -> None:
         for number in range(WITNESSES):
-            self.tell(state, FIRST_WITNESS + number, "udp")
+            self.tell(state, (FIRST_WITNESS + number, 9), "udp")
 
     def start(self) -> None:
         for thread in self._threads:
@@ -168,17 +168,20 @@ class Load:
         under_way: list[tuple[float, int]] = []
         while not self._stopping:
             now = time.monotonic()
-            # Ports are used once, so that each transfer can be told from the others.
-            if self.transfers < 25_000:  # noqa: PLR2004
-                self.transfers += 1
-                self.tell("start", self.transfers)
-                under_way.append((now + random.uniform(0, LIFE_SECONDS), self.transfers))
+            self.tell("start", ports_of(self.transfers))
+            under_way.append((now + random.uniform(0, LIFE_SECONDS), self.transfers))
+            self.transfers += 1
             for one in [one for one in under_way if one[0] <= now]:
-                self.tell("end", one[1])
+                self.tell("end", ports_of(one[1]))
                 under_way.remove(one)
             time.sleep(2 / EVENTS_PER_SECOND)
-        for _, port in under_way:
-            self.tell("end", port)
+        for _, number in under_way:
+            self.tell("end", ports_of(number))
+
+
+def ports_of(number: int) -> tuple[int, int]:
+    """Ports that no other transfer has, so that each can be told from the others."""
+    return 1 + number % (FIRST_WITNESS - 1), 10 + number // (FIRST_WITNESS - 1)
 
 
 class Agent:
@@ -298,7 +301,7 @@ def look_at_witnesses(wire: Wire, outcome: Outcome) -> None:
 
 
 def look_at_fireflies(fireflies: Fireflies, outcome: Outcome, transfers: int) -> None:
-    ports = {*range(1, transfers + 1), *range(FIRST_WITNESS, FIRST_WITNESS + WITNESSES)}
+    ports = {*map(ports_of, range(transfers)), *((FIRST_WITNESS + number, 9) for number in range(WITNESSES))}
     starts, ends = fireflies.seen[FlowState.START], fireflies.seen[FlowState.END]
     outcome.fireflies = starts.total() + ends.total()
     outcome.starts_missing, outcome.ends_missing = len(ports - starts.keys()), len(ports - ends.keys())

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import msgspec
 
+from scitags_core.errors import PluginError
 from scitags_core.flow import FlowChange, FlowEvent
-from scitags_core.registry_client import Fetch
 from scitags_core.tag import Tag
 
 
@@ -47,6 +48,13 @@ class EventSink(Protocol):
 
     def flows(self) -> list[dict[str, Any]]:
         """The table of flows, ready for JSON: an object for each transfer under way."""
+
+    async def match(self, event: FlowEvent) -> FlowEvent | None:
+        """The event with the 5-tuple of the connection that it means, for reports that may name another one.
+
+        None when it cannot be said. A start may take some seconds, an end no longer than its start. (An event of
+        which a port is 0 can be accepted as it is: the agent does this by itself.)
+        """
 
     async def reload(self) -> str:
         """Have the agent read its configuration again; why it stays with the old one, or the empty string."""
@@ -125,28 +133,42 @@ class Enricher(Protocol):
         """Totals since start, by name, for the status and the metrics."""
 
 
-class SourceKind(msgspec.Struct, frozen=True):
-    """A kind of source. create is given an instance of settings."""
+def _never_made(settings: Any) -> Any:
+    raise PluginError(f"a kind that is to be found elsewhere was used unloaded, with {settings!r}")
+
+
+class _Kind(msgspec.Struct, frozen=True):
+    """What sources, backends and enrichers have in common; see the docstring of this module.
+
+    at   "module:name" of the kind itself, in place of settings and create: it is imported only when configured
+    """
 
     kind: str
-    settings: type[msgspec.Struct]
-    create: Callable[[Any], Source]
+    settings: type[msgspec.Struct] = msgspec.Struct
+    create: Callable[[Any], Any] = _never_made
+    at: str = ""
+
+    def loaded(self) -> Self:
+        """The kind itself. Raises PluginError when what is named in `at` is not one."""
+        if not self.at:
+            return self
+        module, _, name = self.at.partition(":")
+        found = getattr(import_module(module), name, None)
+        if not isinstance(found, type(self)):
+            raise PluginError(f"{self.at} is no {type(self).__name__}")
+        return found
 
 
-class BackendKind(msgspec.Struct, frozen=True):
-    """A kind of backend. create is given an instance of settings."""
-
-    kind: str
-    settings: type[msgspec.Struct]
-    create: Callable[[Any], Backend]
+class SourceKind(_Kind, frozen=True):
+    """A kind of source. create is given an instance of settings, and makes a Source."""
 
 
-class EnricherKind(msgspec.Struct, frozen=True):
-    """A kind of enricher. create is given an instance of settings."""
+class BackendKind(_Kind, frozen=True):
+    """A kind of backend. create is given an instance of settings, and makes a Backend."""
 
-    kind: str
-    settings: type[msgspec.Struct]
-    create: Callable[[Any], Enricher]
+
+class EnricherKind(_Kind, frozen=True):
+    """A kind of enricher. create is given an instance of settings, and makes an Enricher."""
 
 
 class Injector(msgspec.Struct, frozen=True):
@@ -162,10 +184,13 @@ class Injector(msgspec.Struct, frozen=True):
 
 
 class RegistrySource(msgspec.Struct, frozen=True):
-    """Another place to have the registry from: URLs with this scheme (without '://') are given to fetch."""
+    """Another place to have the registry from: URLs with this scheme (without '://') are given to fetch.
+
+    fetch is a scitags_core.registry_client.Fetch. (Named in words: what takes the registry in costs an import.)
+    """
 
     scheme: str
-    fetch: Fetch
+    fetch: Callable[[str, str, str, float], Any]
 
 
 class Command(msgspec.Struct, frozen=True):

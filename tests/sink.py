@@ -39,5 +39,8 @@ class Sink:
     def flows(self) -> list[dict[str, Any]]:
         return []
 
+    async def match(self, event: FlowEvent) -> FlowEvent | None:
+        return event
+
     async def reload(self) -> str:
         return ""

@@ -2,21 +2,22 @@
 
 [agent]    shutdown_seconds, state_directory
 [log]      level, format, events
-[table]    idle_seconds, max_transfers, ongoing_seconds, reorder_seconds
+[table]    idle_seconds, max_transfers, ongoing_seconds, reorder_seconds,
+           gone_seconds, match
 [[source]], [[backend]], [[enricher]]     kind, name, and the keys of that kind
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 
-from scitags_core.errors import ConfigError, shown
+from scitags_core.errors import ConfigError, PluginError, shown
 from scitags_core.plugins import PluginHost
 from scitags_core.roles import BackendKind, EnricherKind, SourceKind
 from scitags_core.strict import convert, nearest, read_toml
@@ -52,11 +53,15 @@ class TableSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ongoing_seconds   how often backends are told of each transfer that goes on; 0: never
     reorder_seconds   how long an end that came before its start waits for it
+    gone_seconds      how often it is looked which connections are no more; their transfers end. 0: never
+    match             find the connection of an event whose ports are not all known (0)
     """
 
     idle_seconds: Positive = 86400.0
     ongoing_seconds: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     reorder_seconds: Annotated[float, msgspec.Meta(ge=0)] = 1.0
+    gone_seconds: Annotated[float, msgspec.Meta(ge=0)] = 10.0
+    match: bool = True
     max_transfers: Annotated[int, msgspec.Meta(ge=1)] = 1_000_000
 
 
@@ -143,7 +148,7 @@ def _ledger_directory(setting: str, where: str) -> Path | None:
     base = Path(runtime) if runtime else Path(personal) / "scitags" if personal else _USUAL_DIRECTORY
     if Path(where) == _USUAL_FILE:
         return base / "state"
-    return base / f"state-{hashlib.sha256(os.path.abspath(where).encode()).hexdigest()[:12]}"  # noqa: PTH100
+    return base / f"state-{zlib.crc32(os.fsencode(Path(where).absolute())):08x}"
 
 
 def _left_out(plugins: PluginHost) -> str:
@@ -172,5 +177,9 @@ def _instances(
             raise ConfigError(f"{place}: name {shown(name)} is not a name of its own")
         names.add(name)
         own = {key: value for key, value in table.items() if key not in ("kind", "name")}
-        found.append(Instance(name, by_name[kind], convert(own, by_name[kind].settings, f"{place} ({kind})")))
+        try:
+            loaded = by_name[kind].loaded()
+        except (ImportError, PluginError) as error:
+            raise ConfigError(f"{place} ({kind}): {error}") from None
+        found.append(Instance(name, loaded, convert(own, loaded.settings, f"{place} ({kind})")))
     return found

@@ -7,23 +7,26 @@ import logging
 import os
 import re
 import signal
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from scitags_agent.config import AUTO, BackendOptions, Config, Instance
 from scitags_agent.fanout import Fanout, Lane
 from scitags_agent.ledger import Frame, Ledger
+from scitags_agent.notify import Notifier
 from scitags_agent.table import FlowTable
 from scitags_core import __version__
 from scitags_core.errors import ConfigError, ScitagsError
 from scitags_core.flow import FlowChange, FlowEvent, FlowKey
-from scitags_core.roles import Enricher, Inheritance, Source
+from scitags_core.roles import Enricher, Inheritance, ShowsStatus, Source
+
+if TYPE_CHECKING:
+    from scitags_agent.matching import Matcher
 
 log = logging.getLogger(__name__)
 events_log = logging.getLogger("scitags_agent.events")
@@ -34,6 +37,7 @@ FIRST_RESTART_SECONDS = 0.5
 LAST_RESTART_SECONDS = 30.0
 REFUSALS_LOGGED = 20  # for each source; a peer that sends rubbish must not fill the disk
 REASONS_COUNTED = 50  # for each source
+MATCHES_WAITING = 4096
 OWN = "table"  # the source of the events that the agent makes by itself
 
 _QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\d+")
@@ -81,6 +85,9 @@ class Inlet:
     def status(self) -> dict[str, Any]:
         return self._daemon.status()
 
+    async def match(self, event: FlowEvent) -> FlowEvent | None:
+        return await self._daemon.match(event)
+
     def flows(self) -> list[dict[str, Any]]:
         return self._daemon.flows()
 
@@ -108,6 +115,9 @@ class Daemon:
         self._positions: dict[str, bytes] = {}
         self._started = time.monotonic()
         self._reloading = asyncio.Lock()
+        self._notifier = Notifier.from_environment()
+        self._matcher: Matcher | None = None
+        self._matching: set[asyncio.Task[None]] = set()
         self.fanout = Fanout()
         self.table = FlowTable(
             max_users=config.table.max_transfers,
@@ -141,19 +151,28 @@ class Daemon:
             self._begin_ledger()
             for one, source in sources:
                 self._start_source(one, source)
-            chores += [asyncio.create_task(chore()) for chore in (self._expire, self._report, self._feed_watchdog)]
+            forever = (self._expire, self._report, self._look_for_gone, self._notifier.keep_alive)
+            chores += [asyncio.create_task(chore()) for chore in forever]
             log.info("scitags-agent %s is ready", __version__)
-            notify_service_manager("READY=1")
+            self._notifier.ready()
             await stop.wait()
             log.info("stopping")
         finally:
-            notify_service_manager("STOPPING=1")
+            self._notifier.stopping()
             await self._shut_down(chores)
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
                 loop.remove_signal_handler(number)
 
     def accept(self, events: Sequence[FlowEvent], source: str, position: bytes = b"") -> None:
         """Take events from a source: enrich them, write them down, apply them to the table, tell the backends."""
+        incomplete = [event for event in events if not (event.key.src_port and event.key.dst_port)]
+        if incomplete and self._config.table.match:
+            events = [event for event in events if event.key.src_port and event.key.dst_port]
+            for event in incomplete:
+                self._match_later(event, source)
+        self._take(events, source, position)
+
+    def _take(self, events: Sequence[FlowEvent], source: str, position: bytes = b"") -> None:
         if self._enrichers:
             events = [self._enriched(event) for event in events]
         if self._config.log.events:
@@ -191,6 +210,7 @@ class Daemon:
                 for name, (_, enricher) in self._enrichers.items()
             },
             "table": {"flows": len(self.table), "transfers": self.table.users, **self.table.totals()},
+            "matching": dict(self._matcher.counters()) if self._matcher is not None else {},
             "ledger": {"kept": self._ledger is not None, "failed": self.failures["ledger"]},
             "backends": {lane.name: lane.status() for lane in self.fanout.lanes},
         }
@@ -220,6 +240,7 @@ class Daemon:
         now = datetime.now(UTC)
         ends = [event for key in keys for event in self.table.ends(key, now)]
         if ends:
+            self.table.expect_late_ends(keys)
             self.table.counters["gone"] += len(ends)
             self.accept(ends, OWN)
 
@@ -233,7 +254,7 @@ class Daemon:
         if self._reread is None:
             return "this agent has no configuration to read again"
         async with self._reloading:
-            notify_service_manager(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+            self._notifier.reloading()
             try:
                 config = await asyncio.to_thread(self._reread)
                 await self._change_over(config)
@@ -241,7 +262,7 @@ class Daemon:
                 log.error("the new configuration is refused, and the old one stays: %s", error)
                 return str(error)
             finally:
-                notify_service_manager("READY=1")
+                self._notifier.ready()
             log.info("the configuration has been read again")
             return ""
 
@@ -292,6 +313,8 @@ class Daemon:
         name = instance.name
         try:
             under_way = [change for key, _ in self.table.flows() for change in self.table.under_way(key)]
+            if isinstance(backend, ShowsStatus):
+                backend.show(self.status)
             await backend.start(self.inheritance_of(f"backend {name}", under_way))
         except Exception as error:
             await backend.close()
@@ -435,14 +458,67 @@ class Daemon:
         if changes and not self.fanout.is_crowded:
             self.fanout.put(changes)
 
-    async def _feed_watchdog(self) -> None:
-        """Tell systemd that we live, twice as often as it wants to hear."""
-        microseconds = os.environ.get("WATCHDOG_USEC", "")
-        if not microseconds.isdigit() or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
-            return
+    async def _look_for_gone(self) -> None:
+        """End the transfers whose connections are no more, when their reporter had another interval to say so."""
+        gone: set[FlowKey] = set()
         while True:
-            notify_service_manager("WATCHDOG=1")
-            await asyncio.sleep(int(microseconds) / 2e6)
+            await asyncio.sleep(self._config.table.gone_seconds or EXPIRY_SECONDS)
+            if not self._config.table.gone_seconds or not len(self.table):
+                continue
+            matcher = self._matchmaker()
+            try:
+                # Another connection may have the 5-tuple by now.
+                self.end_connections([key for key in gone if key in self.table and not matcher.is_exact(key)])
+                gone = await matcher.gone([key for key, _ in self.table.flows()])
+                self._note_seen(matcher)
+            except OSError as error:
+                self.failures["sock_diag"] += 1
+                if self.failures["sock_diag"] == 1:
+                    log.warning("whether connections are still there cannot be seen: %s (said once)", error)
+
+    # --- reports that do not say which connection they mean ----------------------------------------
+
+    def _matchmaker(self) -> Matcher:
+        if self._matcher is None:
+            from scitags_agent.matching import Matcher  # noqa: PLC0415  (few agents need it)
+
+            self._matcher = Matcher()
+            if self._ledger is not None:
+                self._matcher.have_seen(key for key in self._ledger.seen() if key in self.table)
+        return self._matcher
+
+    def _note_seen(self, matcher: Matcher) -> None:
+        """Write down whose connections were there: one that goes while no agent looks is still found to be gone."""
+        if self._ledger is not None:
+            try:
+                self._ledger.note_seen(matcher.seen)
+            except OSError as error:
+                self._count_ledger_failure(error)
+
+    async def match(self, event: FlowEvent) -> FlowEvent | None:
+        """The event with the 5-tuple of the connection of this host that it means; None when that cannot be said."""
+        try:
+            return await self._matchmaker().match(event)
+        except OSError as error:
+            self.failures["sock_diag"] += 1
+            if self.failures["sock_diag"] == 1:
+                log.warning("connections cannot be looked up: %s (said once)", error)
+            return None
+
+    def _match_later(self, event: FlowEvent, source: str) -> None:
+        if len(self._matching) >= MATCHES_WAITING:
+            self.table.counters["not_matched"] += 1
+            return
+        task = asyncio.get_running_loop().create_task(self._match_and_apply(event, source))
+        self._matching.add(task)
+        task.add_done_callback(self._matching.discard)
+
+    async def _match_and_apply(self, event: FlowEvent, source: str) -> None:
+        found = await self.match(event)
+        if found is None:
+            self.table.counters["not_matched"] += 1
+        # What could not be matched is in the table all the same, and its reporter's words are announced if they can be.
+        self._take((found or event,), source)
 
     async def _shut_down(self, chores: list[asyncio.Task[None]]) -> None:
         """Sources first, then what they brought is worked off, then the backends close."""
@@ -450,6 +526,9 @@ class Daemon:
             chore.cancel()
         await asyncio.gather(*chores, return_exceptions=True)
         await self._stop_sources(list(self._sources))
+        if self._matcher is not None:
+            await self._matcher.close()
+            await asyncio.gather(*self._matching, return_exceptions=True)
         if not await self.fanout.drained(self._config.agent.shutdown_seconds):
             log.error("stopped with changes still queued: the deadline has passed")
         self._begin_ledger()
@@ -486,15 +565,3 @@ async def _close_enricher(name: str, enricher: Enricher) -> None:
         await enricher.close()
     except Exception:
         log.exception("enricher %s failed to close", name)
-
-
-def notify_service_manager(state: str) -> None:
-    """Tell systemd, where it asked to be told (sd_notify); nothing happens elsewhere."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:
-        try:
-            notifier.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
-        except OSError as error:
-            log.warning("the service manager cannot be told %s: %s", state, error)

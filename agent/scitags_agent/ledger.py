@@ -5,6 +5,7 @@ A directory on a memory file system, for one agent at a time:
     lock               held while the agent runs
     snapshot           the table of flows as it once was, and what backends had still to do then
     events-N           the events accepted since, in frames: a length of four octets, then msgpack
+    seen               the flows whose connections have been there
     done-NAME          how far the backend of that name has come (a serial)
 
 The table makes the same changes of the same events again: an agent that starts reads the snapshot, applies the
@@ -17,7 +18,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -74,6 +76,7 @@ class Ledger:
         self._buffer = bytearray()
         self._descriptor = -1
         self._generation = 0
+        self._seen_checksum = -1
         self._octets = 0
         self._rotate_at = ROTATE_OCTETS
         self._boot = _boot_id()
@@ -156,6 +159,23 @@ class Ledger:
         if is_new:
             number.value = serial
         return number
+
+    def note_seen(self, flows: Collection[FlowKey]) -> None:
+        """Write down the flows whose connections have been there. Raises OSError."""
+        content = self._encoder.encode(sorted(flows))
+        checksum = zlib.crc32(content)
+        if checksum != self._seen_checksum:
+            replacement = self.directory / "seen.new"
+            replacement.write_bytes(content)
+            replacement.replace(self.directory / "seen")
+            self._seen_checksum = checksum
+
+    def seen(self) -> list[FlowKey]:
+        """What note_seen() last wrote, in an earlier life too."""
+        try:
+            return msgspec.msgpack.decode((self.directory / "seen").read_bytes(), type=list[FlowKey])
+        except (OSError, msgspec.DecodeError):
+            return []
 
     def home(self, name: str) -> Path:
         """A directory for one source or backend, made when it is not there. Raises OSError."""

@@ -14,16 +14,12 @@ from pathlib import Path
 class MappedFile:
     """A file of a fixed size, mapped shared. A store into words[i] is one instruction: whole, or not there."""
 
-    def __init__(self, path: Path, octets: int) -> None:
-        """Open, or make with zeros. A file of another size is of another version, and starts anew. Raises OSError."""
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            if os.fstat(descriptor).st_size != octets:
-                os.ftruncate(descriptor, 0)
-                os.ftruncate(descriptor, octets)
-            self._mapping = mmap.mmap(descriptor, octets)
-        finally:
-            os.close(descriptor)
+    def __init__(self, path: Path | None, octets: int) -> None:
+        """Open, or make with zeros; None is memory that goes with the process.
+
+        A file of another size is of another version, and starts anew. Raises OSError.
+        """
+        self._mapping = mmap.mmap(-1, octets) if path is None else _mapped(path, octets)
         self.octets = memoryview(self._mapping)
         self.words = self.octets.cast("Q")
 
@@ -37,6 +33,17 @@ class MappedFile:
         self.words.release()
         self.octets.release()
         self._mapping.close()
+
+
+def _mapped(path: Path, octets: int) -> mmap.mmap:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if os.fstat(descriptor).st_size != octets:
+            os.ftruncate(descriptor, 0)
+            os.ftruncate(descriptor, octets)
+        return mmap.mmap(descriptor, octets)
+    finally:
+        os.close(descriptor)
 
 
 class MappedNumber:

@@ -185,6 +185,11 @@ class Matcher:
         """The connections of these flows have been there: an earlier agent knew. gone() tells when they have gone."""
         self._presence.have_seen(flows)
 
+    @property
+    def seen(self) -> Collection[FlowKey]:
+        """The flows under way whose connections have been there."""
+        return self._presence.seen
+
     # --- starts -------------------------------------------------------------------------------------
 
     async def _wait_for(self, event: FlowEvent, place: _Place) -> FlowEvent | None:

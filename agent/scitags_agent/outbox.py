@@ -11,12 +11,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import os
 import select
 import socket
 import struct
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,13 +85,10 @@ class Outbox:
     """Sends datagrams from sockets of both families, and counts."""
 
     def __init__(self, path: Path | None) -> None:
-        """With a path, what is in work lies in that file; without, in one that nobody else finds. Raises OSError."""
+        """With a path, what is in work lies in that file; without, in this process. Raises OSError."""
         self._libc = ctypes.CDLL(None, use_errno=True)
         if path is None:
-            descriptor, name = tempfile.mkstemp(prefix="scitags-outbox-")
-            os.close(descriptor)
-            self._file = MappedFile(Path(name), _OCTETS)
-            Path(name).unlink()
+            self._file = MappedFile(None, _OCTETS)
         else:
             self._file = MappedFile(path, _OCTETS)
         self._base = self._file.address

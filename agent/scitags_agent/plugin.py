@@ -1,6 +1,6 @@
 """The agent's plug-in: its kinds of source, backend and enricher, and `scitags agent`.
 
-What costs time to import is imported when a hook is asked, not before.
+What is not configured is not imported: an agent that runs for years has the size of what it does.
 """
 
 from __future__ import annotations
@@ -14,25 +14,26 @@ from scitags_core.roles import BackendKind, Command, EnricherKind, SourceKind
 @hookimpl
 def provide_sources() -> Iterable[SourceKind]:
     """The named pipe, the Unix socket, and what the kernel tells of connections."""
-    from scitags_agent.sources import named_pipe, sock_diag, sock_ops, unix  # noqa: PLC0415
-
-    return named_pipe.KIND, unix.KIND, sock_diag.KIND, sock_ops.KIND, sock_ops.IPERF3
+    return (
+        SourceKind("named_pipe", at="scitags_agent.sources.named_pipe:KIND"),
+        SourceKind("unix", at="scitags_agent.sources.unix:KIND"),
+        SourceKind("sock_diag", at="scitags_agent.sources.sock_diag:KIND"),
+        SourceKind("sock_ops", at="scitags_agent.sources.sock_ops:KIND"),
+        SourceKind("iperf3", at="scitags_agent.sources.sock_ops:IPERF3"),
+    )
 
 
 @hookimpl
 def provide_backends() -> Iterable[BackendKind]:
     """The marker, the fireflies, the metrics for Prometheus, and the records in a file or in the journal."""
-    from scitags_agent.backends import firefly, journal, jsonl, marker, prometheus  # noqa: PLC0415
-
-    return marker.KIND, firefly.KIND, prometheus.KIND, jsonl.KIND, journal.KIND
+    names = ("marker", "firefly", "prometheus", "jsonl", "journal")
+    return [BackendKind(name, at=f"scitags_agent.backends.{name}:KIND") for name in names]
 
 
 @hookimpl
 def provide_enrichers() -> Iterable[EnricherKind]:
     """What sock_diag knows of a connection, and what the kernel tells as one closes."""
-    from scitags_agent.enrichers import sock_diag, sock_ops  # noqa: PLC0415
-
-    return sock_diag.KIND, sock_ops.KIND
+    return [EnricherKind(name, at=f"scitags_agent.enrichers.{name}:KIND") for name in ("sock_diag", "sock_ops")]
 
 
 @hookimpl

@@ -34,6 +34,11 @@ class Presence:
         """The connections of these flows have been there: an earlier agent knew."""
         self._seen.update(flows)
 
+    @property
+    def seen(self) -> Collection[FlowKey]:
+        """The flows whose connections have been there, as of the last look."""
+        return self._seen
+
     async def gone(self, flows: Collection[FlowKey]) -> set[FlowKey]:
         """Those flows whose connections have been there and are not any more.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import secrets
+import os
 import socket
 import struct
 
@@ -61,7 +61,7 @@ async def discover(host: str, port: int, family: socket.AddressFamily) -> tuple[
     with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as asker:
         found = await loop.getaddrinfo(host, port, family=family, type=socket.SOCK_DGRAM)
         asker.connect(found[0][4])
-        transaction = secrets.token_bytes(12)
+        transaction = os.urandom(12)
         for number in range(TRIES):
             asker.send(binding_request(transaction))
             try:

@@ -56,6 +56,7 @@ class FlowTable:
     def __init__(self, *, max_users: int, idle: timedelta, reorder: timedelta = timedelta(seconds=1)) -> None:
         self._flows: OrderedDict[FlowKey, Flow] = OrderedDict()  # the longest silent first
         self._early_ends: OrderedDict[FlowKey, tuple[FlowEvent, datetime]] = OrderedDict()
+        self._ended_by_us: OrderedDict[FlowKey, None] = OrderedDict()
         self._max_users = max_users
         self._idle = idle
         self._reorder = reorder
@@ -148,6 +149,13 @@ class FlowTable:
             for user in flow.users
         ]
 
+    def expect_late_ends(self, keys: Sequence[FlowKey]) -> None:
+        """Of these 5-tuples the agent itself has found the end: what their reporters say of it later is no news."""
+        for key in keys:
+            self._ended_by_us[key] = None
+            if len(self._ended_by_us) > EARLY_ENDS:
+                self._ended_by_us.popitem(last=False)
+
     def _begin(self, event: FlowEvent, now: datetime) -> Sequence[FlowChange]:
         # An ongoing without a start is a transfer that began before this agent did.
         early = self._early_end(event, now) if self._early_ends else None
@@ -196,6 +204,10 @@ class FlowTable:
         return (FlowChange(_told(event, user, now), 0, None, self.serial),)
 
     def _end_of_unknown(self, event: FlowEvent, now: datetime) -> Sequence[FlowChange]:
+        if event.key in self._ended_by_us:
+            del self._ended_by_us[event.key]
+            self.counters["late_end"] += 1
+            return ()
         self.counters["end_without_start"] += 1
         if event.transfer_id or event.end_time is not None:
             self._early_ends[event.key] = event, now

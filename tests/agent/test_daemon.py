@@ -106,11 +106,11 @@ def test_events_are_logged_only_when_asked(make_agent: Callable[..., Agent]) -> 
 
 
 def test_a_backend_that_cannot_start_is_left_out_unless_required(make_agent: Callable[..., Agent]) -> None:
-    marker = '[[backend]]\nkind = "marker"\ninterfaces = ["no-such-interface"]\n'
-    agent = make_agent(marker + SILENT)
+    elsewhere = '[[backend]]\nkind = "firefly"\nname = "elsewhere"\nsource = ["192.0.2.77"]\n'
+    agent = make_agent(elsewhere + SILENT)
     assert set(agent.status()["backends"]) == {"firefly"}
-    assert "backend marker cannot start and is left out" in agent.log.read_text()
-    strict = make_agent(f"{marker}required = true\n{SILENT}", started=False)
+    assert "backend elsewhere cannot start and is left out" in agent.log.read_text()
+    strict = make_agent(f"{elsewhere}required = true\n{SILENT}", started=False)
     done = subprocess.run(
         [sys.executable, "-m", "scitags_agent", "--config", str(strict.config)],
         capture_output=True,
@@ -119,7 +119,7 @@ def test_a_backend_that_cannot_start_is_left_out_unless_required(make_agent: Cal
         check=False,
     )
     assert done.returncode == 1
-    assert "required backend marker cannot start" in done.stderr
+    assert "required backend elsewhere cannot start" in done.stderr
     assert not strict.pipe.exists()
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from scitags_agent.bpf.libbpf import MarkerUnavailable
 from scitags_core import label
 from scitags_core.flow import FlowChange, FlowKey
 from scitags_core.tag import UNKNOWN, Tag
@@ -190,13 +189,15 @@ async def settle(condition: Any) -> None:
 
 
 @pytest.mark.parametrize("interfaces", [["no-such-interface"], ["lo*"], []])
-def test_no_interface_is_an_error_that_names_the_patterns(pair: Pair, bpf: None, interfaces: Sequence[str]) -> None:
+def test_a_marker_without_interface_says_so_and_waits(
+    pair: Pair, bpf: None, interfaces: Sequence[str], caplog: pytest.LogCaptureFixture
+) -> None:
     async def scenario() -> None:
-        with pytest.raises(MarkerUnavailable, match="no interface could be attached to"):
-            async with running(pair.alice, interfaces=list(interfaces)):
-                pass
+        async with running(pair.alice, interfaces=list(interfaces)) as marker:
+            assert marker.counters()["interfaces"] == 0
 
     run(scenario())
+    assert f"(interfaces: {', '.join(interfaces)})" in caplog.text
 
 
 def test_loopback_is_taken_when_it_is_named(pair: Pair, bpf: None) -> None:

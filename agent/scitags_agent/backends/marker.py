@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import errno
 import logging
-import secrets
+import os
 import threading
 import zlib
 from collections import Counter, deque
@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 SECRET_OCTETS = 16
 PROGRAMS = "programs"
+CLSACT = "clsact"  # a file that says that an agent has used it
 PROGRAMS_REMEMBERED = 64
 
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
@@ -126,7 +127,7 @@ class Marker:
         self._counters: Counter[str] = Counter()
         self._watch: asyncio.Task[None] | None = None
         self._home: Path | None = None
-        self._secret = secrets.token_bytes(SECRET_OCTETS)
+        self._secret = os.urandom(SECRET_OCTETS)
         self._earlier: list[int] | None = None
 
     async def start(self, inheritance: Inheritance) -> None:
@@ -141,8 +142,11 @@ class Marker:
         await asyncio.to_thread(self._scan)
         if not self._attached:
             names = ", ".join(self._settings.interfaces)
-            reasons = "".join(f"; {one.name}: {why}" for one, why in self._unattachable.items())
-            raise MarkerUnavailable(f"no interface could be attached to (interfaces: {names}){reasons}")
+            if self._unattachable:
+                reasons = "; ".join(f"{one.name}: {why}" for one, why in self._unattachable.items())
+                raise MarkerUnavailable(f"no interface could be attached to: {reasons}")
+            # At boot an agent may be there before its interfaces are.
+            log.error("no interface is there to mark on, and it is looked again (interfaces: %s)", names)
         self._watch = asyncio.create_task(self._keep_scanning())
 
     async def handle(self, changes: Sequence[FlowChange]) -> None:
@@ -320,6 +324,7 @@ class Marker:
                     ethernet=interface.ethernet,
                     way=self._settings.attach,
                     earlier=self._earlier,
+                    clsact_before=self._home is None or (self._home / CLSACT).exists(),
                 )
             except OSError as error:
                 if interface not in self._unattachable:
@@ -328,6 +333,8 @@ class Marker:
                 continue
             self._unattachable.pop(interface, None)
             self._attached[interface] = attached
+            if self._home is not None and attached.way == "clsact":
+                (self._home / CLSACT).touch()
             log.info("interface %s: packets are marked at tc egress (%s)", interface.name, attached.way)
 
     def _static_labels(self, present: set[Interface]) -> dict[tuple[int, IPv6Network], int]:
@@ -384,7 +391,7 @@ def _kept_secret(home: Path) -> bytes:
         found = path.read_bytes()
         if len(found) == SECRET_OCTETS:
             return found
-    fresh = secrets.token_bytes(SECRET_OCTETS)
+    fresh = os.urandom(SECRET_OCTETS)
     path.write_bytes(fresh)
     return fresh
 

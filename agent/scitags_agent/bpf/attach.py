@@ -52,13 +52,19 @@ class Attachment(Protocol):
 
 
 def attach(
-    program: MarkerProgram, index: int, *, ethernet: bool, way: Way, earlier: Collection[int] | None = None
+    program: MarkerProgram,
+    index: int,
+    *,
+    ethernet: bool,
+    way: Way,
+    earlier: Collection[int] | None = None,
+    clsact_before: bool = True,
 ) -> Attachment:
     """Put the program on the way out of the interface with this index. Raises OSError.
 
     earlier are the ids of programs that an agent before this one left, which are taken away once ours is there; with
     them, though they be none, ours stays when this process is killed. None: it goes with the process, where the
-    kernel has TCX.
+    kernel has TCX. clsact_before says that an earlier agent may have used clsact, and is to be looked for there.
     """
     if way != "clsact":
         try:
@@ -71,7 +77,8 @@ def attach(
             if way == "tcx" or error.errno not in _NO_TCX:
                 raise
         else:
-            _clear_stale(index)
+            if clsact_before:
+                _clear_stale(index)
             return attached
     try:
         # Only here is a netlink library needed; most kernels in use have TCX.

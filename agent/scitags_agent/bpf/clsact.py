@@ -11,7 +11,6 @@ import contextlib
 import errno
 import logging
 import os
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -166,7 +165,7 @@ def _remove_stale(netlink: Any, index: int) -> bool:
 def _new_name(*, made_qdisc: bool) -> str:
     """A name that no other filter has: prefix, what became of the qdisc, process, its start, chance."""
     origin = _MADE if made_qdisc else _FOUND
-    return f"{FILTER_NAME}/{origin}/{os.getpid()}/{_start_of(os.getpid())}/{secrets.token_hex(4)}"
+    return f"{FILTER_NAME}/{origin}/{os.getpid()}/{_start_of(os.getpid())}/{os.urandom(4).hex()}"
 
 
 def _is_stale(name: str) -> bool:

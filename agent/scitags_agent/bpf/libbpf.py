@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import platform
 from functools import cache
@@ -51,6 +52,7 @@ class Library:
             ("bpf_map__name", text, (pointer,)),
             ("bpf_map__value_size", ctypes.c_uint32, (pointer,)),
             ("bpf_map__fd", integer, (pointer,)),
+            ("bpf_map__initial_value", pointer, (pointer, pointer)),
             ("bpf_program__fd", integer, (pointer,)),
             ("bpf_map_update_elem", integer, (integer, text, text, ctypes.c_uint64)),
             ("bpf_map_delete_elem", integer, (integer, text)),
@@ -84,6 +86,16 @@ class Library:
     def text(self, name: str, *arguments: Any) -> str:
         """A function that returns a string."""
         return (getattr(self._lib, name)(*arguments) or b"").decode()
+
+    def initial_value(self, of_map: int) -> tuple[int, int]:
+        """Where the initial value of a map of global variables lies, and its size in octets."""
+        size = ctypes.c_size_t()
+        return int(self._lib.bpf_map__initial_value(of_map, ctypes.byref(size)) or 0), size.value
+
+    def release(self, address: int, octets: int) -> None:
+        """Give the pages back; they read as zeros from then on. Nothing happens where the kernel will not."""
+        if address % mmap.PAGESIZE == 0 and octets:
+            self._libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(octets), mmap.MADV_REMOVE)
 
     def close(self, handle: int) -> None:
         self._lib.bpf_object__close(handle)
@@ -134,6 +146,15 @@ class BpfObject:
         except OSError as error:
             self.close()
             raise MarkerUnavailable(_why_not(error, self.lib.take_messages())) from None
+        self._let_go_of_initial_values()
+
+    def _let_go_of_initial_values(self) -> None:
+        """Give the memory back in which libbpf keeps a copy of what global variables begin with: zeros, of 3 MB."""
+        current = self.lib.pointer("bpf_object__next_map", self._handle, None)
+        while current is not None:
+            if self.lib.text("bpf_map__name", current).endswith(".bss"):
+                self.lib.release(*self.lib.initial_value(current))
+            current = self.lib.pointer("bpf_object__next_map", self._handle, current)
 
     def close(self) -> None:
         """Give programs and maps back; the kernel keeps what is still attached."""

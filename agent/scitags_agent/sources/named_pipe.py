@@ -170,6 +170,8 @@ class NamedPipe:
         self._take(octets, sink)
 
     def _open(self, sink: EventSink) -> int:
+        # A link may lead to where the agent has the right to make a pipe.
+        self._path = self._path.resolve()
         self._path.parent.mkdir(parents=True, exist_ok=True)
         try:
             found = self._path.lstat().st_mode
