@@ -143,6 +143,19 @@ def _cut(text: str, octets: int) -> str:
     return text
 
 
+def supplier_first(event: FlowEvent) -> FlowEvent:
+    """The event with the supplier of the data as the source, as its usage has it.
+
+    Storages name as the source whoever they take for it before a transfer; what was moved in the end tells. What has no
+    usage, or as much both ways, is left as it is.
+    """
+    usage = event.usage
+    if usage is None or (usage.received or 0) <= (usage.sent or 0):
+        return event
+    swapped = Usage(received=usage.sent, sent=usage.received)
+    return msgspec.structs.replace(event, key=event.key.reversed(), usage=swapped)
+
+
 # --- reading ------------------------------------------------------------------------------------
 
 

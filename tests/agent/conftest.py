@@ -33,6 +33,13 @@ def wait_for(condition: Callable[[], bool], seconds: float = 10.0, what: str = "
         time.sleep(0.01)
 
 
+def free_udp_port() -> int:
+    """A port of loopback that nobody has at the moment."""
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+        probe.bind(("::1", 0))
+        return int(probe.getsockname()[1])
+
+
 class Agent:
     """An agent process with a named pipe, a Unix socket, and the backends asked for."""
 
@@ -41,8 +48,9 @@ class Agent:
         self.socket = directory / "agent.sock"
         self.config = directory / "agent.toml"
         self.log = directory / "agent.log"
+        state = "" if "[agent]" in more else f'[agent]\nstate_directory = "{directory}/state"\n'
         self.config.write_text(
-            f'{more}\n[[source]]\nkind = "named_pipe"\npath = "{self.pipe}"\n'
+            f'{more}\n{state}[[source]]\nkind = "named_pipe"\npath = "{self.pipe}"\n'
             f'[[source]]\nkind = "unix"\npath = "{self.socket}"\n{backends}\n'
         )
         self.process: subprocess.Popen[bytes] | None = None

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
@@ -64,18 +64,23 @@ class FireflySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Collector:
-    """One collector by its name, and the address that the name had when it was last looked up."""
+    """One collector by its name, and the address that the name had when it was last looked up.
+
+    address is packed, where is as socket.socket takes it, with its family.
+    """
 
     def __init__(self, text: str) -> None:
         self.text = text
         self.host, self.port = split_host_port(text)
         self.address: bytes | None = None
+        self.where: tuple[int, Any] | None = None
 
     async def resolve(self) -> None:
         """Look the name up; the last address stays when that fails. Raises OSError, UnicodeError."""
         loop = asyncio.get_running_loop()
         found = await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_DGRAM)
-        _, _, _, _, address = found[0]
+        family, _, _, _, address = found[0]
+        self.where = family, address
         scope = address[3] if len(address) == 4 else 0  # noqa: PLR2004  (IPv6: address, port, flow, scope)
         self.address = pack_address(str(address[0]).partition("%")[0], int(address[1]), int(scope))
 
@@ -147,6 +152,8 @@ class FireflyBackend:
         return {"sent": outbox.sent if outbox else 0, "errors": outbox.errors if outbox else 0, **self._counters}
 
     def _encode(self, prefix: bytes, event: FlowEvent, now: datetime) -> bytes | None:
+        if event.usage is not None:
+            event = firefly.supplier_first(event)
         if self._public:
             event = self._as_seen_from_outside(event)
         try:

@@ -1,0 +1,246 @@
+"""Fireflies over UDP: what XRootD, EOS and dCache tell of their flows, pointed at the agent.
+
+    xrootd.pmark ffdest firefly.agent        pool.firefly.destination = localhost:10514
+
+A storage means its own connections: a flow of which neither end is this host is relayed, if that is asked for, and
+otherwise only counted. The dialects differ (WIRE: section on fireflies): dCache names the client as the source whatever
+the direction, with the port of its connection to the door, and its ends bear times that lie ahead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import socket
+from collections import Counter
+from datetime import UTC, datetime
+from typing import Literal
+
+import msgspec
+
+from scitags_agent.backends.firefly import APPLICATION, Collector, split_host_port
+from scitags_agent.matching import is_local
+from scitags_core import firefly
+from scitags_core.errors import ConfigError, FireflyError, InvalidValue, shown
+from scitags_core.firefly import Firefly
+from scitags_core.flow import FlowEvent, FlowState, Usage, canonical_address
+from scitags_core.roles import EventSink, SourceKind
+
+log = logging.getLogger(__name__)
+
+RECEIVE_OCTETS = 8 << 20
+DATAGRAMS_AT_ONCE = 256
+SO_RCVBUFFORCE = 33
+RESOLVE_SECONDS = 300.0
+MATCHES_AT_ONCE = 4096
+
+Dialect = Literal["auto", "plain", "dcache"]
+
+
+class FireflySourceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where fireflies are heard, from whom, and what becomes of them.
+
+    listen         "address:port" or "[address]:port"; the port is 10514 unless given
+    allow          networks of the senders that are listened to; empty: this host's own addresses
+    dialect        whose ways are put right: auto tells by the header who has sent it
+    only_local     leave flows alone of which neither end is this host
+    relay          collectors that each firefly is passed on to
+    relay_as       unchanged, or normalised: as the schema has it, in one spelling, with the source as the supplier
+    """
+
+    listen: list[str] = msgspec.field(default_factory=lambda: ["[::1]:10514", "127.0.0.1:10514"])
+    allow: list[str] = []
+    dialect: Dialect = "auto"
+    only_local: bool = True
+    relay: list[str] = []
+    relay_as: Literal["unchanged", "normalised"] = "unchanged"
+
+
+class FireflySource:
+    """The source. One instance for each set of addresses."""
+
+    def __init__(self, settings: FireflySourceSettings) -> None:
+        """Raises ConfigError."""
+        self._settings = settings
+        self._addresses = [split_host_port(text) for text in settings.listen]
+        if not self._addresses:
+            raise ConfigError("listen is empty: no firefly would be heard")
+        self._allowed = [_network(text) for text in settings.allow]
+        self._collectors = [Collector(text) for text in settings.relay]
+        self._host = socket.gethostname()
+        self._matching: set[asyncio.Task[None]] = set()
+        self._relays: dict[int, socket.socket] = {}
+        self.relayed: Counter[str] = Counter()
+
+    async def run(self, sink: EventSink) -> None:
+        """Receive until cancelled. Raises OSError when an address cannot be listened at."""
+        loop = asyncio.get_running_loop()
+        receivers: list[socket.socket] = []
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._close_relays)
+            for host, port in self._addresses:
+                receivers += [stack.enter_context(one) for one in await _listen(host, port)]
+            for receiver in receivers:
+                loop.add_reader(receiver, self._receive, receiver, sink)
+                stack.callback(loop.remove_reader, receiver)
+            while True:
+                await self._resolve()
+                await asyncio.sleep(RESOLVE_SECONDS)
+
+    def _receive(self, receiver: socket.socket, sink: EventSink) -> None:
+        """Take what is there, up to a bound so that others get their turn."""
+        events: list[FlowEvent] = []
+        for _ in range(DATAGRAMS_AT_ONCE):
+            try:
+                datagram, sender = receiver.recvfrom(firefly.MAX_DATAGRAM)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                sink.refuse(f"nothing could be received: {error.strerror}")
+                break
+            self._take(datagram, str(sender[0]), events, sink)
+        if events:
+            sink.accept_many(events)
+
+    def _take(self, datagram: bytes, sender: str, events: list[FlowEvent], sink: EventSink) -> None:
+        if not self._may_send(sender):
+            sink.refuse(f"sender {shown(sender)} is not allowed")
+            return
+        try:
+            found = firefly.decode(datagram)
+        except FireflyError as error:
+            sink.refuse(str(error))
+            return
+        app = found.header.app if found.header else ""
+        if app == APPLICATION:
+            sink.refuse("a firefly of this agent's own kind has come back: it is sent to a collector that is an agent")
+            return
+        is_dcache = self._settings.dialect == "dcache" or (self._settings.dialect == "auto" and app == "dCache")
+        event = _as_dcache_means_it(found.event) if is_dcache else found.event
+        self._relay(datagram, Firefly(event, found.header))
+        if self._settings.only_local and not (is_local(event.key.src) or is_local(event.key.dst)):
+            sink.refuse("neither end of the flow is this host")
+            return
+        if not is_dcache:
+            events.append(event)
+        elif len(self._matching) < MATCHES_AT_ONCE:
+            task = asyncio.get_running_loop().create_task(_match(event, sink))
+            self._matching.add(task)
+            task.add_done_callback(self._matching.discard)
+        else:
+            sink.refuse("too many flows wait for their connections")
+
+    def _may_send(self, sender: str) -> bool:
+        address = canonical_address(sender)
+        if not self._allowed:
+            return is_local(address)
+        return any(ipaddress.ip_address(address) in network for network in self._allowed)
+
+    # --- passing on ----------------------------------------------------------------------------------
+
+    def _relay(self, datagram: bytes, found: Firefly) -> None:
+        if not self._collectors:
+            return
+        if self._settings.relay_as == "normalised":
+            datagram = self._normalised(found) or datagram
+        for collector in self._collectors:
+            if collector.where is None:
+                self.relayed["unresolved"] += 1
+                continue
+            family, where = collector.where
+            try:
+                self._relay_socket(family).sendto(datagram, where)
+                self.relayed["sent"] += 1
+            except OSError as error:
+                self.relayed["errors"] += 1
+                if self.relayed["errors"] == 1:
+                    log.warning("a firefly cannot be passed on to %s: %s (said once)", collector.text, error)
+
+    def _normalised(self, found: Firefly) -> bytes | None:
+        """The firefly in our spelling; None for one that lacks what the schema asks for."""
+        event = found.event
+        now = datetime.now(UTC)
+        if event.state is FlowState.END and event.end_time is None:
+            event = msgspec.structs.replace(event, end_time=event.current_time or now)
+        if event.start_time is None:
+            event = msgspec.structs.replace(event, start_time=event.end_time or event.current_time or now)
+        header = found.header
+        try:
+            return firefly.encode(
+                firefly.supplier_first(event),
+                now=now,
+                host=header.host if header and header.host else self._host,
+                app=header.app if header and header.app else event.application,
+                max_octets=firefly.MAX_DATAGRAM,
+            )
+        except InvalidValue:
+            return None
+
+    def _relay_socket(self, family: int) -> socket.socket:
+        if family not in self._relays:
+            self._relays[family] = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        return self._relays[family]
+
+    async def _resolve(self) -> None:
+        for collector in self._collectors:
+            try:
+                await collector.resolve()
+            except (OSError, UnicodeError) as error:
+                log.warning("collector %s: %s", collector.text, error)
+
+    def _close_relays(self) -> None:
+        for sender in self._relays.values():
+            sender.close()
+        self._relays.clear()
+
+
+def _as_dcache_means_it(event: FlowEvent) -> FlowEvent:
+    """dCache counts as its pool sees it, which is the destination; and its end gives the end as the start."""
+    usage = event.usage
+    if usage is not None:
+        usage = Usage(received=usage.sent, sent=usage.received)
+    if event.state is not FlowState.END:
+        return msgspec.structs.replace(event, usage=usage)
+    latest = event.current_time or datetime.now(UTC)
+    end_time = min(event.end_time, latest) if event.end_time is not None else latest
+    return msgspec.structs.replace(event, usage=usage, start_time=None, end_time=end_time)
+
+
+async def _match(event: FlowEvent, sink: EventSink) -> None:
+    """Accept an event for the connection that it means; as it is, where that cannot be said."""
+    sink.accept(await sink.match(event) or event)
+
+
+async def _listen(host: str, port: int) -> list[socket.socket]:
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE)
+    receivers: list[socket.socket] = []
+    for family, _, _, _, address in found:
+        receiver = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        receivers.append(receiver)
+        if family == socket.AF_INET6:
+            receiver.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        # Without the right to more, the kernel gives as much as it allows everybody.
+        for option in (SO_RCVBUFFORCE, socket.SO_RCVBUF):
+            with contextlib.suppress(OSError):
+                receiver.setsockopt(socket.SOL_SOCKET, option, RECEIVE_OCTETS)
+                break
+        try:
+            receiver.bind(address)
+        except OSError as error:
+            for one in receivers:
+                one.close()
+            raise OSError(error.errno, f"{host} port {port}: {error.strerror}") from None
+    return receivers
+
+
+def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError:
+        raise ConfigError(f"allow: {shown(text)} is no network such as '192.0.2.0/24'") from None
+
+
+KIND = SourceKind("firefly", FireflySourceSettings, FireflySource)

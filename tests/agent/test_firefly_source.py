@@ -1,0 +1,138 @@
+"""Fireflies over UDP into a source, as XRootD and dCache send them, and what is passed on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import pytest
+
+from scitags_agent.sources.firefly import FireflySource, FireflySourceSettings
+from scitags_core import firefly, firefly_schema
+from scitags_core.errors import ConfigError
+from scitags_core.flow import FlowEvent, FlowKey, FlowState, Usage
+from scitags_core.tag import Tag
+from tests.agent.conftest import Agent, Collector, firefly_backend, free_udp_port, wait_for
+from tests.core.shared_spec import recordings
+from tests.sink import Sink
+
+NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
+HERE = FlowKey.of("::1", 1094, "2001:db8::9", 43720)
+ELSEWHERE = FlowKey.of("2001:db8::1", 1094, "2001:db8::2", 43720)
+
+
+def datagram(event: FlowEvent, app: str = "xrootd") -> bytes:
+    return firefly.encode(event, now=NOW, host="storage", app=app)
+
+
+def event(key: FlowKey = HERE, state: FlowState = FlowState.START, usage: Usage | None = None) -> FlowEvent:
+    end = NOW if state is FlowState.END else None
+    return FlowEvent(state=state, key=key, tag=Tag(2, 15), start_time=NOW, end_time=end, usage=usage)
+
+
+def heard(datagrams: Sequence[bytes], **settings: object) -> Sink:
+    """What a source on loopback makes of datagrams."""
+    port = free_udp_port()
+    sink = Sink()
+
+    async def scenario() -> None:
+        source = FireflySource(msgspec.convert({"listen": [f"[::1]:{port}"], **settings}, FireflySourceSettings))
+        task = asyncio.create_task(source.run(sink))
+        await asyncio.sleep(0.05)
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sender:
+            for one in datagrams:
+                sender.sendto(one, ("::1", port))
+        for _ in range(200):
+            if len(sink.events) + len(sink.refused) >= len(datagrams):
+                break
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    asyncio.run(scenario())
+    return sink
+
+
+def test_a_flow_of_this_host_is_taken_as_it_stands() -> None:
+    assert heard([datagram(event())]).events[0].key == HERE
+
+
+def test_flows_of_others_rubbish_and_our_own_are_refused_each_by_its_reason() -> None:
+    sink = heard([datagram(event(ELSEWHERE)), b"rubbish", datagram(event(), "scitags-agent"), datagram(event())])
+    assert len(sink.events) == 1
+    assert [reason.split(":")[0][:24] for reason in sink.refused] == [
+        "neither end of the flow ",
+        "no JSON object in b'rubb",
+        "a firefly of this agent'",
+    ]
+    assert len(heard([datagram(event(ELSEWHERE))], only_local=False).events) == 1
+
+
+def test_a_sender_that_is_not_allowed_is_named() -> None:
+    assert heard([datagram(event())], allow=["192.0.2.0/24"]).refused == ["sender '::1' is not allowed"]
+    assert len(heard([datagram(event())], allow=["::/0"]).events) == 1
+
+
+def test_dcache_counts_as_its_pool_and_its_ends_lie_ahead() -> None:
+    ahead = msgspec.structs.replace(
+        event(state=FlowState.END, usage=Usage(received=0, sent=3000)),
+        current_time=NOW,
+        start_time=NOW,
+        end_time=NOW + timedelta(seconds=20),
+    )
+    (found,) = heard([datagram(ahead, "dCache")]).events
+    assert (found.usage, found.start_time, found.end_time) == (Usage(received=3000, sent=0), None, NOW)
+    assert firefly.supplier_first(found).key == HERE.reversed()
+    (plain,) = heard([datagram(ahead, "dCache")], dialect="plain").events
+    assert plain.usage == Usage(received=0, sent=3000)
+
+
+def test_every_recorded_firefly_of_dcache_is_understood() -> None:
+    recorded = recordings()
+    if not recorded:
+        pytest.skip("../shared/spec/recordings/dcache.tsv is not beside this checkout")
+    sink = heard(recorded, only_local=False)
+    assert sink.refused == []
+    assert len(sink.events) == len(recorded)
+    for found in sink.events:
+        assert found.end_time is None or found.current_time is None or found.end_time <= found.current_time
+
+
+@pytest.mark.parametrize("how", ["unchanged", "normalised"])
+def test_what_is_heard_is_passed_on(how: str, collector: Collector) -> None:
+    upload = event(ELSEWHERE, FlowState.END, Usage(received=3000, sent=10))
+    sent = datagram(upload)
+    heard([sent], relay=[f"[::1]:{collector.port}"], relay_as=how)
+    (passed,) = collector.wait(1)
+    assert firefly_schema.problems(passed) == []
+    if how == "unchanged":
+        assert passed == sent
+    else:
+        found = firefly.decode(passed).event
+        assert (found.key, found.usage) == (ELSEWHERE.reversed(), Usage(received=10, sent=3000))
+
+
+@pytest.mark.parametrize("settings", [{"listen": []}, {"allow": ["10.0.0.1/8"]}, {"listen": ["[::1]:0"]}])
+def test_bad_settings_are_named(settings: dict[str, list[str]]) -> None:
+    with pytest.raises(ConfigError):
+        FireflySource(msgspec.convert(settings, FireflySourceSettings))
+
+
+def test_an_upload_is_announced_with_the_client_as_its_source(
+    make_agent: Callable[..., Agent], collector: Collector
+) -> None:
+    port = free_udp_port()
+    agent = make_agent(f'{firefly_backend(collector)}[[source]]\nkind = "firefly"\nlisten = ["[::1]:{port}"]\n')
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as storage:
+        for one in (event(), event(state=FlowState.END, usage=Usage(received=7000, sent=0))):
+            storage.sendto(datagram(one), ("::1", port))
+        wait_for(lambda: agent.accepted("firefly") == 2, what="two fireflies")
+    started, ended = collector.events(2)
+    assert (started.key, ended.key) == (HERE, HERE.reversed())
+    assert ended.usage == Usage(received=0, sent=7000)
+    assert agent.status()["table"]["flows"] == 0
