@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import msgspec
 
@@ -31,9 +32,15 @@ class AgentUnavailable(ScitagsError):
 class AgentClient:
     """A connection to the agent's Unix socket. Not to be shared by threads."""
 
-    def __init__(self, path: str | os.PathLike[str] = "/run/scitags/agent.sock") -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str] = "/run/scitags/agent.sock",
+        *,
+        type: Literal["datagram", "seqpacket"] = "datagram",  # noqa: A002  (the word of the configuration)
+    ) -> None:
         self._path = os.fspath(path)
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._is_datagram = type == "datagram"
+        self._socket: socket.socket | None = None
         self._own: Path | None = None
 
     def __enter__(self) -> Self:
@@ -46,18 +53,30 @@ class AgentClient:
 
     def close(self) -> None:
         """Leave nothing behind."""
-        self._socket.close()
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
         if self._own is not None:
             self._own.unlink(missing_ok=True)
             self._own.parent.rmdir()
             self._own = None
 
-    def send(self, events: Sequence[FlowEvent]) -> bool:
-        """Hand events over without waiting; False when the agent is absent or busy. Never raises for that."""
+    def send(self, events: Sequence[FlowEvent], sockets: Sequence[socket.socket] = ()) -> bool:
+        """Hand events over without waiting; False when the agent is absent or busy. Never raises for that.
+
+        sockets are those of the transfers, of the first event the first: the agent then knows a flow's ports (which
+        may be 0 in the event), and can act on its socket. The caller keeps them.
+        """
         message = b"[" + b",".join(encode_event(event) for event in events) + b"]"
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [one.fileno() for one in sockets]).tobytes())]
         try:
-            self._socket.sendto(message, socket.MSG_DONTWAIT, self._path)
+            connection = self._connected()
+            address = self._path if self._is_datagram else None
+            connection.sendmsg([message], rights if sockets else [], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL, address)
+        except BlockingIOError:
+            return False
         except OSError:
+            self._forget()
             return False
         return True
 
@@ -74,16 +93,55 @@ class AgentClient:
         """What the agent counts. timeout is in seconds. Raises AgentUnavailable."""
         return self._ask({"request": "status"}, timeout)
 
+    def flows(self, *, timeout: float = 1.0) -> Iterator[dict[str, Any]]:
+        """Every transfer under way, as JSON has it. timeout is in seconds, for each answer. Raises AgentUnavailable.
+
+        The table goes on changing: a transfer that begins or ends meanwhile may be missed, another come twice.
+        """
+        first, total = 0, 1
+        while first < total:
+            answer = self._ask({"request": "flows", "from": first}, timeout)
+            part, total = answer.get("flows", []), int(answer.get("total", 0))
+            if not part:
+                return
+            yield from part
+            first += len(part)
+
+    def _connected(self) -> socket.socket:
+        if self._socket is None:
+            kind = socket.SOCK_DGRAM if self._is_datagram else socket.SOCK_SEQPACKET
+            fresh = socket.socket(socket.AF_UNIX, kind)
+            try:
+                if not self._is_datagram:
+                    fresh.connect(self._path)
+            except OSError:
+                fresh.close()
+                raise
+            self._socket = fresh
+        return self._socket
+
+    def _forget(self) -> None:
+        """Connect anew at the next use: the agent may have been started again."""
+        if not self._is_datagram and self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
     def _ask(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
-        if self._own is None:
-            own = Path(tempfile.mkdtemp(prefix="scitags-client-")) / "socket"
-            self._socket.bind(os.fspath(own))
-            self._own = own
-        self._socket.settimeout(timeout)
         try:
-            self._socket.sendto(msgspec.json.encode(request), self._path)
-            answer = msgspec.json.decode(self._socket.recv(ANSWER_OCTETS))
-        except OSError as error:
+            connection = self._connected()
+            if self._is_datagram and self._own is None:
+                own = Path(tempfile.mkdtemp(prefix="scitags-client-")) / "socket"
+                connection.bind(os.fspath(own))
+                self._own = own
+            connection.settimeout(timeout)
+            message = msgspec.json.encode(request)
+            if self._is_datagram:
+                connection.sendto(message, self._path)
+            else:
+                connection.send(message, socket.MSG_NOSIGNAL)
+            answer = msgspec.json.decode(connection.recv(ANSWER_OCTETS))
+        except (OSError, msgspec.DecodeError) as error:
+            self._forget()
             raise AgentUnavailable(f"no answer from the agent at {self._path}: {error}") from None
         if not isinstance(answer, dict):
             raise PeerDataError(f"the agent at {self._path} answered {answer!r}")

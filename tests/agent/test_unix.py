@@ -54,7 +54,7 @@ def test_announced_events_are_in_force_and_refusals_come_back(agent: Agent, coll
         (b"{", "no valid JSON"),
         (b"\xff\xfe", "no valid JSON"),
         (b"7", "Expected `object`, got `int`"),
-        (b'{"request": "bye"}', "request 'bye' is neither events nor status"),
+        (b'{"request": "bye"}', "request 'bye' is none of events, flows and status"),
         (b"[" * 5000 + b"]" * 5000, "no valid JSON"),
         (msgspec.json.encode(ONE | {"experiment": 2}), "both scitag and experiment"),
         (msgspec.json.encode(ONE | {"dst": "host.example"}), "'host.example' is not an IP address"),
