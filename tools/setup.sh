@@ -22,6 +22,14 @@ if [ -n "$for_tests" ]; then
     /usr/bin/python3 -c 'import M2Crypto' 2>/dev/null || missing="$missing python3-m2crypto"
     # systemd-analyze reads the agent's unit.
     command -v systemd-analyze >/dev/null || missing="$missing systemd"
+    # The storage and the clients that the real Rucio moves files with.
+    command -v xrootd >/dev/null || missing="$missing xrootd-server"
+    command -v xrdcp >/dev/null || missing="$missing xrootd-client"
+    [ -n "$(find /usr/lib -name 'libXrdHttp-*.so' 2>/dev/null | head -1)" ] || missing="$missing xrootd-server-plugins"
+    /usr/bin/python3 -c 'import gfal2' 2>/dev/null || missing="$missing python3-gfal2"
+    for plugin in file http xrootd; do
+        [ -n "$(find /usr/lib -name "libgfal_plugin_$plugin.so" 2>/dev/null)" ] || missing="$missing gfal2-plugin-$plugin"
+    done
     # editcap writes capture files as others do.
     command -v editcap >/dev/null || missing="$missing wireshark-common"
 fi

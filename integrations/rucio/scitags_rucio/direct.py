@@ -11,8 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable
-from types import ModuleType
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from scitags_core import carrier
@@ -20,9 +19,9 @@ from scitags_core.tag import Tag, decode
 from scitags_rucio import config, once
 from scitags_rucio.tagging import Current, current
 
-# A protocol is met where it is made. One of the two is complete, or not yet imported, whenever we come: see hooks.
-MANAGER_MODULE, MANAGER_FUNCTION = "rucio.rse.rsemanager", "create_protocol"
-BASE_MODULE, BASE_CLASS = "rucio.rse.protocols.protocol", "RSEProtocol"
+# Where every protocol derives from, whoever makes it.
+MODULE = "rucio.rse.protocols.protocol"
+CLASS = "RSEProtocol"
 MARK = "_scitags_original"
 
 _ROOT_SCHEMES = ("root://", "roots://", "xroot://", "xroots://")
@@ -36,43 +35,31 @@ _URL_ARGUMENT = {"get": 0, "put": 1}
 _Carry = Callable[[Any, str, Tag], tuple[str, Callable[[], None] | None]]
 
 
-def wrap_manager(module: ModuleType) -> None:
-    """Have the protocols that rsemanager makes carry the tag."""
-    original = getattr(module, MANAGER_FUNCTION, None)
-    if original is None or hasattr(original, MARK):
-        return
-
-    @functools.wraps(original)
-    def create_protocol(*arguments: Any, **options: Any) -> Any:
-        protocol = original(*arguments, **options)
-        _teach(type(protocol))
-        return protocol
-
-    setattr(create_protocol, MARK, original)
-    setattr(module, MANAGER_FUNCTION, create_protocol)
-
-
-def wrap_base(module: ModuleType) -> None:
-    """Have the protocols that derive from Rucio's base class carry the tag."""
-    base: Any = getattr(module, BASE_CLASS, None)
-    if base is None or hasattr(base.__init__, MARK):
-        return
+def wrap(base: Any) -> None:
+    """Have the protocols that derive from Rucio's base class carry the tag. Twice does no harm."""
     original = base.__init__
+    if hasattr(original, MARK):
+        return
 
     @functools.wraps(original)
     def init(self: Any, *arguments: Any, **options: Any) -> None:
-        _teach(type(self))
+        try:
+            teach(type(self))
+        except Exception as error:  # the transfer goes without a tag
+            once.warn(f"direct transfers go untagged: {type(error).__name__}: {error}")
         original(self, *arguments, **options)
 
     setattr(init, MARK, original)
     base.__init__ = init
-
-
-def _teach(kind: type[Any]) -> None:
-    try:
+    # A client may load its policy package as late as in the making of its first protocol.
+    for kind in _descendants(base):
         teach(kind)
-    except Exception as error:  # the transfer goes without a tag
-        once.warn(f"direct transfers go untagged: {type(error).__name__}: {error}")
+
+
+def _descendants(base: type[Any]) -> Iterator[type[Any]]:
+    for kind in base.__subclasses__():
+        yield kind
+        yield from _descendants(kind)
 
 
 def teach(kind: type[Any], decisions: Current = current) -> None:

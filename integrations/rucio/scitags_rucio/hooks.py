@@ -1,9 +1,9 @@
-"""Where Rucio is changed: install() sees to it that each module is changed as soon as it is there.
+"""Where Rucio is changed: install() sees to it that a class is changed before anybody makes an instance of it.
 
 A policy package is imported from the midst of Rucio's circular imports: any of its modules may be there, half there or
-not there at all. So install() imports nothing of Rucio. What is there is changed, and what is not there when it is
-imported. For what may be half there, there is a second place: the transfer tool is changed when its class is made; and
-of the two places where protocols are made, only one at a time is ever half there.
+not there at all. So install() imports nothing of Rucio. A class that is there is changed at once; that of a module that
+is not there when the module has been imported; and that of a module that is half there when its import has come to an
+end, which is when Python makes it an attribute of its package.
 """
 
 from __future__ import annotations
@@ -17,59 +17,54 @@ from typing import Any
 
 from scitags_rucio import NEWEST_MAJOR, OLDEST_MAJOR, direct, fts, once, versions
 
-_BASE_MODULE = "rucio.transfertool.transfertool"
-_BASE_CLASS = "Transfertool"
+_CHANGES: dict[str, tuple[str, Callable[[Any], None]]] = {
+    fts.MODULE: (fts.CLASS, fts.wrap),
+    direct.MODULE: (direct.CLASS, direct.wrap),
+}
 _installed = False
 
 
 def install() -> None:
-    """Have this process's transfers tagged. Never raises; calling it again does no harm."""
+    """Have this process's transfers tagged. Calling it again does no harm."""
     global _installed  # noqa: PLW0603  (one process, one Rucio)
     if _installed:
         return
-    try:
-        version = versions.rucio_version()
-        if not versions.is_supported(version):
-            once.warn(
-                f"Rucio {version} is none of the supported {OLDEST_MAJOR} to {NEWEST_MAJOR}: "
-                "its transfers stay as it makes them"
-            )
-            return
-        _installed = True
-        for name, change in _CHANGES.items():
-            if name in sys.modules:
-                change(sys.modules[name])
-        sys.meta_path.insert(0, _Finder())
-    except Exception as error:  # what goes wrong here must not keep Rucio from starting
-        once.warn(f"transfers stay as Rucio makes them: {type(error).__name__}: {error}")
-
-
-def _change_fts(module: ModuleType) -> None:
-    cls = getattr(module, fts.CLASS, None)
-    if cls is not None:
-        fts.wrap(cls)
-
-
-def _watch_subclasses(module: ModuleType) -> None:
-    """Have the FTS transfer tool changed when its class is made, should its module be half imported by now."""
-    base = getattr(module, _BASE_CLASS, None)
-    if base is None or "__init_subclass__" in vars(base):
+    version = versions.rucio_version()
+    if not versions.is_supported(version):
+        once.warn(
+            f"Rucio {version} is none of the supported {OLDEST_MAJOR} to {NEWEST_MAJOR}: "
+            "its transfers stay as it makes them"
+        )
         return
+    _installed = True
+    sys.meta_path.insert(0, _Finder())
+    for name, (cls, _) in _CHANGES.items():
+        module = sys.modules.get(name)
+        if hasattr(module, cls):
+            _change(module)
+        elif module is not None:
+            _watch(sys.modules[name.rpartition(".")[0]])
 
-    def init_subclass(cls: Any, /, **options: Any) -> None:
-        super(base, cls).__init_subclass__(**options)
-        if (cls.__module__, cls.__name__) == (fts.MODULE, fts.CLASS):
-            fts.wrap(cls)
 
-    base.__init_subclass__ = classmethod(init_subclass)
+def _change(module: Any) -> None:
+    """Change the class of a module that is complete. Never raises: Rucio is to go on importing."""
+    cls, wrap = _CHANGES[module.__name__]
+    try:
+        wrap(getattr(module, cls))
+    except Exception as error:
+        once.warn(f"{module.__name__} stays as it is: {type(error).__name__}: {error}")
 
 
-_CHANGES: dict[str, Callable[[ModuleType], None]] = {
-    fts.MODULE: _change_fts,
-    _BASE_MODULE: _watch_subclasses,
-    direct.MANAGER_MODULE: direct.wrap_manager,
-    direct.BASE_MODULE: direct.wrap_base,
-}
+def _watch(package: ModuleType) -> None:
+    """Change a module as soon as the package is given it as an attribute."""
+    kind = type(package)
+
+    def setattr_(self: ModuleType, name: str, value: Any) -> None:
+        kind.__setattr__(self, name, value)
+        if isinstance(value, ModuleType) and value.__name__ in _CHANGES:
+            _change(value)
+
+    package.__class__ = type("WatchedPackage", (kind,), {"__setattr__": setattr_})
 
 
 class _Loader(importlib.abc.Loader):
@@ -83,10 +78,7 @@ class _Loader(importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self._inner.exec_module(module)
-        try:
-            _CHANGES[module.__name__](module)
-        except Exception as error:
-            once.warn(f"{module.__name__} stays as it is: {type(error).__name__}: {error}")
+        _change(module)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
