@@ -46,8 +46,8 @@ class EventSink(Protocol):
     def status(self) -> dict[str, Any]:
         """What the agent knows of itself, ready for JSON: counters of sources, table and backends."""
 
-    def flows(self) -> list[dict[str, Any]]:
-        """The table of flows, ready for JSON: an object for each transfer under way."""
+    def flows(self, first: int = 0, limit: int | None = None) -> list[dict[str, Any]]:
+        """The table of flows, or a part of it, ready for JSON: an object for each transfer under way."""
 
     async def match(self, event: FlowEvent) -> FlowEvent | None:
         """The event with the 5-tuple of the connection that it means, for reports that may name another one.

@@ -36,7 +36,7 @@ class Sink:
     def status(self) -> dict[str, Any]:
         return {"backends": {}}
 
-    def flows(self) -> list[dict[str, Any]]:
+    def flows(self, first: int = 0, limit: int | None = None) -> list[dict[str, Any]]:
         return []
 
     async def match(self, event: FlowEvent) -> FlowEvent | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import re
@@ -88,8 +89,8 @@ class Inlet:
     async def match(self, event: FlowEvent) -> FlowEvent | None:
         return await self._daemon.match(event)
 
-    def flows(self) -> list[dict[str, Any]]:
-        return self._daemon.flows()
+    def flows(self, first: int = 0, limit: int | None = None) -> list[dict[str, Any]]:
+        return self._daemon.flows(first, limit)
 
     async def reload(self) -> str:
         return await self._daemon.reload()
@@ -215,8 +216,10 @@ class Daemon:
             "backends": {lane.name: lane.status() for lane in self.fanout.lanes},
         }
 
-    def flows(self) -> list[dict[str, Any]]:
-        """Every transfer under way, ready for JSON, the longest silent first."""
+    def flows(self, first: int = 0, limit: int | None = None) -> list[dict[str, Any]]:
+        """Transfers under way, ready for JSON, the longest silent first."""
+        transfers = ((key, flow, user) for key, flow in self.table.flows() for user in flow.users)
+        last = None if limit is None else first + limit
         return [
             {
                 "protocol": key.protocol,
@@ -231,8 +234,7 @@ class Daemon:
                 "application": user.application,
                 "transfers_on_connection": len(flow.users),
             }
-            for key, flow in self.table.flows()
-            for user in flow.users
+            for key, flow, user in itertools.islice(transfers, first, last)
         ]
 
     def end_connections(self, keys: Sequence[FlowKey]) -> None:

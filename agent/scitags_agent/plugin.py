@@ -18,6 +18,7 @@ def provide_sources() -> Iterable[SourceKind]:
         SourceKind("named_pipe", at="scitags_agent.sources.named_pipe:KIND"),
         SourceKind("unix", at="scitags_agent.sources.unix:KIND"),
         SourceKind("firefly", at="scitags_agent.sources.firefly:KIND"),
+        SourceKind("http", at="scitags_agent.sources.http:KIND"),
         SourceKind("sock_diag", at="scitags_agent.sources.sock_diag:KIND"),
         SourceKind("sock_ops", at="scitags_agent.sources.sock_ops:KIND"),
         SourceKind("iperf3", at="scitags_agent.sources.sock_ops:IPERF3"),

@@ -218,9 +218,8 @@ class UnixSocket:
             first = content.get("from", 0)
             if not isinstance(first, int) or first < 0:
                 raise FlowEventError(f"from {shown(first)} is no number of a flow")
-            flows = sink.flows()
-            part = flows[first : first + FLOWS_AT_ONCE]
-            answer(msgspec.json.encode({"total": len(flows), "flows": part}))
+            total = sink.status()["table"]["transfers"]
+            answer(msgspec.json.encode({"total": total, "flows": sink.flows(first, FLOWS_AT_ONCE)}))
         else:
             raise FlowEventError(f"request {shown(request)} is none of events, flows and status")
 
