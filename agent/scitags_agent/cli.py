@@ -46,12 +46,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
             action.add_argument("--json", action="store_true", help="one JSON object")
     for name, summary in (
         ("status", "what a running agent counts, asked through its Unix socket"),
+        ("flows", "the table of flows of a running agent"),
+        ("top", "what a running agent does, shown anew again and again"),
         ("probe", "whether this host can mark packets"),
+        ("doctor", "what stands in the way of marking and announcing on this host, and how to mend it"),
     ):
         action = actions.add_parser(name, help=summary)
-        action.add_argument("--json", action="store_true", help="one JSON object")
-        if name == "status":
+        if name == "top":
+            action.add_argument("--seconds", type=float, default=2.0, metavar="S", help="between looks; default: 2")
+            action.add_argument("--rounds", type=int, default=0, metavar="N", help="looks; default: until interrupted")
+        else:
+            action.add_argument("--json", action="store_true", help="JSON: one object, or one a line for flows")
+        if name in ("status", "flows", "top"):
             action.add_argument("--socket", type=Path, default=Path("/run/scitags/agent.sock"), metavar="PATH")
+        if name == "doctor":
+            action.add_argument(
+                "--config", type=Path, metavar="FILE", help=f"default: {DEFAULT_CONFIG}, if it is there"
+            )
+    action = actions.add_parser("clean", help="take away what a killed agent left that will not be started again")
+    _add_config(action)
     for name, whose in (("import-flowd", "flowd's flowd.cfg"), ("import-flowd-go", "flowd-go's conf.yaml")):
         action = actions.add_parser(name, help=f"turn {whose} into a configuration for this agent")
         action.add_argument("file", type=Path, metavar="FILE")
@@ -63,6 +76,10 @@ def run(arguments: argparse.Namespace) -> int:
         "run": _run,
         "check": _check,
         "status": _status,
+        "flows": _flows,
+        "top": _top,
+        "doctor": _doctor,
+        "clean": _clean,
         "probe": _probe,
         "import-flowd": _import,
         "import-flowd-go": _import,
@@ -147,6 +164,69 @@ def _status(arguments: argparse.Namespace) -> int:
         print(msgspec.json.encode(status).decode())
     else:
         _print_tree(status)
+    return 0
+
+
+def _flows(arguments: argparse.Namespace) -> int:
+    from scitags_agent import view  # noqa: PLC0415
+    from scitags_agent.client import AgentClient  # noqa: PLC0415
+    from scitags_core import settings  # noqa: PLC0415
+
+    with AgentClient(arguments.socket) as client:
+        flows = client.flows(timeout=STATUS_SECONDS)
+        if arguments.json:
+            for one in flows:
+                print(msgspec.json.encode(one).decode())
+        else:
+            print(view.flows_table(flows, settings.load().registry.client().load().registry))
+    return 0
+
+
+def _top(arguments: argparse.Namespace) -> int:
+    import contextlib  # noqa: PLC0415
+
+    from scitags_agent import view  # noqa: PLC0415
+    from scitags_agent.client import AgentClient  # noqa: PLC0415
+    from scitags_core import settings  # noqa: PLC0415
+
+    if not 0.1 <= arguments.seconds <= 3600 or arguments.rounds < 0:  # noqa: PLR2004
+        raise ConfigError(f"--seconds {arguments.seconds} or --rounds {arguments.rounds} is out of range")
+    registry = settings.load().registry.client().load().registry
+    with AgentClient(arguments.socket) as client, contextlib.suppress(KeyboardInterrupt):
+        view.top(client, registry, arguments.seconds, arguments.rounds)
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from scitags_agent import config, doctor  # noqa: PLC0415
+    from scitags_core.cli.output import table  # noqa: PLC0415
+    from scitags_core.plugins import PluginHost  # noqa: PLC0415
+
+    path = arguments.config or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None)
+    findings = doctor.guarded(
+        lambda: doctor.examine(config.read(path, PluginHost.load()) if path is not None else None)
+    )
+    verdict = doctor.worst(findings)
+    if arguments.json:
+        print(msgspec.json.encode({"verdict": verdict, "findings": findings}).decode())
+    else:
+        print(table(("", "", "found"), [(one.verdict, one.subject, one.text) for one in findings]))
+        for one in findings:
+            if one.remedy:
+                print(f"\n{one.subject}: {one.remedy}")
+    return 1 if verdict == "bad" else 0
+
+
+def _clean(arguments: argparse.Namespace) -> int:
+    from scitags_agent import cleaning, config  # noqa: PLC0415
+    from scitags_core.plugins import PluginHost  # noqa: PLC0415
+
+    ledger = config.read(arguments.config, PluginHost.load()).ledger
+    try:
+        done = cleaning.clean(ledger) if ledger is not None else []
+    except OSError as error:
+        raise ConfigError(f"not everything could be taken away: {error.strerror}") from None
+    print("\n".join(done) if done else "nothing was left")
     return 0
 
 

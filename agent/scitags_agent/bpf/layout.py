@@ -117,6 +117,7 @@ def set_of(packed: bytes) -> int:
 
 BPF_PROG_ATTACH = 8
 BPF_PROG_DETACH = 9
+BPF_PROG_GET_FD_BY_ID = 13
 BPF_PROG_QUERY = 16
 BPF_LINK_CREATE = 28
 BPF_TCX_EGRESS = 47
@@ -152,6 +153,12 @@ class ProgAttach(ctypes.Structure):
         ("relative", ctypes.c_uint32),
         ("expected_revision", ctypes.c_uint64),
     )
+
+
+class ProgId(ctypes.Structure):
+    """union bpf_attr for BPF_PROG_GET_FD_BY_ID."""
+
+    _fields_ = (("prog_id", ctypes.c_uint32), ("next_id", ctypes.c_uint32), ("open_flags", ctypes.c_uint32))
 
 
 class ProgQuery(ctypes.Structure):

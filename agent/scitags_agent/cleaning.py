@@ -1,0 +1,56 @@
+"""Take away what a killed agent left that will not be started again: its programs on interfaces, and its ledger."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import msgspec
+
+from scitags_agent.backends.marker import CLSACT, PROGRAMS
+from scitags_agent.bpf.attach import tcx_programs
+from scitags_agent.bpf.layout import BPF_PROG_DETACH, BPF_PROG_GET_FD_BY_ID, BPF_TCX_EGRESS, ProgAttach, ProgId
+from scitags_agent.bpf.libbpf import library
+from scitags_agent.ledger import Ledger
+
+
+def clean(directory: Path) -> list[str]:
+    """What was taken away, a line each. Raises LedgerUnusable while an agent runs, OSError without the right to."""
+    if not directory.exists():
+        return []
+    done: list[str] = []
+    ledger = Ledger(directory)
+    try:
+        programs: set[int] = set()
+        clsact = False
+        for home in directory.glob("of-*"):
+            clsact = clsact or (home / CLSACT).exists()
+            try:
+                programs.update(msgspec.json.decode((home / PROGRAMS).read_bytes(), type=list[int]))
+            except (OSError, msgspec.DecodeError):
+                continue
+        for index, name in socket.if_nameindex():
+            if programs:
+                done += [f"{name}: program {one} taken away" for one in _detach(index, programs)]
+            if clsact:
+                from scitags_agent.bpf.clsact import clear_stale  # noqa: PLC0415
+
+                clear_stale(index)
+    except OSError:
+        ledger.close()
+        raise
+    ledger.remove()
+    return [*done, f"{directory} removed"]
+
+
+def _detach(index: int, programs: set[int]) -> list[int]:
+    ours = [one for one in tcx_programs(index)[0] if one in programs]
+    for one in ours:
+        descriptor = library().syscall(BPF_PROG_GET_FD_BY_ID, ProgId(one, 0, 0))
+        try:
+            request = ProgAttach(index, descriptor, BPF_TCX_EGRESS, 0, 0, 0, 0)
+            library().syscall(BPF_PROG_DETACH, request)
+        finally:
+            os.close(descriptor)
+    return ours

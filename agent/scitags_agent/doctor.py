@@ -1,0 +1,237 @@
+"""What stands in the way of marking and announcing on this host, and how to mend it.
+
+Everything is found out by trying, not by the kernel's version: distributions bring back what they need.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from scitags_agent.config import Config
+from scitags_core.errors import ConfigError, ScitagsError
+
+Verdict = Literal["good", "note", "bad"]
+MTU_OF_IPV6 = 1280
+DATAGRAMS = 64  # in the queue of a Unix socket, from which on a burst of events is not dropped at once
+LOW_SPACE = 64 << 20
+_CAPABILITIES = {12: "CAP_NET_ADMIN", 38: "CAP_PERFMON", 39: "CAP_BPF"}
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One thing that was looked at. bad: something that is configured will not work."""
+
+    subject: str
+    verdict: Verdict
+    text: str
+    remedy: str = ""
+
+
+def examine(config: Config | None) -> list[Finding]:
+    """All findings, for a configuration, or for a host on which everything may be wanted."""
+    backends = {one.kind.kind for one, _ in config.backends} if config else {"marker", "firefly"}
+    sources = {one.kind.kind for one in config.sources} if config else {"unix"}
+    enrichers = {one.kind.kind for one in config.enrichers} if config else set()
+    found = [_kernel()]
+    if "marker" in backends:
+        found += [_capabilities(), _program(), _ways(), _labels()]
+        found += _interfaces(config)
+    if {"sock_ops", "iperf3"} & (sources | enrichers):
+        found += [_cgroup(), _connections()]
+    if "firefly" in backends and config is not None:
+        found += _collectors(config)
+    if "unix" in sources:
+        found.append(_datagrams())
+    found.append(_ledger(config))
+    return found
+
+
+def _kernel() -> Finding:
+    return Finding("kernel", "good", f"Linux {platform.release()} on {platform.machine()}")
+
+
+def _capabilities() -> Finding:
+    effective = int(_field("/proc/self/status", "CapEff:") or "0", 16)
+    missing = [name for bit, name in _CAPABILITIES.items() if not effective >> bit & 1]
+    # The old CAP_SYS_ADMIN stands for the two that were taken out of it.
+    if effective >> 21 & 1:
+        missing = [name for name in missing if name == "CAP_NET_ADMIN"]
+    if missing:
+        remedy = "run as root, or give the unit AmbientCapabilities=CAP_BPF CAP_NET_ADMIN CAP_PERFMON"
+        return Finding("capabilities", "bad", f"{', '.join(missing)} missing in this process", remedy)
+    return Finding("capabilities", "good", "those that the marker needs")
+
+
+def _program() -> Finding:
+    from scitags_agent.bpf.loader import probe  # noqa: PLC0415
+
+    reason = probe()
+    if reason is None:
+        return Finding("eBPF program", "good", "the kernel takes it")
+    return Finding("eBPF program", "bad", reason, "until then fireflies are sent, and no packet is marked")
+
+
+def _ways() -> Finding:
+    from scitags_agent.bpf.attach import tcx_programs  # noqa: PLC0415
+
+    loopback = socket.if_nametoindex("lo")
+    try:
+        tcx_programs(loopback)
+    except (OSError, ScitagsError) as error:
+        try:
+            import pyroute2  # noqa: F401, PLC0415
+        except ImportError:
+            return Finding(
+                "attaching", "bad", f"no TCX ({error}), and clsact needs pyroute2", "pip install 'scitags-suite[agent]'"
+            )
+        return Finding("attaching", "good", "by clsact, as this kernel has no TCX (or does not tell us)")
+    return Finding("attaching", "good", "by TCX")
+
+
+def _labels() -> Finding:
+    values = [_sysctl(f"net/ipv6/{name}") for name in ("flowlabel_consistency", "auto_flowlabels")]
+    return Finding(
+        "flow labels",
+        "note" if values[1] not in ("0", "") else "good",
+        f"net.ipv6.flowlabel_consistency={values[0]}, net.ipv6.auto_flowlabels={values[1]}",
+        "untagged packets bear the kernel's own, random labels, which readers tell apart only by the registry; "
+        "sysctl net.ipv6.auto_flowlabels=0 leaves them without"
+        if values[1] not in ("0", "")
+        else "",
+    )
+
+
+def _interfaces(config: Config | None) -> Iterator[Finding]:
+    from scitags_agent.bpf.interfaces import matching  # noqa: PLC0415
+
+    patterns = ["*"]
+    if config is not None:
+        for instance, _ in config.backends:
+            patterns = list(getattr(instance.settings, "interfaces", patterns))
+    found = matching(patterns)
+    if not found:
+        yield Finding("interfaces", "bad", f"none matches {', '.join(patterns)}", "name one that `ip link` shows")
+    global_ones = _with_global_addresses()
+    for one in found:
+        mtu = _read(f"/sys/class/net/{one.name}/mtu")
+        state = _read(f"/sys/class/net/{one.name}/operstate")
+        has_address = one.name in global_ones
+        if mtu.isdigit() and int(mtu) < MTU_OF_IPV6:
+            yield Finding(one.name, "bad", f"MTU {mtu}: IPv6 needs {MTU_OF_IPV6}", f"ip link set {one.name} mtu 1500")
+        else:
+            yield Finding(
+                one.name,
+                "good" if has_address else "note",
+                f"{state}, MTU {mtu}, {'a' if has_address else 'no'} global IPv6 address",
+                "" if has_address else "only IPv6 packets have a flow label",
+            )
+
+
+def _with_global_addresses() -> set[str]:
+    """Interfaces with a global IPv6 address (scope 0 in the kernel's list)."""
+    lines = [line.split() for line in _read("/proc/net/if_inet6").splitlines()]
+    return {fields[5] for fields in lines if len(fields) == 6 and fields[3] == "00"}  # noqa: PLR2004
+
+
+def _cgroup() -> Finding:
+    for line in _read("/proc/mounts").splitlines():
+        fields = line.split()
+        if len(fields) > 2 and fields[2] == "cgroup2":  # noqa: PLR2004
+            return Finding("cgroup2", "good", f"mounted at {fields[1]}")
+    return Finding("cgroup2", "bad", "not mounted", "mount -t cgroup2 none /sys/fs/cgroup/unified (systemd does it)")
+
+
+def _connections() -> Finding:
+    from scitags_agent.bpf.connections import probe  # noqa: PLC0415
+
+    reason = probe()
+    return (
+        Finding("sock_ops", "bad", reason, "use the kind sock_diag") if reason else Finding("sock_ops", "good", "works")
+    )
+
+
+def _collectors(config: Config) -> Iterator[Finding]:
+    from scitags_agent.backends.firefly import split_host_port  # noqa: PLC0415
+
+    for instance, _ in config.backends:
+        for text in getattr(instance.settings, "collectors", []):
+            host, port = split_host_port(text)
+            try:
+                found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+            except OSError as error:
+                yield Finding(f"collector {text}", "bad", f"the name cannot be looked up: {error.strerror}", "mend DNS")
+                continue
+            family, kind, protocol, _, address = found[0]
+            with socket.socket(family, kind, protocol) as probe:
+                try:
+                    probe.connect(address)  # UDP: asks for a route, and sends nothing
+                    yield Finding(f"collector {text}", "good", f"there is a route to {address[0]}")
+                except OSError as error:
+                    yield Finding(
+                        f"collector {text}", "bad", f"no way to {address[0]}: {error.strerror}", "mend the route"
+                    )
+
+
+def _datagrams() -> Finding:
+    value = _sysctl("net/unix/max_dgram_qlen")
+    if value.isdigit() and int(value) < DATAGRAMS:
+        return Finding(
+            "Unix datagrams",
+            "note",
+            f"net.unix.max_dgram_qlen={value}: a sender that does not wait loses what comes in a burst",
+            'sysctl net.unix.max_dgram_qlen=512 before the agent starts, or type = "seqpacket"',
+        )
+    return Finding("Unix datagrams", "good", f"net.unix.max_dgram_qlen={value}")
+
+
+def _ledger(config: Config | None) -> Finding:
+    directory = config.ledger if config else Path("/run/scitags/state")
+    if directory is None:
+        return Finding("ledger", "note", "none is kept: a killed agent loses its table", 'state_directory = "auto"')
+    there = next(one for one in (directory, *directory.parents) if one.exists())
+    if not os.access(there, os.W_OK):
+        return Finding(
+            "ledger", "bad", f"{there} cannot be written to", "RuntimeDirectory= in the unit, or state_directory"
+        )
+    free = shutil.disk_usage(there).free
+    if free < LOW_SPACE:
+        return Finding(
+            "ledger", "bad", f"{there} has {free >> 20} MB left", "make room, or choose another state_directory"
+        )
+    return Finding("ledger", "good", f"{directory}")
+
+
+def _sysctl(name: str) -> str:
+    return _read(f"/proc/sys/{name}")
+
+
+def _field(path: str, name: str) -> str:
+    return next((line.split()[1] for line in _read(path).splitlines() if line.startswith(name)), "")
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="ascii", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def worst(findings: list[Finding]) -> Verdict:
+    """The gravest of all."""
+    order: list[Verdict] = ["good", "note", "bad"]
+    return max((one.verdict for one in findings), key=order.index, default="good")
+
+
+def guarded(look: Callable[[], list[Finding]]) -> list[Finding]:
+    """The findings, or one that says why there are none."""
+    try:
+        return look()
+    except ConfigError as error:
+        return [Finding("configuration", "bad", str(error), "scitags agent check")]
