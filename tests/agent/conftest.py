@@ -62,6 +62,9 @@ class Agent:
 
     def start(self) -> None:
         self.start_without_waiting()
+        self.start_waiting()
+
+    def start_waiting(self) -> None:
         wait_for(self._answers, START_SECONDS, "an answer from the agent")
 
     def _answers(self) -> bool:
