@@ -19,17 +19,15 @@ when it was idle or hardly used as the start came and moves data now: a client t
 from __future__ import annotations
 
 import asyncio
-import errno
-import socket
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Collection, Iterable, Mapping
-from functools import lru_cache
 
 import msgspec
 
 from scitags_agent import tcp_info
 from scitags_agent.connections import INFO, OPEN_STATES, Connection, Lookup, dump
+from scitags_agent.local_address import is_local
 from scitags_agent.presence import Presence, find_alive
 from scitags_core.flow import UNKNOWN_PORT, FlowEvent, FlowKey, FlowState, Transport
 
@@ -47,7 +45,6 @@ PORTS_ASKED_FOR = 4
 MATCHES_REMEMBERED = 1 << 17
 DISPUTES_REMEMBERED = 1 << 14
 SOCKETS_AT_ONCE = 256
-_LOCAL_FOR_SECONDS = 10
 
 _FOREVER_AGO = float("-inf")
 _Ports = tuple[Transport, int, int]  # near, far; one of them 0, which stands for any
@@ -392,19 +389,3 @@ def _place(key: FlowKey) -> _Place | None:
         if near.dst_port:
             return _Place(key.protocol, near.src, UNKNOWN_PORT, near.dst, near.dst_port, is_source)
     return None
-
-
-def is_local(address: str) -> bool:
-    """Whether an address is one of this host's: whether a socket can be bound to it. Remembered for some seconds."""
-    return _can_bind(address, int(time.monotonic()) // _LOCAL_FOR_SECONDS)
-
-
-@lru_cache(maxsize=1 << 12)
-def _can_bind(address: str, _moment: int) -> bool:
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as one:
-        try:
-            one.bind((address, 0))
-        except OSError as error:
-            # A link-local address wants an interface (EINVAL): it may be ours.
-            return error.errno == errno.EINVAL
-    return True

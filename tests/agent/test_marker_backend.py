@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from scitags_agent.backends.marker import Marker, MarkerSettings
 from scitags_agent.bpf.layout import PackedKey
-from scitags_agent.bpf.loader import MarkerProgram
+from scitags_agent.bpf.loader import MarkerProgram, Placed
 from scitags_core import label
 from scitags_core.flow import FlowChange, FlowEvent, FlowKey, FlowState
 from scitags_core.tag import UNKNOWN, Tag
@@ -38,15 +38,22 @@ class Table:
         self.labels: dict[FlowKey, int] = {}
         self.room = room
 
-    def set_both(self, directions: tuple[PackedKey, PackedKey], value: int) -> None:
-        for key in map(unpacked, directions):
-            if key not in self.labels and len(self.labels) >= self.room:
-                raise OSError(errno.E2BIG, f"there is room for {self.room} flows")
-            self.labels[key] = value
+    def add(self, directions: tuple[PackedKey, ...], value: int) -> Placed:
+        keys = [unpacked(packed) for packed in directions]
+        assert not self.labels.keys() & set(keys), "marked twice"
+        if len(self.labels) + len(keys) > self.room:
+            raise OSError(errno.E2BIG, f"there is room for {self.room} flows")
+        self.labels.update(dict.fromkeys(keys, value))
+        return [(0, packed) for packed in directions]
 
-    def unset_both(self, directions: tuple[PackedKey, PackedKey]) -> None:
-        for key in map(unpacked, directions):
-            self.labels.pop(key, None)
+    def change(self, placed: Placed, value: int) -> None:
+        for _, packed in placed:
+            assert unpacked(packed) in self.labels
+            self.labels[unpacked(packed)] = value
+
+    def remove(self, placed: Placed) -> None:
+        for _, packed in placed:
+            del self.labels[unpacked(packed)]
 
     def outcomes(self) -> dict[str, int]:
         return {}

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from scitags_agent.connections import Lookup, dump
-from scitags_agent.matching import is_local
+from scitags_agent.local_address import is_local
 from scitags_core.flow import FlowKey
 from tests.netns.conftest import ALICE, BOB, Pair
 from tests.netns.namespaces import add_address

@@ -1,8 +1,10 @@
 """The marker: puts the flow label of each flow into the kernel's map, and the program onto the interfaces.
 
 A flow event names a connection. Whichever of its two directions leaves this host is marked, both with the same
-label. The five bits of entropy are computed from the connection and a secret that outlives the agent, so that no flow
-changes its path on the way, whatever becomes of the agent.
+label; where just one end is an address of this host, only what that sends. The five bits of entropy are computed from
+the connection and a secret that outlives the agent, so that no flow changes its path on the way, whatever becomes of
+the agent.
+
 Where the agent keeps a ledger, the program stays on the interfaces when the agent is killed. The next agent gives its
 own program every flow that is under way before it takes the place of the other: no packet goes unmarked meanwhile.
 """
@@ -17,7 +19,7 @@ import os
 import threading
 import zlib
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from ipaddress import IPv6Network
@@ -30,7 +32,8 @@ from scitags_agent.bpf.attach import Attachment, Way, attach
 from scitags_agent.bpf.interfaces import Interface, matching
 from scitags_agent.bpf.layout import PackedKey, pack_directions, static_entropy
 from scitags_agent.bpf.libbpf import MarkerUnavailable
-from scitags_agent.bpf.loader import DEFAULT_MAX_FLOWS, MarkerProgram
+from scitags_agent.bpf.loader import DEFAULT_MAX_FLOWS, MarkerProgram, Placed
+from scitags_agent.local_address import is_local
 from scitags_core import label
 from scitags_core.errors import ConfigError
 from scitags_core.flow import FlowChange, FlowKey
@@ -43,6 +46,7 @@ SECRET_OCTETS = 16
 PROGRAMS = "programs"
 CLSACT = "clsact"  # a file that says that an agent has used it
 PROGRAMS_REMEMBERED = 64
+ADDRESSES_REMEMBERED = 1 << 14
 
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
@@ -89,7 +93,7 @@ class Mark(msgspec.Struct):
     removal is when it goes, by the event loop's clock; 0 while somebody uses it.
     """
 
-    directions: tuple[PackedKey, PackedKey]
+    placed: Placed
     entropy: int
     tags: dict[FlowKey, Tag]
     removal: float = 0.0
@@ -123,6 +127,7 @@ class Marker:
         self._marks: dict[FlowKey, Mark] = {}  # by the direction whose key sorts first
         self._removals: deque[tuple[float, FlowKey]] = deque()  # the next first
         self._remover: asyncio.TimerHandle | None = None
+        self._local: dict[str, bool] = {}  # addresses of this host, until the next look at the interfaces
         self._unmarked: dict[FlowKey, str] = {}  # why, for those that are under way
         self._counters: Counter[str] = Counter()
         self._watch: asyncio.Task[None] | None = None
@@ -150,8 +155,16 @@ class Marker:
         self._watch = asyncio.create_task(self._keep_scanning())
 
     async def handle(self, changes: Sequence[FlowChange]) -> None:
+        apply, release, unmarked = self._apply, self._release, self._unmarked
         for change in changes:
-            key = change.event.key
+            key, tag = change.event.key, change.mark
+            if tag is not None and tag.experiment <= label.EXPERIMENT_MAX and key.src_port and key.dst_port:
+                if ":" in key.src:
+                    apply(key, tag)
+                    continue
+            elif tag is None and not change.users and not unmarked:
+                release(key)
+                continue
             reason = _why_unmarked(change)
             if change.mark is None or reason:
                 self._release(key)
@@ -196,9 +209,21 @@ class Marker:
         name = _canonical(key)
         mark = self._marks.get(name)
         if mark is None:
-            directions = pack_directions(name)
-            mark = self._marks[name] = Mark(directions, self._entropy(directions[0]), {key: tag})
-            self._write(name, mark)
+            directions: tuple[PackedKey, ...] = pack_directions(name)
+            entropy = self._entropy(directions[0])
+            # Of a connection of this host only what it sends comes by here.
+            if self._is_local(name.src):
+                directions = directions if self._is_local(name.dst) else directions[:1]
+            elif self._is_local(name.dst):
+                directions = directions[1:]
+            try:
+                placed = self._program.add(directions, _label(tag, entropy))  # type: ignore[union-attr]
+            except OSError as error:
+                self._count_refused(name, (key,), error)
+                return
+            self._marks[name] = Mark(placed, entropy, {key: tag})
+            if self._unmarked:
+                self._unmarked.pop(key, None)
             return
         if mark.removal:
             mark.removal = 0.0
@@ -210,6 +235,14 @@ class Marker:
         mark.tags.pop(key, None)
         mark.tags[key] = tag
         self._write(name, mark)
+
+    def _is_local(self, address: str) -> bool:
+        found = self._local.get(address)
+        if found is None:
+            if len(self._local) >= ADDRESSES_REMEMBERED:
+                self._local.clear()
+            found = self._local[address] = is_local(address)
+        return found
 
     def _entropy(self, packed: PackedKey) -> int:
         if self._static:
@@ -249,24 +282,27 @@ class Marker:
     def _remove(self, name: FlowKey) -> None:
         mark = self._marks.pop(name)
         assert self._program is not None
-        self._program.unset_both(mark.directions)
+        self._program.remove(mark.placed)
 
     def _write(self, name: FlowKey, mark: Mark) -> None:
         assert self._program is not None
         try:
-            self._program.set_both(mark.directions, mark.label)
+            self._program.change(mark.placed, mark.label)
         except OSError as error:
             self._remove(name)
-            full = error.errno in (errno.E2BIG, errno.ENOMEM)
-            reason = "table_full" if full else "kernel_refused"
-            if not self._counters[f"unmarked_{reason}"]:
-                log.error("%s is not marked: %s (said once, counted from here)", name, error)
-            for key in mark.tags:
-                self._count_unmarked(key, reason)
+            self._count_refused(name, mark.tags, error)
         else:
             if self._unmarked:
                 for key in mark.tags:
                     self._unmarked.pop(key, None)
+
+    def _count_refused(self, name: FlowKey, keys: Iterable[FlowKey], error: OSError) -> None:
+        full = error.errno in (errno.E2BIG, errno.ENOMEM)
+        reason = "table_full" if full else "kernel_refused"
+        if not self._counters[f"unmarked_{reason}"]:
+            log.error("%s is not marked: %s (said once, counted from here)", name, error)
+        for key in keys:
+            self._count_unmarked(key, reason)
 
     def _note_programs(self, home: Path) -> list[int]:
         """Write down the ids of our programs, before they are anywhere; those that earlier agents wrote down."""
@@ -284,6 +320,7 @@ class Marker:
     async def _keep_scanning(self) -> None:
         while True:
             await asyncio.sleep(self._settings.rescan)
+            self._local.clear()
             try:
                 await asyncio.to_thread(self._scan)
             except Exception as error:  # whatever it was, the next look may go well

@@ -8,9 +8,9 @@ import ipaddress
 import socket
 import struct
 import sys
-from collections.abc import Callable
-from functools import lru_cache, partial
-from typing import NamedTuple, cast
+from functools import lru_cache
+
+import msgspec
 
 from scitags_core.flow import FlowKey
 
@@ -32,7 +32,7 @@ _LABEL = struct.Struct("!I")
 _STATIC_KEY = struct.Struct("=II16s")
 _PORTS_AT = 32
 _MIX = 0x9E3779B97F4A7C15
-_word = cast("Callable[[bytes], int]", partial(int.from_bytes, byteorder=sys.byteorder))
+_WORD = struct.Struct("=Q")
 _PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
 
 
@@ -47,7 +47,7 @@ class Outcome(enum.IntEnum):
     STATIC = 5
 
 
-class PackedKey(NamedTuple):
+class PackedKey(msgspec.Struct, frozen=True, gc=False):
     """struct flow_key of one direction, the set of slots that it belongs to, and its source port."""
 
     octets: bytes
@@ -71,9 +71,10 @@ def pack_directions(key: FlowKey) -> tuple[PackedKey, PackedKey]:
     back, _ = _pack_addresses(dst, src)
     forth_ports = _PORTS_AND_PROTOCOL.pack(src_port, dst_port, protocol)
     back_ports = _PORTS_AND_PROTOCOL.pack(dst_port, src_port, protocol)
+    (forth_word,), (back_word,) = _WORD.unpack(forth_ports), _WORD.unpack(back_ports)
     return (
-        PackedKey(forth + forth_ports, (words ^ _word(forth_ports)) * _MIX >> 50 & SETS - 1, src_port),
-        PackedKey(back + back_ports, (words ^ _word(back_ports)) * _MIX >> 50 & SETS - 1, dst_port),
+        PackedKey(forth + forth_ports, (words ^ forth_word) * _MIX >> 50 & SETS - 1, src_port),
+        PackedKey(back + back_ports, (words ^ back_word) * _MIX >> 50 & SETS - 1, dst_port),
     )
 
 
@@ -86,7 +87,7 @@ def static_entropy(packed: PackedKey) -> int:
     """The entropy 0..31 of a flow's label where static labels are, as the program computes it from either direction."""
     words: tuple[int, int, int, int] = _ADDRESS_WORDS.unpack_from(packed.octets)
     one, two, three, four = words
-    ports = _word(packed.octets[_PORTS_AT : _PORTS_AT + 4])
+    ports = int.from_bytes(packed.octets[_PORTS_AT : _PORTS_AT + 4], sys.byteorder)
     ports ^= (ports << 16 | ports >> 16) & 0xFFFFFFFF
     return ((one ^ two ^ three ^ four ^ ports) * _MIX & (1 << 64) - 1) >> 59
 
@@ -101,9 +102,10 @@ def pack_label(label: int) -> bytes:
     return _LABEL.pack(label)
 
 
-def mark_word(number: int, label: int) -> int:
-    """A slot's mark: which key of the slot it belongs to (of which 32 bits count), and the label or 0."""
-    return (number & 0xFFFFFFFF) << 32 | int.from_bytes(_LABEL.pack(label), sys.byteorder)
+@lru_cache(maxsize=1 << 12)
+def label_word(label: int) -> int:
+    """The lower half of a slot's mark: the label in network order. The upper half is which key of the slot it is."""
+    return int.from_bytes(_LABEL.pack(label), sys.byteorder)
 
 
 def set_of(packed: bytes) -> int:

@@ -27,7 +27,7 @@ from scitags_agent.bpf.layout import (
     PackedKey,
     ProgInfo,
     TestRunOpts,
-    mark_word,
+    label_word,
     pack_key,
     pack_label,
     pack_static_key,
@@ -38,6 +38,11 @@ from scitags_core.flow import FlowKey
 OBJECT_NAME = "marker.bpf.o"
 DEFAULT_MAX_FLOWS = 1 << 20
 _OUT_OCTETS = 1 << 16
+# In words of 64 bits: where the first slot's mark is, and how far the next is from it.
+_MARK_AT = (SLOTS_AT + FLOW_KEY_OCTETS) // 8
+_SLOT_WORDS = SLOT_OCTETS // 8
+OVERFLOWED = -1  # in place of a slot: the flow is in the overflow map
+Placed = list[tuple[int, PackedKey]]  # slots, and what is in them
 # By the ways of a set that are taken, a bit for each: the first that is free.
 _FREE_WAY = [next((way for way in range(WAYS) if not taken >> way & 1), None) for taken in range(1 << WAYS)]
 
@@ -59,6 +64,7 @@ class MarkerProgram:
         Raises MarkerUnavailable.
         """
         self._max_flows = max_flows
+        self._named: dict[FlowKey, Placed] = {}  # what set() has added
         self._static: dict[bytes, int] | None = {} if static else None
         self._object = BpfObject(object_path(), {"overflow": max_flows})
         self._lib = self._object.lib
@@ -80,26 +86,31 @@ class MarkerProgram:
 
     def set(self, key: FlowKey, label: int) -> None:
         """Mark the packets of an IPv6 flow, one direction. OSError (E2BIG) when there is no room for it."""
-        self._set(pack_key(key), label)
+        placed = self._named.get(key)
+        if placed is None:
+            self._named[key] = self.add((pack_key(key),), label)
+        else:
+            self.change(placed, label)
 
     def unset(self, key: FlowKey) -> None:
-        """Stop marking a flow; nothing happens when it was not marked."""
-        self._table.unset(pack_key(key))
+        """Stop marking a flow; nothing happens when it was not marked by set()."""
+        placed = self._named.pop(key, None)
+        if placed is not None:
+            self.remove(placed)
 
-    def set_both(self, directions: tuple[PackedKey, PackedKey], label: int) -> None:
-        """Mark both directions of a connection. OSError (E2BIG) when there is no room for them."""
-        for packed in directions:
-            self._set(packed, label)
-
-    def unset_both(self, directions: tuple[PackedKey, PackedKey]) -> None:
-        """Stop marking a connection."""
-        for packed in directions:
-            self._table.unset(packed)
-
-    def _set(self, packed: PackedKey, label: int) -> None:
-        if len(self._table) >= self._max_flows and packed.octets not in self._table:
+    def add(self, directions: tuple[PackedKey, ...], label: int) -> Placed:
+        """Mark the directions of a connection, which must not be marked yet. OSError (E2BIG) when there is no room."""
+        if len(self._table) + len(directions) > self._max_flows:
             raise OSError(errno.E2BIG, f"there is room for {self._max_flows} flows")
-        self._table.set(packed, label)
+        return self._table.add(directions, label)
+
+    def change(self, placed: Placed, label: int) -> None:
+        """Give marked directions another label."""
+        self._table.change(placed, label)
+
+    def remove(self, placed: Placed) -> None:
+        """Stop marking them."""
+        self._table.remove(placed)
 
     def set_static(self, labels: Mapping[tuple[int, ipaddress.IPv6Network], int]) -> None:
         """What packets of no known flow bear, by the index of the interface and the network that they go to.
@@ -160,10 +171,9 @@ class FlowTable:
         # Words are stored whole, by one instruction each: a reader sees the old or the new.
         self._words = self._octets.cast("Q")
         self._overflowed_of = self._octets[OVERFLOWED_AT:SLOTS_AT].cast("I")
-        self._slots: dict[bytes, int] = {}
         self._numbers = array("I", bytes(4 * SETS * WAYS))  # how many keys each slot has had
         self._occupied = bytearray(SETS)  # a bit for each way
-        self._overflowed: set[bytes] = set()
+        self._count = 0
         self._port_users = array("I", bytes(4 * PORTS))
 
     def close(self) -> None:
@@ -172,72 +182,67 @@ class FlowTable:
         self._mapping.close()
 
     def __len__(self) -> int:
-        return len(self._slots) + len(self._overflowed)
+        return self._count
 
-    def __contains__(self, octets: bytes) -> bool:
-        return octets in self._slots or octets in self._overflowed
-
-    def set(self, packed: PackedKey, label: int) -> None:
-        """Add a flow, or change its label. Raises OSError."""
-        octets, number, port = packed
-        slot = self._slots.get(octets)
-        if slot is not None:
-            self._write_label(slot, label)
-            return
-        is_new = octets not in self._overflowed
-        slot = self._free_slot(number) if is_new else None
-        if slot is None:
-            self._lib.call("bpf_map_update_elem", self._overflow, octets, pack_label(label), BPF_ANY)
-            if is_new:
-                self._overflowed.add(octets)
+    def add(self, directions: tuple[PackedKey, ...], label: int) -> Placed:
+        """Add flows that are not there. Raises OSError, and has added none then."""
+        marks, occupied, numbers, port_users = self._words, self._occupied, self._numbers, self._port_users
+        word = label_word(label)
+        placed: Placed = []
+        for packed in directions:
+            number = packed.set
+            taken = occupied[number]
+            way = _FREE_WAY[taken]
+            if way is None:
+                try:
+                    self._lib.call("bpf_map_update_elem", self._overflow, packed.octets, pack_label(label), BPF_ANY)
+                except OSError:
+                    self.remove(placed)
+                    raise
                 self._overflowed_of[number] += 1
-        else:
-            self._fill(slot, octets, label)
-        if is_new:
-            users = self._port_users[port]
-            self._port_users[port] = users + 1
+                slot = OVERFLOWED
+            else:
+                occupied[number] = taken | 1 << way
+                slot = number * WAYS + way
+                key_number = numbers[slot] = numbers[slot] + 1 & 0xFFFFFFFF
+                at = SLOTS_AT + slot * SLOT_OCTETS
+                mark_at = _MARK_AT + slot * _SLOT_WORDS
+                # The label is 0 since the slot's last key was taken away; the number changes before the key does.
+                marks[mark_at] = key_number << 32
+                self._octets[at : at + FLOW_KEY_OCTETS] = packed.octets
+                marks[mark_at] = key_number << 32 | word
+            port = packed.port
+            users = port_users[port]
+            port_users[port] = users + 1
             if not users:
-                self._words[port >> 6] |= 1 << (port & 63)
+                marks[port >> 6] |= 1 << (port & 63)
+            placed.append((slot, packed))
+            self._count += 1
+        return placed
 
-    def unset(self, packed: PackedKey) -> None:
-        """Take a flow away; nothing happens when it is not there."""
-        octets, number, port = packed
-        slot = self._slots.pop(octets, None)
-        if slot is not None:
-            self._write_label(slot, 0)
-            self._occupied[number] &= ~(1 << slot % WAYS)
-        elif octets in self._overflowed:
-            self._lib.call("bpf_map_delete_elem", self._overflow, octets)
-            self._overflowed.remove(octets)
-            self._overflowed_of[number] -= 1
-        else:
-            return
-        self._port_users[port] -= 1
-        if not self._port_users[port]:
-            self._words[port >> 6] &= ~(1 << (port & 63))
+    def change(self, placed: Placed, label: int) -> None:
+        """Give flows another label. Raises OSError."""
+        word = label_word(label)
+        for slot, packed in placed:
+            if slot == OVERFLOWED:
+                self._lib.call("bpf_map_update_elem", self._overflow, packed.octets, pack_label(label), BPF_ANY)
+            else:
+                self._words[_MARK_AT + slot * _SLOT_WORDS] = self._numbers[slot] << 32 | word
 
-    def _free_slot(self, number: int) -> int | None:
-        """A slot of a set for a new key, now taken; None when the set is full."""
-        taken = self._occupied[number]
-        way = _FREE_WAY[taken]
-        if way is None:
-            return None
-        self._occupied[number] = taken | 1 << way
-        return number * WAYS + way
-
-    def _fill(self, slot: int, octets: bytes, label: int) -> None:
-        # The label is 0 since the slot's last key was taken away; the number changes before the key does.
-        number = self._numbers[slot] = self._numbers[slot] + 1 & 0xFFFFFFFF
-        at = SLOTS_AT + slot * SLOT_OCTETS
-        mark_at = (at + FLOW_KEY_OCTETS) >> 3
-        self._words[mark_at] = number << 32
-        self._octets[at : at + FLOW_KEY_OCTETS] = octets
-        self._words[mark_at] = mark_word(number, label)
-        self._slots[octets] = slot
-
-    def _write_label(self, slot: int, label: int) -> None:
-        at = SLOTS_AT + slot * SLOT_OCTETS + FLOW_KEY_OCTETS
-        self._words[at >> 3] = mark_word(self._numbers[slot], label)
+    def remove(self, placed: Placed) -> None:
+        """Take flows away."""
+        for slot, packed in placed:
+            if slot == OVERFLOWED:
+                self._lib.call("bpf_map_delete_elem", self._overflow, packed.octets)
+                self._overflowed_of[packed.set] -= 1
+            else:
+                self._words[_MARK_AT + slot * _SLOT_WORDS] = self._numbers[slot] << 32
+                self._occupied[packed.set] &= ~(1 << slot % WAYS)
+            port = packed.port
+            users = self._port_users[port] = self._port_users[port] - 1
+            if not users:
+                self._words[port >> 6] &= ~(1 << (port & 63))
+            self._count -= 1
 
 
 def pack_index(index: int) -> bytes:
