@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.real.peers import peer_environment
-from tests.rucio.instance import NEWEST, OLDEST, Fts, Instance, Rucio, built, copied
+from tests.rucio.environments import newest_rucio, oldest_rucio
+from tests.rucio.instance import Fts, Instance, Rucio, built, copied
 
 Sections = dict[str, dict[str, str | None]]
 MakeInstance = Callable[..., Instance]
@@ -16,16 +16,12 @@ MakeInstance = Callable[..., Instance]
 
 @pytest.fixture(scope="session")
 def newest() -> Rucio:
-    requirements = [f"rucio=={NEWEST}", f"rucio-clients=={NEWEST}"]
-    return Rucio(NEWEST, peer_environment("rucio-newest", requirements, system_packages=True))
+    return newest_rucio()
 
 
 @pytest.fixture(scope="session")
 def oldest() -> Rucio:
-    # Its source distributions are built with what setuptools has given up since.
-    requirements = ["--no-build-isolation", f"rucio=={OLDEST}", f"rucio-clients=={OLDEST}"]
-    builders = ["setuptools<81", "wheel"]
-    return Rucio(OLDEST, peer_environment("rucio-oldest", requirements, system_packages=True, builders=builders))
+    return oldest_rucio()
 
 
 @pytest.fixture(scope="session", params=["newest", "oldest"])

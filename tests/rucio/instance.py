@@ -16,8 +16,6 @@ import msgspec
 
 ROOT = Path(__file__).parents[2]
 PEER = Path(__file__).parent / "peer"
-# The ends of the range of scitags_rucio.SUPPORTED_VERSION, as they install from the package index.
-NEWEST, OLDEST = "41.5.1", "34.0.0"
 RUN_SECONDS = 120
 ALEMBIC = """[alembic]
 script_location = rucio:db/sqla/migrate_repo

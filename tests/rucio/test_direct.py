@@ -138,6 +138,10 @@ class Client:
         done = self._as_instance.run(script, *arguments, environment={**self.environment, **(environment or {})})
         return done.stdout + done.stderr
 
+    def run(self, *arguments: str | Path, expect: int = 0) -> subprocess.CompletedProcess[str]:
+        """Run Rucio's interpreter."""
+        return self._as_instance.run(*arguments, environment=self.environment, expect=expect)
+
     def move(self, moves: list[dict[str, Any]], *, before: str = "", environment: dict[str, str] | None = None) -> str:
         """Run the Python clients over the moves; what they said. Each is to succeed."""
         asked = self.directory / "moves.json"
@@ -271,3 +275,18 @@ def test_what_goes_wrong_is_no_matter_to_a_transfer(
     site = make_site(newest)
     client = site.client({**TAGGED, "scitags": scitags})
     assert both_ways(client, list(IMPLEMENTATIONS), client.directory.name, before=before) == []
+
+
+def test_check_on_a_clients_host(rucio: Rucio, make_site: MakeSite) -> None:
+    site = make_site(rucio)
+    client = site.client(ALWAYS)
+    client.move([client.upload("XRD", f"check-{rucio.version}")])
+    done = client.run(PEER / "command.py", "check", "--json")
+    report = json.loads(done.stdout)
+    said = {row["activity"]: (row["scitag"], row["where"]) for row in report["rows"]}
+    assert said["Upload/Download (User)"] == (151, "direct, schema")
+    assert said["User Subscriptions"][1] == "schema, in use"  # of the rule that the upload made
+    assert (report["side"], report["problems"]) == ("client", [])
+    alone = site.client({"scitags": {"experiment": "atlas"}})
+    report = json.loads(alone.run(PEER / "command.py", "check", "--json", expect=1).stdout)
+    assert any("is Rucio's own: no policy package that loads scitags_rucio" in one for one in report["problems"])

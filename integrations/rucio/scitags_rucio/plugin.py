@@ -11,4 +11,6 @@ from scitags_core.roles import Command
 @hookimpl
 def provide_commands() -> Iterable[Command]:
     """`scitags rucio`."""
-    return ()
+    from scitags_rucio import command  # noqa: PLC0415
+
+    return (command.COMMAND,)
