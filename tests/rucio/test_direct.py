@@ -18,7 +18,7 @@ import pytest
 from scitags_core.tag import Tag
 from tests.real.peers import SYSTEM_PYTHON
 from tests.rucio.conftest import Sections
-from tests.rucio.instance import PEER, Instance, Rucio, copied
+from tests.rucio.instance import PEER, Fts, Instance, Rucio, copied
 from tests.rucio.storage import STOP_SECONDS, Storage, free_port, wait_for_port
 
 USER, JOB = Tag(2, 23), Tag(2, 22)
@@ -41,7 +41,7 @@ class Site:
         self.rucio = rucio
         self.storage = storage
         self._directory = directory
-        self.instance = Instance(rucio, copied(template, directory / "server"), sections={})
+        self.instance = Instance(rucio, copied(template, directory / "server"), sections=TAGGED)
         rses = directory / "rses.json"
         rses.write_text(json.dumps(self._rses()))
         self.instance.run(PEER / "rses.py", rses)
@@ -290,3 +290,28 @@ def test_check_on_a_clients_host(rucio: Rucio, make_site: MakeSite) -> None:
     alone = site.client({"scitags": {"experiment": "atlas"}})
     report = json.loads(alone.run(PEER / "command.py", "check", "--json", expect=1).stdout)
     assert any("is Rucio's own: no policy package that loads scitags_rucio" in one for one in report["problems"])
+
+
+RULES_BY_REST = """
+import sys
+from rucio.client import Client
+client, fts, activities = Client(), sys.argv[1], sys.argv[2:]
+for rse in ("SITE_A", "SITE_B"):
+    client.add_rse_attribute(rse, "fts", fts)
+for number, activity in enumerate(activities):
+    file = {"scope": "user.jdoe", "name": f"rest{number}", "bytes": 1, "adler32": "12345678"}
+    client.add_replicas("SITE_A", [file])
+    client.add_replication_rule([{"scope": "user.jdoe", "name": f"rest{number}"}], 1, "SITE_B", activity=activity)
+"""
+
+
+def test_rules_that_come_by_rest_are_submitted_with_their_tags(rucio: Rucio, make_site: MakeSite, fts: Fts) -> None:
+    """The server and the submitter of one instance, both with the policy package; a client with none of it."""
+    site = make_site(rucio)
+    activities = {"Staging": 147, "T0 Tape": 149, "Functional Test": 139, "User Subscriptions": 152}
+    site.client({}).run("-c", RULES_BY_REST, fts.url, *activities)
+    said = site.instance.submit(fts, [])
+    by_activity = {
+        file["activity"]: file["scitag"] for file in fts.files if file["metadata"]["name"].startswith("rest")
+    }
+    assert by_activity == activities, said
