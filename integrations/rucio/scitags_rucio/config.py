@@ -1,17 +1,17 @@
-"""What rucio.cfg says of tags.
+"""What rucio.cfg says of tags. (Remarks are after two spaces here; in rucio.cfg they have lines of their own.)
 
     [scitags]
-    experiment = atlas                   ; of the instance's only VO, by name, alias or id
-    experiment-VO = cms                  ; of a VO of a multi-VO instance; none: deliberately without tag
-    registry = any                       ; any: the cached copy, else the built-in one; cache: the cached one; or a file
-    registry_max_age = 400               ; days; an older registry is stale, and not used. Default: no limit
-    client_activity = NAME               ; of direct transfers; default: by what they run in
-    job_variables = PandaID ...          ; environment variables that only a job has
+    experiment = atlas              of the instance's only VO, by name, alias or id
+    experiment-VO = cms             of a VO of a multi-VO instance; none: deliberately without tag
+    registry = any                  any: the cached copy, else the built-in one; cache: the cached one; or a file
+    registry_max_age = 400          days; an older registry is stale, and not used. Default: no limit
+    client_activity = NAME          of direct transfers; default: by what they run in
+    job_variables = PandaID ...     environment variables that only a job has
 
-    [scitags-scope]                      ; by the scope of the file, and
-    NAME = [EXPERIMENT:] ACTIVITY        ; EXPERIMENT: alone leaves the activity; none: deliberately without tag
-    [scitags-rse]                        ; by the RSE that it goes to, else by the one that it comes from
-    NAME@VO = [EXPERIMENT:] ACTIVITY     ; of one VO alone
+    [scitags-scope]                 by the scope of the file, and
+    NAME = [EXPERIMENT:] ACTIVITY   EXPERIMENT: alone leaves the activity; none: deliberately without tag
+    [scitags-rse]                   by the RSE that it goes to, else by the one that it comes from
+    NAME@VO = [EXPERIMENT:] ACTIVITY   of one VO alone
 
 NAME may hold * and ?; case does not count. The first that fits counts, scopes before RSEs.
 """
