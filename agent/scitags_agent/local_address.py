@@ -11,12 +11,12 @@ _LOCAL_FOR_SECONDS = 10
 
 
 def is_local(address: str) -> bool:
-    """Whether an address is one of this host's: whether a socket can be bound to it. Remembered for some seconds."""
-    return _can_bind(address, int(time.monotonic()) // _LOCAL_FOR_SECONDS)
+    """Whether an address is one of this host's. Remembered for some seconds."""
+    return _remembered(address, int(time.monotonic()) // _LOCAL_FOR_SECONDS)
 
 
-@lru_cache(maxsize=1 << 12)
-def _can_bind(address: str, _moment: int) -> bool:
+def can_bind(address: str) -> bool:
+    """Whether an address is one of this network namespace's, now: whether a socket can be bound to it."""
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as one:
         try:
             one.bind((address, 0))
@@ -24,3 +24,8 @@ def _can_bind(address: str, _moment: int) -> bool:
             # A link-local address wants an interface (EINVAL): it may be ours.
             return error.errno == errno.EINVAL
     return True
+
+
+@lru_cache(maxsize=1 << 12)
+def _remembered(address: str, _moment: int) -> bool:
+    return can_bind(address)

@@ -33,7 +33,7 @@ from scitags_agent.bpf.interfaces import Interface, matching
 from scitags_agent.bpf.layout import PackedKey, pack_directions, static_entropy
 from scitags_agent.bpf.libbpf import MarkerUnavailable
 from scitags_agent.bpf.loader import DEFAULT_MAX_FLOWS, MarkerProgram, Placed
-from scitags_agent.local_address import is_local
+from scitags_agent.local_address import can_bind
 from scitags_core import label
 from scitags_core.errors import ConfigError
 from scitags_core.flow import FlowChange, FlowKey
@@ -241,7 +241,7 @@ class Marker:
         if found is None:
             if len(self._local) >= ADDRESSES_REMEMBERED:
                 self._local.clear()
-            found = self._local[address] = is_local(address)
+            found = self._local[address] = can_bind(address)
         return found
 
     def _entropy(self, packed: PackedKey) -> int:
