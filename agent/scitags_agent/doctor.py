@@ -158,7 +158,7 @@ def _connections() -> Finding:
 
 
 def _collectors(config: Config) -> Iterator[Finding]:
-    from scitags_agent.backends.firefly import split_host_port  # noqa: PLC0415
+    from scitags_agent.collectors import split_host_port  # noqa: PLC0415
 
     for instance, _ in config.backends:
         for text in getattr(instance.settings, "collectors", []):

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from scitags_agent.backends.firefly import FireflyBackend, FireflySettings, split_host_port
+from scitags_agent.backends.firefly import FireflyBackend, FireflySettings
+from scitags_agent.collectors import split_host_port
 from scitags_agent.table import FlowTable
 from scitags_core import firefly, firefly_schema
 from scitags_core.errors import ConfigError

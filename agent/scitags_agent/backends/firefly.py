@@ -7,7 +7,6 @@ start time that an `end` must repeat.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import os
 import socket
@@ -17,21 +16,21 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 
 from scitags_agent import stun
+from scitags_agent.collectors import APPLICATION, Collector, is_address, split_host_port
 from scitags_agent.outbox import MESSAGES, PAYLOAD_OCTETS, Outbox, pack_address, unpack_address
 from scitags_core import firefly
-from scitags_core.errors import ConfigError, FlowEventError, InvalidValue, PeerDataError, shown
+from scitags_core.errors import ConfigError, FlowEventError, InvalidValue, PeerDataError
 from scitags_core.flow import PORT_MAX, FlowChange, FlowEvent, FlowKey, canonical_address
 from scitags_core.roles import BackendKind, Inheritance
 from scitags_core.tag import UNKNOWN
 
 log = logging.getLogger(__name__)
 
-APPLICATION = "scitags-agent"
 RESOLVE_SECONDS = 300.0
 RESOLVE_AGAIN_SECONDS = 10.0
 SENT_AT_ONCE = 16  # datagrams that are not worth another thread
@@ -61,28 +60,6 @@ class FireflySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     source: list[str] = []
     public_addresses: dict[str, str] = {}
     stun: str = ""
-
-
-class Collector:
-    """One collector by its name, and the address that the name had when it was last looked up.
-
-    address is packed, where is as socket.socket takes it, with its family.
-    """
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.host, self.port = split_host_port(text)
-        self.address: bytes | None = None
-        self.where: tuple[int, Any] | None = None
-
-    async def resolve(self) -> None:
-        """Look the name up; the last address stays when that fails. Raises OSError, UnicodeError."""
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_DGRAM)
-        family, _, _, _, address = found[0]
-        self.where = family, address
-        scope = address[3] if len(address) == 4 else 0  # noqa: PLR2004  (IPv6: address, port, flow, scope)
-        self.address = pack_address(str(address[0]).partition("%")[0], int(address[1]), int(scope))
 
 
 class FireflyBackend:
@@ -260,28 +237,6 @@ class FireflyBackend:
                 self._public.setdefault(own, public)
         if not answers:
             log.warning("the STUN server %s did not answer: addresses are told as they are", self._settings.stun)
-
-
-def split_host_port(text: str, default: int = firefly.PORT) -> tuple[str, int]:
-    """Host and port of "host", "host:port", "[IPv6]:port" or a bare address. Raises ConfigError."""
-    if is_address(text):
-        return text, default
-    host, colon, port = text.rpartition(":")
-    if not colon or text.endswith("]"):
-        host, port = text, str(default)
-    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if not host or not (port.isascii() and port.isdigit()) or not 1 <= int(port) <= PORT_MAX or set(host) & set("[]"):
-        raise ConfigError(f"{shown(text)} is no host:port or [IPv6]:port")
-    return host, int(port)
-
-
-def is_address(text: str) -> bool:
-    """Whether the text is an IP address rather than a name."""
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _address(text: str) -> str:

@@ -20,7 +20,7 @@ from typing import Literal
 
 import msgspec
 
-from scitags_agent.backends.firefly import APPLICATION, Collector, split_host_port
+from scitags_agent.collectors import APPLICATION, Collector, split_host_port
 from scitags_agent.local_address import is_local
 from scitags_core import firefly
 from scitags_core.errors import ConfigError, FireflyError, InvalidValue, shown
