@@ -143,17 +143,21 @@ def _cut(text: str, octets: int) -> str:
     return text
 
 
-def supplier_first(event: FlowEvent) -> FlowEvent:
-    """The event with the supplier of the data as the source, as its usage has it.
+def is_reversed(event: FlowEvent) -> bool:
+    """Whether an event's usage says that its destination supplies the data.
 
-    Storages name as the source whoever they take for it before a transfer; what was moved in the end tells. What has no
-    usage, or as much both ways, is left as it is.
+    Storages name as the source whoever they take for it before a transfer; what was moved in the end tells. Without
+    usage, or with as much both ways, they are believed.
     """
+    return event.usage is not None and (event.usage.received or 0) > (event.usage.sent or 0)
+
+
+def turned(event: FlowEvent) -> FlowEvent:
+    """The event with its ends exchanged, and the usage with them."""
     usage = event.usage
-    if usage is None or (usage.received or 0) <= (usage.sent or 0):
-        return event
-    swapped = Usage(received=usage.sent, sent=usage.received)
-    return msgspec.structs.replace(event, key=event.key.reversed(), usage=swapped)
+    if usage is not None:
+        usage = Usage(received=usage.sent, sent=usage.received)
+    return msgspec.structs.replace(event, key=event.key.reversed(), usage=usage, is_reversed=False)
 
 
 # --- reading ------------------------------------------------------------------------------------

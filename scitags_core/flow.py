@@ -122,6 +122,7 @@ class FlowEvent(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     transfer_id: str = ""  # tells apart the transfers that share a connection; optional
     zone: str = ""  # zone index of the link-local destination: needed to send to it, not to name it
     extra: dict[str, Any] = msgspec.field(default_factory=dict)  # objects of a firefly that we do not know
+    is_reversed: bool = False  # the reporter's start named the ends the wrong way round: the destination supplies
 
     @property
     def is_unknown(self) -> bool:

@@ -41,7 +41,7 @@ REASONS_COUNTED = 50  # for each source
 MATCHES_WAITING = 4096
 OWN = "table"  # the source of the events that the agent makes by itself
 
-_QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\d+")
+_QUOTED = re.compile(r"0x[0-9a-f]+|'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\d+")
 
 
 class Inlet:

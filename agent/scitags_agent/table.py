@@ -287,6 +287,7 @@ def _told(event: FlowEvent, user: User, ended: datetime | None) -> FlowEvent:
         transfer_id=event.transfer_id or user.transfer_id,
         zone=event.zone or user.zone,
         extra=event.extra,
+        is_reversed=event.is_reversed,
     )
 
 

@@ -87,7 +87,8 @@ def test_dcache_counts_as_its_pool_and_its_ends_lie_ahead() -> None:
     )
     (found,) = heard([datagram(ahead, "dCache")]).events
     assert (found.usage, found.start_time, found.end_time) == (Usage(received=3000, sent=0), None, NOW)
-    assert firefly.supplier_first(found).key == HERE.reversed()
+    assert firefly.turned(found).key == HERE.reversed()
+    assert found.is_reversed
     (plain,) = heard([datagram(ahead, "dCache")], dialect="plain").events
     assert plain.usage == Usage(received=0, sent=3000)
 

@@ -129,8 +129,8 @@ class FireflyBackend:
         return {"sent": outbox.sent if outbox else 0, "errors": outbox.errors if outbox else 0, **self._counters}
 
     def _encode(self, prefix: bytes, event: FlowEvent, now: datetime) -> bytes | None:
-        if event.usage is not None:
-            event = firefly.supplier_first(event)
+        if event.is_reversed:
+            event = firefly.turned(event)
         if self._public:
             event = self._as_seen_from_outside(event)
         try:

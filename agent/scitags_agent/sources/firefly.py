@@ -119,6 +119,8 @@ class FireflySource:
             return
         is_dcache = self._settings.dialect == "dcache" or (self._settings.dialect == "auto" and app == "dCache")
         event = _as_dcache_means_it(found.event) if is_dcache else found.event
+        if firefly.is_reversed(event):
+            event = msgspec.structs.replace(event, is_reversed=True)
         self._relay(datagram, Firefly(event, found.header))
         if self._settings.only_local and not (is_local(event.key.src) or is_local(event.key.dst)):
             sink.refuse("neither end of the flow is this host")
@@ -169,7 +171,7 @@ class FireflySource:
         header = found.header
         try:
             return firefly.encode(
-                firefly.supplier_first(event),
+                firefly.turned(event) if event.is_reversed else event,
                 now=now,
                 host=header.host if header and header.host else self._host,
                 app=header.app if header and header.app else event.application,

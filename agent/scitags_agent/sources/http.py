@@ -27,8 +27,8 @@ from typing import Any
 
 import msgspec
 
+from scitags_agent.http_api import document
 from scitags_agent.local_path import admit, group_id, parse_mode
-from scitags_agent.sources.http_api import document
 from scitags_core import __version__
 from scitags_core.errors import ConfigError, FlowEventError, InvalidValue, shown
 from scitags_core.flow import FlowEvent, FlowKey, FlowState, check_tag
