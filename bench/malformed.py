@@ -203,7 +203,7 @@ def main() -> None:
             began = time.monotonic()
             found = run(one, source, count, seed=seed)
             print(
-                f"  {source:<12} {found.sent:>9,} sent: {found.accepted:>7,} good after all, {found.refused:>9,} refused, "
+                f"  {source:<12} {found.sent:>9,} sent: {found.accepted:>7,} good, {found.refused:>9,} refused, "
                 f"{found.reasons} reasons, {found.grown_megabytes:+.1f} MB, {time.monotonic() - began:.0f} s",
                 flush=True,
             )
