@@ -57,6 +57,7 @@ class Instance:
         self.database = directory / "rucio.db"
         self.config = directory / "rucio.cfg"
         self.cache = directory / "cache"
+        self.prefix: list[str | Path] = []  # what each command is run by
         base: dict[str, dict[str, str | None]] = {
             "database": {"default": f"sqlite:///{self.database}"},
             "alembic": {"cfg": str(directory / "alembic.ini")},
@@ -92,7 +93,7 @@ class Instance:
     ) -> subprocess.CompletedProcess[str]:
         """Run the environment's interpreter."""
         done = subprocess.run(
-            [self.rucio.python, *arguments],
+            [*self.prefix, self.rucio.python, *arguments],
             env={**self.environment, **(environment or {})},
             cwd=self.directory,
             capture_output=True,

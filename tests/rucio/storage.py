@@ -5,6 +5,7 @@ What it tells is its own reading of the request, sent as fireflies to this proce
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import os
 import pwd
@@ -13,12 +14,15 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from scitags_core import firefly
 from scitags_core.errors import FireflyError
 from scitags_core.flow import FlowState
 from scitags_core.tag import Tag
+from tests.netns.namespaces import Namespace
+from tests.real.peers import SYSTEM_PYTHON
 from tests.rucio.instance import PEER, Rucio
 
 START_SECONDS = 20.0
@@ -43,17 +47,46 @@ xrootd.pmark ffdest 127.0.0.1:{firefly_port}
 """
 
 
+def why_not() -> str:
+    """What is missing from the system for a storage and its clients; empty when nothing is."""
+    if shutil.which("xrootd") is None or shutil.which("xrdcp") is None:
+        return "Debian's xrootd-server, xrootd-server-plugins and xrootd-client"
+    if subprocess.run([SYSTEM_PYTHON, "-c", "import gfal2"], capture_output=True, check=False).returncode != 0:
+        return "Debian's python3-gfal2 and gfal2-plugin-file, -http and -xrootd"
+    return ""
+
+
+class Place:
+    """Where processes run and listen: this host's loopback, or a network namespace."""
+
+    def __init__(self, host: str = "127.0.0.1", namespace: Namespace | None = None) -> None:
+        self.host = host  # as URLs have it
+        self._namespace = namespace
+
+    def command(self, command: Sequence[str | Path]) -> list[str | Path]:
+        """The command, as it is run from outside."""
+        return [*(("nsenter", f"--net={self._namespace.path}", "--") if self._namespace else ()), *command]
+
+    def entered(self) -> contextlib.AbstractContextManager[None]:
+        """This thread inside, for sockets of its own."""
+        return self._namespace.entered() if self._namespace else contextlib.nullcontext()
+
+
+LOOPBACK = Place()
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as one:
         return int(one.getsockname()[1])
 
 
-def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path, place: Place = LOOPBACK) -> None:
     """Return when something listens there; fail when the process ends, or nothing does in time."""
     deadline = time.monotonic() + START_SECONDS
     while True:
         try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            with place.entered():
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
         except OSError:
             assert process.poll() is None, log.read_text(errors="replace")[-4000:]
             assert time.monotonic() < deadline, f"nothing listens on {port}: {log.read_text(errors='replace')[-4000:]}"
@@ -65,12 +98,14 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> Non
 class Storage:
     """The server, as long as this object is open."""
 
-    def __init__(self, rucio: Rucio) -> None:
+    def __init__(self, rucio: Rucio, place: Place = LOOPBACK) -> None:
+        self.place = place
         # Not below pytest's directories, which are closed to the user that the server runs as.
         self.directory = Path(tempfile.mkdtemp(prefix="scitags-xrootd-"))
         self.log = self.directory / "xrootd.log"
-        self._fireflies = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._fireflies.bind(("127.0.0.1", 0))
+        with place.entered():
+            self._fireflies = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            self._fireflies.bind(("127.0.0.1", 0))
         self.root_port, self.http_port = free_port(), free_port()
         key, certificate = self.directory / "key.pem", self.directory / "certificate.pem"
         subprocess.run([rucio.python, PEER / "certificate.py", key, certificate], check=True, timeout=60)
@@ -86,7 +121,7 @@ class Storage:
                 directory=self.directory,
                 root_port=self.root_port,
                 http_port=self.http_port,
-                firefly_port=self._fireflies.getsockname()[1],
+                firefly_port=self.firefly_port,
             )
         )
         command = ["xrootd", "-c", str(config), "-n", "tests"]
@@ -95,11 +130,11 @@ class Storage:
             self._give_away()
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                command, cwd=self.directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                place.command(command), cwd=self.directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         try:
             for port in (self.root_port, self.http_port):
-                wait_for_port(port, self._process, self.log)
+                wait_for_port(port, self._process, self.log, place)
         except BaseException:
             self.close()
             raise
@@ -108,6 +143,17 @@ class Storage:
         user, group = pwd.getpwnam(USER).pw_uid, grp.getgrnam(USER).gr_gid
         for path in (self.directory, *self.directory.rglob("*")):
             os.chown(path, user, group)
+
+    @property
+    def firefly_port(self) -> int:
+        """Where its fireflies go, on its own loopback."""
+        return int(self._fireflies.getsockname()[1])
+
+    def hand_over(self) -> int:
+        """Leave the port of the fireflies to somebody else, who is to listen there."""
+        port = self.firefly_port
+        self._fireflies.close()
+        return port
 
     def tags(self, count: int, seconds: float = 15.0) -> list[Tag]:
         """The tags of the next so many transfers that began, as the server read them. Waits for them."""

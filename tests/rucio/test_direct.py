@@ -7,170 +7,26 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from scitags_core.tag import Tag
-from tests.real.peers import SYSTEM_PYTHON
 from tests.rucio.conftest import Sections
-from tests.rucio.instance import PEER, Fts, Instance, Rucio, copied
-from tests.rucio.storage import STOP_SECONDS, Storage, free_port, wait_for_port
+from tests.rucio.instance import PEER, Fts, Rucio
+from tests.rucio.site import IMPLEMENTATIONS, SCOPE, TAGGED, Client, Site
+from tests.rucio.storage import Storage, why_not
 
 USER, JOB = Tag(2, 23), Tag(2, 22)
-SCOPE = "user.jdoe"
-IMPLEMENTATIONS = {
-    "XRD": ("root", "xrootd.Default"),
-    "DAV": ("https", "webdav.Default"),
-    "GFALXRD": ("root", "gfal.Default"),
-    "GFALDAV": ("http", "gfal.NoRename"),
-}
-MakeSite = Callable[[Rucio], "Site"]
-TAGGED: Sections = {"policy": {"package": "scitags_rucio.policy"}, "scitags": {"experiment": "atlas"}}
+MakeSite = Callable[[Rucio], Site]
 ALWAYS: Sections = {"policy": {"lfn2pfn_module": "scitags_rucio.policy"}, "scitags": {"experiment": "atlas"}}
-
-
-class Site:
-    """A storage, an instance that has it as RSEs, and clients of that instance."""
-
-    def __init__(self, rucio: Rucio, template: Path, directory: Path, storage: Storage) -> None:
-        self.rucio = rucio
-        self.storage = storage
-        self._directory = directory
-        self.instance = Instance(rucio, copied(template, directory / "server"), sections=TAGGED)
-        rses = directory / "rses.json"
-        rses.write_text(json.dumps(self._rses()))
-        self.instance.run(PEER / "rses.py", rses)
-        self.port = free_port()
-        self._log = directory / "server.log"
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [rucio.python, PEER / "serve.py", str(self.port)],
-                env=self.instance.environment,
-                cwd=directory,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-        self._count = 0
-        try:
-            wait_for_port(self.port, self._process, self._log)
-        except BaseException:
-            self.close()
-            raise
-
-    def _rses(self) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name, (scheme, implementation) in IMPLEMENTATIONS.items():
-            port = self.storage.root_port if scheme == "root" else self.storage.http_port
-            for suffix in ("", "_ND"):
-                found[name + suffix] = {
-                    "scheme": scheme,
-                    "port": port,
-                    "prefix": "//data/" if scheme == "root" else "/data/",
-                    "impl": f"rucio.rse.protocols.{implementation}",
-                    "deterministic": not suffix,
-                }
-        return found
-
-    def client(self, sections: Sections) -> Client:
-        self._count += 1
-        directory = self._directory / f"client{self._count}"
-        directory.mkdir()
-        return Client(self, directory, sections)
-
-    def close(self) -> None:
-        if self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait(STOP_SECONDS)
-
-
-class Client:
-    """A user's host: a rucio.cfg of a client, and a directory to work in."""
-
-    def __init__(self, site: Site, directory: Path, sections: Sections) -> None:
-        self.site = site
-        self.directory = directory
-        url = f"http://127.0.0.1:{site.port}"
-        base: Sections = {
-            "database": {"default": None},
-            "client": {
-                "rucio_host": url,
-                "auth_host": url,
-                "account": "root",
-                "auth_type": "userpass",
-                "username": "ddmlab",
-                "password": "secret",
-                "auth_token_file_path": str(directory / "token"),
-            },
-        }
-        self._as_instance = Instance(site.rucio, directory, sections={**base, **sections})
-        text = self._as_instance.config.read_text().replace("[database]\n", "")
-        self._as_instance.config.write_text(text)
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return {
-            **self._as_instance.environment,
-            "X509_USER_PROXY": str(self.site.storage.proxy),
-            "XRD_LOGLEVEL": "Error",
-            "HOME": str(self.directory),
-            "PYTHONWARNINGS": "ignore",
-        }
-
-    def file(self, name: str) -> Path:
-        path = self.directory / name
-        path.write_bytes(name.encode() * 5000)
-        return path
-
-    def rucio(self, *arguments: str | Path, environment: dict[str, str] | None = None) -> str:
-        """Run the command `rucio`; what it said."""
-        script = shutil.which("rucio", path=str(self.site.rucio.python.parent))
-        assert script is not None
-        done = self._as_instance.run(script, *arguments, environment={**self.environment, **(environment or {})})
-        return done.stdout + done.stderr
-
-    def run(self, *arguments: str | Path, expect: int = 0) -> subprocess.CompletedProcess[str]:
-        """Run Rucio's interpreter."""
-        return self._as_instance.run(*arguments, environment=self.environment, expect=expect)
-
-    def move(self, moves: list[dict[str, Any]], *, before: str = "", environment: dict[str, str] | None = None) -> str:
-        """Run the Python clients over the moves; what they said. Each is to succeed."""
-        asked = self.directory / "moves.json"
-        asked.write_text(json.dumps({"before": before, "moves": moves}))
-        done = self._as_instance.run(PEER / "move.py", asked, environment={**self.environment, **(environment or {})})
-        said = done.stdout + done.stderr
-        assert done.stdout.splitlines().count("done") == len(moves), said
-        return said
-
-    def upload(self, rse: str, name: str) -> dict[str, Any]:
-        """An upload to an RSE, with a place of its own where that does not follow from the name."""
-        item = {"path": str(self.file(name)), "rse": rse, "did_scope": SCOPE, "did_name": name}
-        scheme, _ = IMPLEMENTATIONS[rse.removesuffix("_ND")]
-        if rse.endswith("_ND"):
-            port = self.site.storage.root_port if scheme == "root" else self.site.storage.http_port
-            slash = "/" if scheme == "root" else ""
-            item["pfn"] = f"{scheme}://127.0.0.1:{port}{slash}/data/own/{name}"
-        return {"upload": item}
-
-    def download(self, rse: str, name: str) -> dict[str, Any]:
-        return {"download": {"did": f"{SCOPE}:{name}", "rse": rse, "base_dir": str(self.directory / "got")}}
 
 
 @pytest.fixture(scope="module")
 def make_site(database: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeSite]:
-    if shutil.which("xrootd") is None or shutil.which("xrdcp") is None:
-        pytest.skip("needs Debian's xrootd-server, xrootd-server-plugins and xrootd-client")
-    if subprocess.run([SYSTEM_PYTHON, "-c", "import gfal2"], capture_output=True, check=False).returncode != 0:
-        pytest.skip("needs Debian's python3-gfal2 and gfal2-plugin-file, -http and -xrootd")
+    if why_not():
+        pytest.skip(f"needs {why_not()}")
     with contextlib.ExitStack() as stack:
         made: dict[str, Site] = {}
 

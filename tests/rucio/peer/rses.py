@@ -1,6 +1,6 @@
 """Give an instance the RSEs of a storage: python rses.py RSES.json, with RUCIO_CONFIG set.
 
-RSES.json: {NAME: {"scheme", "port", "prefix", "impl", "deterministic"}, ...}
+RSES.json: {NAME: {"scheme", "hostname", "port", "prefix", "impl", "deterministic"}, ...}
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ with writing() as session:
         rse = add_rse(name, deterministic=one.pop("deterministic"), **session)
         add_protocol(
             rse,
-            {**one, "hostname": "127.0.0.1", "domains": {"wan": ALL, "lan": ALL}, "extended_attributes": None},
+            {**one, "domains": {"wan": ALL, "lan": ALL}, "extended_attributes": None},
             **session,
         )
         set_local_account_limit(InternalAccount("root"), rse, -1, **session)
