@@ -108,7 +108,7 @@ def test_the_wheel_holds_the_compiled_program_and_our_packages_alone(with_clang:
     assert {OBJECT, CONNECTIONS} <= set(names)
     tops = {name.partition("/")[0] for name in names}
     packages = {top for top in tops if not top.endswith(".dist-info")}
-    assert {"scitags_core", "scitags_agent", "scitags_collector", "scitags_demo"} <= packages
+    assert {"scitags_core", "scitags_agent", "scitags_collector", "scitags_demo", "scitags_rucio"} <= packages
     assert all(top.startswith("scitags_") for top in packages)
     assert not any(name.endswith((".c", ".h")) for name in names)
     assert any(name.endswith("scitags_core/registry_history.json") for name in names)
