@@ -29,10 +29,11 @@ from typing import Annotated, Literal
 import msgspec
 
 from scitags_agent.bpf.attach import Attachment, Way, attach
-from scitags_agent.bpf.interfaces import Interface, matching
+from scitags_agent.bpf.interfaces import Interface, check_pattern, matching
 from scitags_agent.bpf.layout import PackedKey, pack_directions, static_entropy
 from scitags_agent.bpf.libbpf import MarkerUnavailable
 from scitags_agent.bpf.loader import DEFAULT_MAX_FLOWS, MarkerProgram, Placed
+from scitags_agent.bpf.namespaces import entered
 from scitags_agent.local_address import can_bind
 from scitags_core import label
 from scitags_core.errors import ConfigError
@@ -68,7 +69,9 @@ class StaticMark(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class MarkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which interfaces, and how.
 
-    interfaces       patterns of names; "*" is all but loopback, which must be named
+    interfaces       patterns of names; "*" is all but loopback, which must be named. "global-ipv6": those with a global
+                     IPv6 address; "route:2001:db8::/32": the one by which packets go there
+    namespaces       network namespaces besides the agent's own, by path or by the name that `ip netns` knows
     attach           auto (TCX where the kernel has it, else clsact), tcx, or clsact
     max_flows        directions of connections that can be marked at once
     linger           seconds that a mark outlives the last end, so that the last packets still bear it
@@ -79,6 +82,7 @@ class MarkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     interfaces: list[str] = msgspec.field(default_factory=lambda: ["*"])
+    namespaces: list[str] = []
     attach: Way = "auto"
     max_flows: Annotated[int, msgspec.Meta(ge=2)] = DEFAULT_MAX_FLOWS
     linger: Seconds = 0.25
@@ -117,6 +121,10 @@ class Marker:
     def __init__(self, settings: MarkerSettings) -> None:
         """Raises ConfigError for static tags and networks that are none."""
         self._settings = settings
+        for pattern in settings.interfaces:
+            check_pattern(pattern)
+        if settings.namespaces and settings.static:
+            raise ConfigError("static tags are for the agent's own network namespace: a marker has them, or namespaces")
         self._static = [_static_label(one) for one in settings.static]
         self._program: MarkerProgram | None = None
         self._attached: dict[Interface, Attachment] = {}
@@ -127,6 +135,7 @@ class Marker:
         self._marks: dict[FlowKey, Mark] = {}  # by the direction whose key sorts first
         self._removals: deque[tuple[float, FlowKey]] = deque()  # the next first
         self._remover: asyncio.TimerHandle | None = None
+        self._closed_namespaces: set[str] = set()
         self._local: dict[str, bool] = {}  # addresses of this host, until the next look at the interfaces
         self._unmarked: dict[FlowKey, str] = {}  # why, for those that are under way
         self._counters: Counter[str] = Counter()
@@ -212,7 +221,9 @@ class Marker:
             directions: tuple[PackedKey, ...] = pack_directions(name)
             entropy = self._entropy(directions[0])
             # Of a connection of this host only what it sends comes by here.
-            if self._is_local(name.src):
+            if self._settings.namespaces:
+                pass  # what is local here may be far away there
+            elif self._is_local(name.src):
                 directions = directions if self._is_local(name.dst) else directions[:1]
             elif self._is_local(name.dst):
                 directions = directions[1:]
@@ -331,8 +342,8 @@ class Marker:
     def _detach_all(self) -> None:
         with self._attaching:
             self._closing = True
-            for attachment in self._attached.values():
-                attachment.detach()
+            for interface, attachment in self._attached.items():
+                _detach(interface, attachment)
             self._attached.clear()
 
     def _scan(self) -> None:
@@ -343,36 +354,52 @@ class Marker:
     def _follow_interfaces(self) -> None:
         """Attach to interfaces that have come, forget those that have gone."""
         assert self._program is not None
-        present = set(matching(self._settings.interfaces))
+        present = self._present()
         for interface, attachment in list(self._attached.items()):
-            if interface not in present or not attachment.is_alive():
+            if interface not in present or not _is_alive(interface, attachment):
                 what = "our program was taken away" if interface in present else "has gone"
-                log.warning("interface %s: %s", interface.name, what)
-                self._attached.pop(interface).detach()
+                log.warning("interface %s: %s", _shown(interface), what)
+                _detach(interface, self._attached.pop(interface))
         for gone in self._unattachable.keys() - present:
             del self._unattachable[gone]
         if self._static:
             self._program.set_static(self._static_labels(present))
         for interface in sorted(present - self._attached.keys(), key=lambda one: one.index):
             try:
-                attached = attach(
-                    self._program,
-                    interface.index,
-                    ethernet=interface.ethernet,
-                    way=self._settings.attach,
-                    earlier=self._earlier,
-                    clsact_before=self._home is None or (self._home / CLSACT).exists(),
-                )
+                with entered(interface.namespace):
+                    attached = attach(
+                        self._program,
+                        interface.index,
+                        ethernet=interface.ethernet,
+                        way=self._settings.attach,
+                        earlier=self._earlier,
+                        clsact_before=self._home is None or (self._home / CLSACT).exists(),
+                    )
             except OSError as error:
                 if interface not in self._unattachable:
-                    log.error("interface %s cannot be attached to, and is tried again: %s", interface.name, error)
+                    log.error("interface %s cannot be attached to, and is tried again: %s", _shown(interface), error)
                 self._unattachable[interface] = str(error)
                 continue
             self._unattachable.pop(interface, None)
             self._attached[interface] = attached
             if self._home is not None and attached.way == "clsact":
                 (self._home / CLSACT).touch()
-            log.info("interface %s: packets are marked at tc egress (%s)", interface.name, attached.way)
+            log.info("interface %s: packets are marked at tc egress (%s)", _shown(interface), attached.way)
+
+    def _present(self) -> set[Interface]:
+        """The interfaces that are meant, in every namespace that can be looked into."""
+        present = set(matching(self._settings.interfaces))
+        for namespace in self._settings.namespaces:
+            try:
+                with entered(namespace):
+                    present.update(matching(self._settings.interfaces, namespace))
+            except OSError as error:
+                if namespace not in self._closed_namespaces:
+                    self._closed_namespaces.add(namespace)
+                    log.error("namespace %s cannot be looked into, and is tried again: %s", namespace, error)
+            else:
+                self._closed_namespaces.discard(namespace)
+        return present
 
     def _static_labels(self, present: set[Interface]) -> dict[tuple[int, IPv6Network], int]:
         """By interface and network; of those that speak of the same place the first counts."""
@@ -394,6 +421,24 @@ def _static_label(mark: StaticMark) -> _StaticLabel:
         return _StaticLabel(mark.interface, IPv6Network(mark.network), label.encode(tag.experiment, tag.activity))
     except ValueError as error:  # whatever of ours or of the standard library names the value
         raise ConfigError(f"static: {error}") from None
+
+
+def _is_alive(interface: Interface, attachment: Attachment) -> bool:
+    try:
+        with entered(interface.namespace):
+            return attachment.is_alive()
+    except OSError:
+        return False
+
+
+def _detach(interface: Interface, attachment: Attachment) -> None:
+    # A namespace that has gone has taken everything with it.
+    with contextlib.suppress(OSError), entered(interface.namespace):
+        attachment.detach()
+
+
+def _shown(interface: Interface) -> str:
+    return f"{interface.name} in {interface.namespace}" if interface.namespace else interface.name
 
 
 def _why_unmarked(change: FlowChange) -> str:
