@@ -105,6 +105,16 @@ def test_the_activity_is_by_setting_or_by_the_pilots_environment(
     assert site.storage.tags(1) == [expected]
 
 
+def test_a_user_is_not_told_that_an_experiment_lists_no_activity_for_uploads(
+    newest: Rucio, make_site: MakeSite
+) -> None:
+    client = make_site(newest).client({**TAGGED, "scitags": {"experiment": "alice"}})
+    client.site.storage.forget()
+    said = client.rucio("upload", "--rse", "XRD", "--scope", SCOPE, client.file(client.directory.name))
+    assert client.site.storage.tags(1) == [Tag(5, 1)]
+    assert "scitags" not in said
+
+
 def test_an_rses_override_is_for_direct_transfers_too(newest: Rucio, make_site: MakeSite) -> None:
     site = make_site(newest)
     client = site.client({**TAGGED, "scitags-rse": {"XRD": "Staging", "DAV": "none"}})

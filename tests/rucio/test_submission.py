@@ -32,6 +32,15 @@ def test_each_file_bears_its_activitys_tag(rucio: Rucio, make_instance: MakeInst
     assert "no activity of atlas is called 'No Such': tagged as the default one" in said
 
 
+def test_the_daemon_as_it_is_run(newest: Rucio, make_instance: MakeInstance, fts: Fts) -> None:
+    # Rucio logs nothing but warnings where it has to look for a permission policy.
+    instance = make_instance(newest, {**ATLAS, "policy": {**ALONE, "permission": "generic"}})
+    instance.submit(fts, rules_for({"a": "Staging"}), options=None)
+    done = instance.run(newest.python.parent / "rucio-conveyor-submitter", "--run-once")
+    assert fts.tags() == {"a": 147}, done.stdout + done.stderr
+    assert (done.stdout + done.stderr).count("scitags: transfers are tagged; registry: built-in") == 1
+
+
 def test_every_vo_has_its_own_experiment_in_one_submitter(rucio: Rucio, make_instance: MakeInstance, fts: Fts) -> None:
     sections: Sections = {
         "policy": {"package-atl": "scitags_rucio.policy", "package-cms": "scitags_rucio.policy"},

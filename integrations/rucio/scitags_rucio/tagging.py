@@ -15,7 +15,7 @@ from scitags_core.instant import age_text
 from scitags_core.registry import Registry
 from scitags_core.registry_client import Loaded
 from scitags_rucio import config, once
-from scitags_rucio.config import ANY, CACHE, NONE, Override, RucioSettings
+from scitags_rucio.config import ANY, CACHE, JOB_ACTIVITY, NONE, USER_ACTIVITY, Override, RucioSettings
 
 # What becomes of a file, as the metrics call it.
 TAGGED = "tagged"  # by its activity
@@ -65,7 +65,9 @@ class Tagger:
                 self._known.clear()
             self._known[transfer] = known
             if known.reason:
-                once.warn(known.reason)
+                # Most experiments list no activity for direct transfers: no user needs to be told at each of them.
+                usual = known.outcome == DEFAULTED and transfer[1] in (USER_ACTIVITY, JOB_ACTIVITY)
+                (once.inform if usual else once.warn)(known.reason)
         return known
 
     def _decide(self, transfer: Transfer) -> Decision:
