@@ -78,6 +78,10 @@ WRONG: dict[str, tuple[Sections, str]] = {
         {**ATLAS, "scitags": {"experiment": "atlas", "registry_max_age": "1"}},
         "more than registry_max_age = 1 days",
     ),
+    "no boolean": (
+        {**ATLAS, "packet-marking": {"enabled": "perhaps"}},
+        "[packet-marking] enabled: Not a boolean: perhaps",
+    ),
     "misspelt activity": ({**ATLAS, "scitags-scope": {"challenge": "Data Chalenge"}}, "is called 'Data Chalenge'"),
     "misspelt owner": ({**ATLAS, "scitags-rse": {"SITE_B": "cmss: Staging"}}, "no experiment is called 'cmss'"),
 }

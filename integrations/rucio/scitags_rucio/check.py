@@ -88,7 +88,7 @@ def _examine(report: Report, parser: configparser.ConfigParser) -> None:
     _look_at_classes(report, client)
     vos = _vos(report, parser, client)
     _look_at_packages(report, parser, vos)
-    if parser.getboolean("packet-marking", "enabled", fallback=False):
+    if _is_on(report, parser, "packet-marking", "enabled"):
         report.notes.append(
             "[packet-marking] is enabled: what it does is replaced, but it still fetches over the network in the "
             "submitter; set enabled = False"
@@ -113,6 +113,14 @@ def _is_client(parser: configparser.ConfigParser) -> bool:
     if said is not None:
         return bool(said)
     return not parser.has_section("database") and parser.has_section("client")
+
+
+def _is_on(report: Report, parser: configparser.ConfigParser, section: str, option: str) -> bool:
+    try:
+        return parser.getboolean(section, option, fallback=False)
+    except (ValueError, configparser.Error) as error:
+        report.problems.append(f"[{section}] {option}: {_first_line(error)}")
+        return False
 
 
 # --- what wraps what -----------------------------------------------------------------------------
@@ -175,7 +183,7 @@ def _look_at_packages(report: Report, parser: configparser.ConfigParser, vos: li
 def _vos(report: Report, parser: configparser.ConfigParser, client: bool) -> list[str]:
     if client:
         return [config.client_vo(parser)]
-    if not parser.getboolean("common", "multi_vo", fallback=False):
+    if not _is_on(report, parser, "common", "multi_vo"):
         return [config.ONLY_VO]
     named = {
         option.partition("-")[2]
