@@ -119,7 +119,7 @@ class Lane:
                     self._complain(error)
                 self._working = []
                 if self._done is not None:
-                    self._done.value = max(self._done.value, *(change.serial for change in batch))
+                    self._done.value = max(self._done.value, last_serial(batch))
                 if not self._queue:
                     break
                 # Others have their turn, a source among them: what it brings makes the next batch larger.
@@ -149,6 +149,11 @@ class Lane:
         if type(error) not in self._complained:
             self._complained.add(type(error))
             log.error("backend %s failed: %s", self.name, error, exc_info=error)
+
+
+def last_serial(changes: Sequence[FlowChange]) -> int:
+    """The serial up to which the changes go; they are in order, but for those without one (0)."""
+    return next((change.serial for change in reversed(changes) if change.serial), 0)
 
 
 class Fanout:

@@ -172,7 +172,7 @@ class FireflyBackend:
         if self._settings.max_per_second:
             await self._pace(count)
         await self._sent()
-        self._done = max(self._done, *(change.serial for change, _ in told))
+        self._done = max(self._done, next((change.serial for change, _ in reversed(told) if change.serial), 0))
         outbox.post(letters, [datagram for _, datagram in told] if receivers else [], receivers, self._done)
         if count > SENT_AT_ONCE or not outbox.send(wait=0):
             # The next ones are made while these leave.

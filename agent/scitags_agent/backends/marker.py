@@ -30,7 +30,7 @@ import msgspec
 
 from scitags_agent.bpf.attach import Attachment, Way, attach
 from scitags_agent.bpf.interfaces import Interface, check_pattern, matching
-from scitags_agent.bpf.layout import PackedKey, pack_directions, static_entropy
+from scitags_agent.bpf.layout import PackedKey, pack_key, static_entropy
 from scitags_agent.bpf.libbpf import MarkerUnavailable
 from scitags_agent.bpf.loader import DEFAULT_MAX_FLOWS, MarkerProgram, Placed
 from scitags_agent.bpf.namespaces import entered
@@ -141,7 +141,7 @@ class Marker:
         self._counters: Counter[str] = Counter()
         self._watch: asyncio.Task[None] | None = None
         self._home: Path | None = None
-        self._secret = os.urandom(SECRET_OCTETS)
+        self._seed = zlib.crc32(os.urandom(SECRET_OCTETS))  # of entropy
         self._earlier: list[int] | None = None
 
     async def start(self, inheritance: Inheritance) -> None:
@@ -149,7 +149,7 @@ class Marker:
         self._home = inheritance.directory
         self._program = MarkerProgram(self._settings.max_flows, static=bool(self._static))
         if self._home is not None:
-            self._secret = _kept_secret(self._home)
+            self._seed = zlib.crc32(_kept_secret(self._home))
             self._earlier = self._note_programs(self._home)
         # All that is under way is marked by our program before it takes an earlier one's place.
         await self.handle(inheritance.under_way)
@@ -218,15 +218,16 @@ class Marker:
         name = _canonical(key)
         mark = self._marks.get(name)
         if mark is None:
-            directions: tuple[PackedKey, ...] = pack_directions(name)
-            entropy = self._entropy(directions[0])
-            # Of a connection of this host only what it sends comes by here.
-            if self._settings.namespaces:
-                pass  # what is local here may be far away there
-            elif self._is_local(name.src):
-                directions = directions if self._is_local(name.dst) else directions[:1]
-            elif self._is_local(name.dst):
-                directions = directions[1:]
+            first = pack_key(name)
+            entropy = self._entropy(first)
+            directions: tuple[PackedKey, ...]
+            # Of a connection of this host only what it sends comes by here; what is local here may be far away in
+            # another namespace.
+            near, far = self._is_local(name.src), self._is_local(name.dst)
+            if near is far or self._settings.namespaces:
+                directions = (first, pack_key(name.reversed()))
+            else:
+                directions = (first,) if near else (pack_key(name.reversed()),)
             try:
                 placed = self._program.add(directions, _label(tag, entropy))  # type: ignore[union-attr]
             except OSError as error:
@@ -259,7 +260,7 @@ class Marker:
         if self._static:
             # What the flow's first packets bore already, before anybody told us of it.
             return static_entropy(packed)
-        return zlib.crc32(packed.octets, zlib.crc32(self._secret)) & label.ENTROPY_MAX
+        return zlib.crc32(packed.octets, self._seed) & label.ENTROPY_MAX
 
     def _release(self, key: FlowKey) -> None:
         name = _canonical(key)

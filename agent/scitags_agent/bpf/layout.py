@@ -65,22 +65,15 @@ def _pack_addresses(src: str, dst: str) -> tuple[bytes, int]:
 
 def pack_directions(key: FlowKey) -> tuple[PackedKey, PackedKey]:
     """An IPv6 flow, as it is and reversed."""
-    src, src_port, dst, dst_port = key.src, key.src_port, key.dst, key.dst_port
-    protocol = _PROTOCOLS[key.protocol]
-    forth, words = _pack_addresses(src, dst)
-    back, _ = _pack_addresses(dst, src)
-    forth_ports = _PORTS_AND_PROTOCOL.pack(src_port, dst_port, protocol)
-    back_ports = _PORTS_AND_PROTOCOL.pack(dst_port, src_port, protocol)
-    (forth_word,), (back_word,) = _WORD.unpack(forth_ports), _WORD.unpack(back_ports)
-    return (
-        PackedKey(forth + forth_ports, (words ^ forth_word) * _MIX >> 50 & SETS - 1, src_port),
-        PackedKey(back + back_ports, (words ^ back_word) * _MIX >> 50 & SETS - 1, dst_port),
-    )
+    return pack_key(key), pack_key(key.reversed())
 
 
 def pack_key(key: FlowKey) -> PackedKey:
     """One direction of an IPv6 flow."""
-    return pack_directions(key)[0]
+    addresses, words = _pack_addresses(key.src, key.dst)
+    port = key.src_port
+    ports = _PORTS_AND_PROTOCOL.pack(port, key.dst_port, _PROTOCOLS[key.protocol])
+    return PackedKey(addresses + ports, (words ^ _WORD.unpack(ports)[0]) * _MIX >> 50 & SETS - 1, port)
 
 
 def static_entropy(packed: PackedKey) -> int:
