@@ -9,6 +9,7 @@ writes IPv6 addresses in square brackets and not shortened, and 0 0 for a tag th
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -31,8 +32,11 @@ _STATES = {b"start": FlowState.START, b"end": FlowState.END}
 _BEGINNING = re.compile(rb"(?:start|end)[ \t]+(?:tcp|udp)[ \t]", re.IGNORECASE)
 
 
-def parse_line(line: bytes) -> FlowEvent:
-    """The event in a line, with or without its newline. FlowEventError names what is wrong."""
+def parse_line(line: bytes, now: datetime | None = None) -> FlowEvent:
+    """The event in a line, with or without its newline. FlowEventError names what is wrong.
+
+    now is taken for the start time of a start, which the line does not tell.
+    """
     fields = line.split()
     if len(fields) != FIELDS:
         raise FlowEventError(f"{shown(line)} has {len(fields)} fields, not {FIELDS}")
@@ -46,12 +50,14 @@ def parse_line(line: bytes) -> FlowEvent:
         if from_port > PORT_MAX or to_port > PORT_MAX or destination.is_ipv6 is not source.is_ipv6:
             # What is wrong is said by what checks it everywhere.
             FlowKey.of(source.text, from_port, destination.text, to_port)
+        known = _STATES.get(state) or _state(state)
         return FlowEvent(
-            state=_STATES.get(state) or _state(state),
+            state=known,
             key=FlowKey(
                 source.text, from_port, destination.text, to_port, _PROTOCOLS.get(protocol) or _protocol(protocol)
             ),
             tag=_tag(experiment, activity),
+            start_time=now if known is FlowState.START else None,
             zone=destination.zone,
         )
     except UnicodeDecodeError:

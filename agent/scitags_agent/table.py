@@ -171,7 +171,8 @@ class FlowTable:
         self.serial += 1
         # What _change would find, without the search.
         mark = None if user.tag.experiment == _UNKNOWN_EXPERIMENT else user.tag
-        return (FlowChange(_told(event, user, None), 1, mark, self.serial),)
+        told = event if event.start_time is not None else _told(event, user, None)
+        return (FlowChange(told, 1, mark, self.serial),)
 
     def _join(self, event: FlowEvent, flow: Flow, now: datetime) -> Sequence[FlowChange]:
         if self._users >= self._max_users:

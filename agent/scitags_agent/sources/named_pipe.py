@@ -14,6 +14,7 @@ import fcntl
 import logging
 import os
 import stat
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -244,9 +245,10 @@ class NamedPipe:
 
     def _take(self, octets: bytes, sink: EventSink) -> None:
         events: list[FlowEvent] = []
+        now = datetime.now(UTC)
         for line in self._buffer.feed(octets):
             try:
-                events.append(parse_line(line))
+                events.append(parse_line(line, now))
             except FlowEventError as error:
                 if line.strip():
                     sink.refuse(str(error))
