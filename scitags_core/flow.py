@@ -51,7 +51,7 @@ def zone_of(text: str) -> str:
     return text.strip("[]").partition("%")[2]
 
 
-class FlowKey(msgspec.Struct, frozen=True, gc=False, array_like=True, order=True, cache_hash=True):
+class FlowKey(msgspec.Struct, frozen=True, gc=False, order=True, cache_hash=True):
     """The 5-tuple. Addresses are canonical; a port of 0 is one that its reporter did not know.
 
     Make it with FlowKey.of, which checks; the plain constructor trusts its caller.

@@ -30,7 +30,7 @@ from scitags_agent.table import Flow
 from scitags_core.errors import ScitagsError
 from scitags_core.flow import FlowChange, FlowEvent, FlowKey
 
-FORMAT = 1
+FORMAT = 2
 ROTATE_OCTETS = 16 << 20
 _LENGTH_OCTETS = 4
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -97,14 +97,16 @@ class Ledger:
         try:
             content = (self.directory / "snapshot").read_bytes()
             heading = msgspec.msgpack.decode(content, type=_Heading)
-            if (heading.format, heading.boot) != (FORMAT, self._boot):
-                self._clear()
-                return empty, []
-            snapshot = msgspec.msgpack.decode(content, type=Snapshot)
-            self._generation = snapshot.generation
-            return snapshot, list(_frames(self._events(snapshot.generation).read_bytes()))
+            if (heading.format, heading.boot) == (FORMAT, self._boot):
+                snapshot = msgspec.msgpack.decode(content, type=Snapshot)
+                frames = list(_frames(self._events(snapshot.generation).read_bytes()))
+                self._generation = snapshot.generation
+                return snapshot, frames
         except (OSError, msgspec.DecodeError):
-            return empty, []
+            pass
+        # Serials begin anew: nothing may stay that knows those of before.
+        self._clear()
+        return empty, []
 
     def append(self, frame: Frame) -> None:
         """Write a frame down. Raises OSError."""

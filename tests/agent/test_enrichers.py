@@ -70,6 +70,7 @@ def test_enrichers_are_started_asked_counted_and_closed(
     plugins.add("witness", Plugin())
     path = tmp_path / "agent.sock"
     document = {
+        "agent": {"state_directory": ""},
         "source": [{"kind": "unix", "path": str(path)}],
         "backend": [{"kind": "firefly", "to_destination": False, "collectors": [f"[::1]:{collector.port}"]}],
         "enricher": [

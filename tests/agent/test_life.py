@@ -62,6 +62,19 @@ def test_a_ledger_is_for_one_agent_and_for_one_boot(tmp_path: Path) -> None:
     ledger.close()
 
 
+def test_a_ledger_that_cannot_be_read_is_forgotten_whole(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.rotate(500, [], {}, [])
+    ledger.done("firefly", 500).close()
+    (ledger.home("backend firefly") / "outbox").touch()
+    ledger.close()
+    (tmp_path / "snapshot").write_bytes(b"\x92rubbish")
+    ledger = Ledger(tmp_path)
+    assert ledger.load()[0].serial == 0
+    assert {one.name for one in tmp_path.iterdir()} == {"lock"}
+    ledger.close()
+
+
 def test_the_flows_whose_connections_were_seen_are_remembered(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     ledger.note_seen({KEY, KEY.reversed()})
