@@ -68,6 +68,7 @@ def main() -> None:
         directory = Path(name)
         config = directory / "agent.toml"
         config.write_text(
+            f'[agent]\nstate_directory = "{directory}/state"\n'
             f'[[source]]\nkind = "named_pipe"\npath = "{directory}/flowd"\n'
             f'[[source]]\nkind = "unix"\npath = "{directory}/agent.sock"\n'
             f'[[backend]]\nkind = "firefly"\nto_destination = false\n'

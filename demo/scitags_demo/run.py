@@ -239,6 +239,8 @@ def agent_config(places: Places, *, marking: bool) -> str:
     """The configuration of the agent beside a storage."""
     marker = f'[[backend]]\nkind = "marker"\nrequired = true\ninterfaces = ["{STORAGE_INTERFACE}"]\n'
     return (
+        # Whatever becomes of the demonstration, nothing of its agents stays.
+        '[agent]\nstate_directory = ""\n\n'
         f'[[source]]\nkind = "unix"\npath = "{places.agent_socket}"\n\n'
         f'[[source]]\nkind = "named_pipe"\npath = "{places.agent_pipe}"\n\n'
         f"{marker if marking else ''}\n"
