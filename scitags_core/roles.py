@@ -64,10 +64,14 @@ class EventSink(Protocol):
         """What an agent that was here before left for this source; position is what it last gave."""
 
 
+KEEP = "keep"
+
+
 class Inheritance(msgspec.Struct, frozen=True):
     """What outlives an agent: a restart, an upgrade or a kill.
 
-    directory   where something may be kept for the next agent; None where nothing is kept
+    directory   where something may be kept for the next agent; None where nothing is kept. After a clean stop with
+                no flow under way it goes, unless there is a file of the name KEEP in it
     position    of a source: what was given with the last events that were accepted
     under_way   for a backend: every flow that had begun and not ended, the oldest first
     """

@@ -539,7 +539,7 @@ class Daemon:
         for name in list(self._enrichers):
             await self._stop_enricher(name)
         if self._ledger is not None:
-            if self.table.users or outstanding:
+            if self.table.users or outstanding or self._ledger.is_to_be_kept:
                 self._ledger.close()
             else:
                 self._ledger.remove()

@@ -29,6 +29,7 @@ from scitags_agent.mapped import MappedNumber
 from scitags_agent.table import Flow
 from scitags_core.errors import ScitagsError
 from scitags_core.flow import FlowChange, FlowEvent, FlowKey
+from scitags_core.roles import KEEP
 
 FORMAT = 2
 ROTATE_OCTETS = 16 << 20
@@ -187,6 +188,11 @@ class Ledger:
 
     def _events(self, generation: int) -> Path:
         return self.directory / f"events-{generation}"
+
+    @property
+    def is_to_be_kept(self) -> bool:
+        """Whether a source or backend has asked for it, for what it keeps there."""
+        return any(self.directory.glob(f"of-*/{KEEP}"))
 
     def close(self) -> None:
         """Let the next agent have it."""

@@ -38,7 +38,7 @@ from scitags_agent.local_address import can_bind
 from scitags_core import label
 from scitags_core.errors import ConfigError
 from scitags_core.flow import FlowChange, FlowKey
-from scitags_core.roles import BackendKind, Inheritance
+from scitags_core.roles import KEEP, BackendKind, Inheritance
 from scitags_core.tag import UNKNOWN, Tag
 
 log = logging.getLogger(__name__)
@@ -151,6 +151,7 @@ class Marker:
         if self._home is not None:
             self._seed = zlib.crc32(_kept_secret(self._home))
             self._earlier = self._note_programs(self._home)
+            (self._home / KEEP).unlink(missing_ok=True)
         # All that is under way is marked by our program before it takes an earlier one's place.
         await self.handle(inheritance.under_way)
         await asyncio.to_thread(self._scan)
@@ -195,6 +196,8 @@ class Marker:
             await asyncio.to_thread(self._detach_all)
             if self._home is not None:
                 (self._home / PROGRAMS).unlink(missing_ok=True)
+        else:
+            (self._home / KEEP).touch()
         if self._program is not None:
             self._program.close()
             self._program = None
