@@ -222,11 +222,17 @@ class Marker:
         mark = self._marks.get(name)
         if mark is None:
             first = pack_key(name)
-            entropy = self._entropy(first)
+            # With static tags, what the flow's first packets bore already, before anybody told us of it.
+            entropy = (
+                static_entropy(first) if self._static else zlib.crc32(first.octets, self._seed) & label.ENTROPY_MAX
+            )
             directions: tuple[PackedKey, ...]
             # Of a connection of this host only what it sends comes by here; what is local here may be far away in
             # another namespace.
-            near, far = self._is_local(name.src), self._is_local(name.dst)
+            local = self._local
+            near, far = local.get(name.src), local.get(name.dst)
+            near = self._look_up_local(name.src) if near is None else near
+            far = self._look_up_local(name.dst) if far is None else far
             if near is far or self._settings.namespaces:
                 directions = (first, pack_key(name.reversed()))
             else:
@@ -251,19 +257,11 @@ class Marker:
         mark.tags[key] = tag
         self._write(name, mark)
 
-    def _is_local(self, address: str) -> bool:
-        found = self._local.get(address)
-        if found is None:
-            if len(self._local) >= ADDRESSES_REMEMBERED:
-                self._local.clear()
-            found = self._local[address] = can_bind(address)
+    def _look_up_local(self, address: str) -> bool:
+        if len(self._local) >= ADDRESSES_REMEMBERED:
+            self._local.clear()
+        found = self._local[address] = can_bind(address)
         return found
-
-    def _entropy(self, packed: PackedKey) -> int:
-        if self._static:
-            # What the flow's first packets bore already, before anybody told us of it.
-            return static_entropy(packed)
-        return zlib.crc32(packed.octets, self._seed) & label.ENTROPY_MAX
 
     def _release(self, key: FlowKey) -> None:
         name = _canonical(key)

@@ -100,7 +100,7 @@ class MarkerProgram:
 
     def add(self, directions: tuple[PackedKey, ...], label: int) -> Placed:
         """Mark the directions of a connection, which must not be marked yet. OSError (E2BIG) when there is no room."""
-        if len(self._table) + len(directions) > self._max_flows:
+        if self._table.count + len(directions) > self._max_flows:
             raise OSError(errno.E2BIG, f"there is room for {self._max_flows} flows")
         return self._table.add(directions, label)
 
@@ -173,7 +173,7 @@ class FlowTable:
         self._overflowed_of = self._octets[OVERFLOWED_AT:SLOTS_AT].cast("I")
         self._numbers = array("I", bytes(4 * SETS * WAYS))  # how many keys each slot has had
         self._occupied = bytearray(SETS)  # a bit for each way
-        self._count = 0
+        self.count = 0
         self._port_users = array("I", bytes(4 * PORTS))
 
     def close(self) -> None:
@@ -182,7 +182,7 @@ class FlowTable:
         self._mapping.close()
 
     def __len__(self) -> int:
-        return self._count
+        return self.count
 
     def add(self, directions: tuple[PackedKey, ...], label: int) -> Placed:
         """Add flows that are not there. Raises OSError, and has added none then."""
@@ -217,7 +217,7 @@ class FlowTable:
             if not users:
                 marks[port >> 6] |= 1 << (port & 63)
             placed.append((slot, packed))
-            self._count += 1
+            self.count += 1
         return placed
 
     def change(self, placed: Placed, label: int) -> None:
@@ -242,7 +242,7 @@ class FlowTable:
             users = self._port_users[port] = self._port_users[port] - 1
             if not users:
                 self._words[port >> 6] &= ~(1 << (port & 63))
-            self._count -= 1
+            self.count -= 1
 
 
 def pack_index(index: int) -> bytes:
