@@ -30,6 +30,9 @@ if [ -n "$for_tests" ]; then
     for plugin in file http xrootd; do
         [ -n "$(find /usr/lib -name "libgfal_plugin_$plugin.so" 2>/dev/null)" ] || missing="$missing gfal2-plugin-$plugin"
     done
+    # The examples' agents run in namespaces that ip makes; the unit's reload is kill's.
+    { command -v ip || [ -x /sbin/ip ]; } >/dev/null || missing="$missing iproute2"
+    [ -x /bin/kill ] || missing="$missing procps"
     # editcap writes capture files as others do.
     command -v editcap >/dev/null || missing="$missing wireshark-common"
 fi
