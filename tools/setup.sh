@@ -33,6 +33,15 @@ if [ -n "$for_tests" ]; then
     # The examples' agents run in namespaces that ip makes; the unit's reload is kill's.
     { command -v ip || [ -x /sbin/ip ]; } >/dev/null || missing="$missing iproute2"
     [ -x /bin/kill ] || missing="$missing procps"
+    # The plug-in for the server is built by the tests, and asked by every kind of client.
+    command -v cmake >/dev/null || missing="$missing cmake"
+    command -v g++ >/dev/null || missing="$missing g++"
+    [ -e /usr/include/xrootd/XrdSfs/XrdSfsInterface.hh ] || missing="$missing libxrootd-server-dev libxrootd-dev"
+    [ -e /usr/include/xrootd/private/XrdHttp/XrdHttpExtHandler.hh ] || missing="$missing libxrootd-private-dev"
+    [ -e /usr/include/nlohmann/json.hpp ] || missing="$missing nlohmann-json3-dev"
+    command -v curl >/dev/null || missing="$missing curl"
+    command -v openssl >/dev/null || missing="$missing openssl"
+    /usr/bin/python3 -c 'import XRootD' 2>/dev/null || missing="$missing python3-xrootd"
     # editcap writes capture files as others do.
     command -v editcap >/dev/null || missing="$missing wireshark-common"
 fi

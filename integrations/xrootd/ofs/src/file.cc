@@ -1,0 +1,225 @@
+#include "file.hh"
+
+#include <cstring>
+
+#include "XrdNet/XrdNetAddrInfo.hh"
+#include "XrdOuc/XrdOucErrInfo.hh"
+#include "XrdSec/XrdSecEntity.hh"
+#include "XrdSfs/XrdSfsAio.hh"
+#include "XrdSfs/XrdSfsDio.hh"
+#include "XrdSfs/XrdSfsFlags.hh"
+
+namespace scitags {
+namespace {
+
+constexpr XrdSfsFileOpenMode kWriting = SFS_O_WRONLY | SFS_O_RDWR | SFS_O_CREAT | SFS_O_TRUNC;
+
+std::string_view text(const char* string) { return string == nullptr ? std::string_view() : string; }
+
+// An asynchronous request of the server's, which tells when it is done how much was moved.
+class CountedAio final : public XrdSfsAio {
+ public:
+  CountedAio(XrdSfsAio* theirs, std::shared_ptr<Transfer> transfer) : theirs_(theirs), transfer_(std::move(transfer)) {
+    const auto notification = sfsAio.aio_sigevent;  // of this object
+    sfsAio = theirs->sfsAio;
+    sfsAio.aio_sigevent = notification;
+    cksVec = theirs->cksVec;
+    TIdent = theirs->TIdent;
+    Result = theirs->Result;
+  }
+  void doneRead() override { done(transfer_->octets_read, &XrdSfsAio::doneRead); }
+  void doneWrite() override { done(transfer_->octets_written, &XrdSfsAio::doneWrite); }
+  void Recycle() override {
+    theirs_->Recycle();
+    delete this;
+  }
+
+ private:
+  void done(std::atomic<std::uint64_t>& octets, void (XrdSfsAio::*then)()) {
+    if (Result > 0) octets += static_cast<std::uint64_t>(Result);
+    theirs_->Result = Result;
+    auto* theirs = theirs_;
+    delete this;
+    (theirs->*then)();
+  }
+
+  XrdSfsAio* theirs_;
+  std::shared_ptr<Transfer> transfer_;
+};
+
+// "user.pid" of "user.pid:fd@host": what the connections of a root:// session have in common.
+std::string session_of(const char* trace) {
+  const char* colon = trace == nullptr ? nullptr : std::strchr(trace, ':');
+  return colon == nullptr ? std::string() : std::string(trace, colon);
+}
+
+}  // namespace
+
+int File::open(const char* path, XrdSfsFileOpenMode mode, mode_t create, const XrdSecEntity* client,
+               const char* opaque) {
+  const int code = wrapped_->open(path, mode, create, client, opaque);
+  if (code != SFS_OK || client == nullptr) return code;
+  try {
+    begin(path, (mode & kWriting) != 0, *client, text(opaque));
+  } catch (...) {  // no memory: the transfer goes on, untagged
+    transfer_.reset();
+  }
+  return code;
+}
+
+int File::close() {
+  const int code = wrapped_->close();
+  end();
+  return code;
+}
+
+void File::begin(const char* path, bool is_upload, const XrdSecEntity& client, std::string_view opaque) {
+  copy_ = HttpCopy::current();
+  const auto tag = tag_of(path, client, opaque);
+  if (!copy_ && RootCopies::is_arrangement(opaque)) {
+    const auto key = RootCopies::key_in(opaque);
+    if (key && tag) room_.root_copies.remember(*key, *tag);
+    return;
+  }
+  if (!tag) {
+    ++room_.reporter.counters.untagged;
+    return;
+  }
+  transfer_ = std::make_shared<Transfer>(*tag, is_upload, copy_ ? "xrootd-tpc" : "xrootd");
+  if (copy_) {
+    copy_->pass_on(*tag);
+    report_sockets();
+    return;
+  }
+  const int descriptor = client.addrInfo == nullptr ? -1 : client.addrInfo->SockFD();
+  const auto connection = descriptor < 0 ? std::nullopt : connection_of(descriptor);
+  if (!connection) {
+    ++room_.reporter.counters.unseen;
+    transfer_.reset();
+    return;
+  }
+  if (std::strncmp(client.prot, "http", 4) != 0) {
+    transfer_->session = session_of(client.tident);
+    transfer_->peer = connection->remote.address;
+  }
+  is_announced_ = room_.reporter.begin(transfer_, *connection, descriptor);
+}
+
+std::optional<Scitag> File::tag_of(const char* path, const XrdSecEntity& client, std::string_view opaque) {
+  if (const auto tag = scitag_in(opaque)) return tag;
+  if (copy_ && copy_->tag()) return copy_->tag();
+  if (const auto key = RootCopies::key_in(opaque))
+    if (const auto tag = room_.root_copies.find(*key)) return tag;
+  Subject subject{text(path), text(client.vorg), text(client.role), text(client.name), text(client.host), {}};
+  if (client.addrInfo != nullptr)
+    if (const auto end = end_of(client.addrInfo->SockAddr())) subject.address = end->address;
+  return room_.rules.tag_of(subject);
+}
+
+// Those of an HTTP third-party copy come and go while it runs.
+void File::report_sockets() {
+  copy_version_ = copy_->version();
+  for (const int socket : copy_->sockets()) {
+    const auto connection = connection_of(socket);
+    if (!connection) {  // not yet connected
+      copy_version_ = copy_->version() - 1;
+    } else if (is_announced_) {
+      room_.reporter.add(transfer_, *connection, socket);
+    } else if (!(is_announced_ = room_.reporter.begin(transfer_, *connection, socket))) {
+      transfer_.reset();
+      return;
+    }
+  }
+}
+
+void File::end() {
+  if (!transfer_) return;
+  if (is_announced_)
+    room_.reporter.end(std::move(transfer_));
+  else
+    ++room_.reporter.counters.unseen;
+  transfer_.reset();
+  is_announced_ = false;
+}
+
+void File::was_read(long long octets) {
+  if (!transfer_) return;
+  if (octets > 0) transfer_->octets_read += static_cast<std::uint64_t>(octets);
+  if (copy_ && copy_ == HttpCopy::current() && copy_->version() != copy_version_) report_sockets();
+}
+
+void File::was_written(long long octets) {
+  if (!transfer_) return;
+  if (octets > 0) transfer_->octets_written += static_cast<std::uint64_t>(octets);
+  if (copy_ && copy_ == HttpCopy::current() && copy_->version() != copy_version_) report_sockets();
+}
+
+XrdSfsAio* File::counted(XrdSfsAio* request) { return transfer_ ? new CountedAio(request, transfer_) : request; }
+
+XrdSfsXferSize File::read(XrdSfsFileOffset offset, char* buffer, XrdSfsXferSize size) {
+  const auto octets = wrapped_->read(offset, buffer, size);
+  was_read(octets);
+  return octets;
+}
+
+XrdSfsXferSize File::readv(XrdOucIOVec* parts, int count) {
+  const auto octets = wrapped_->readv(parts, count);
+  was_read(octets);
+  return octets;
+}
+
+XrdSfsXferSize File::pgRead(XrdSfsFileOffset offset, char* buffer, XrdSfsXferSize size, uint32_t* checksums,
+                            uint64_t options) {
+  const auto octets = wrapped_->pgRead(offset, buffer, size, checksums, options);
+  was_read(octets);
+  return octets;
+}
+
+XrdSfsXferSize File::write(XrdSfsFileOffset offset, const char* buffer, XrdSfsXferSize size) {
+  const auto octets = wrapped_->write(offset, buffer, size);
+  was_written(octets);
+  return octets;
+}
+
+XrdSfsXferSize File::writev(XrdOucIOVec* parts, int count) {
+  const auto octets = wrapped_->writev(parts, count);
+  was_written(octets);
+  return octets;
+}
+
+XrdSfsXferSize File::pgWrite(XrdSfsFileOffset offset, char* buffer, XrdSfsXferSize size, uint32_t* checksums,
+                             uint64_t options) {
+  const auto octets = wrapped_->pgWrite(offset, buffer, size, checksums, options);
+  was_written(octets);
+  return octets;
+}
+
+int File::read(XrdSfsAio* request) { return wrapped_->read(counted(request)); }
+
+int File::write(XrdSfsAio* request) { return wrapped_->write(counted(request)); }
+
+int File::pgRead(XrdSfsAio* request, uint64_t options) { return wrapped_->pgRead(counted(request), options); }
+
+int File::pgWrite(XrdSfsAio* request, uint64_t options) { return wrapped_->pgWrite(counted(request), options); }
+
+// The server sends from a descriptor by itself (sendfile), unseen by us. Answered so, it asks SendData() instead.
+int File::fctl(const int command, const char* arguments, XrdOucErrInfo& answer) {
+  const int code = wrapped_->fctl(command, arguments, answer);
+  if (command == SFS_FCTL_GETFD && code == SFS_OK && transfer_ && answer.getErrInfo() >= 0) {
+    descriptor_ = answer.getErrInfo();
+    answer.setErrCode(static_cast<int>(SFS_SFIO_FDVAL));
+  }
+  return code;
+}
+
+int File::SendData(XrdSfsDio* out, XrdSfsFileOffset offset, XrdSfsXferSize size) {
+  if (descriptor_ < 0) {
+    const int code = wrapped_->SendData(out, offset, size);
+    if (code == SFS_OK) was_read(size);
+    return code;
+  }
+  if (out->SendFile(descriptor_) == 0) was_read(size);
+  return SFS_OK;  // what failed is known to the server, which looks for it
+}
+
+}  // namespace scitags

@@ -1,0 +1,216 @@
+#include "reporter.hh"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <thread>
+
+#include "XrdSys/XrdSysError.hh"
+#include "event.hh"
+
+namespace scitags {
+namespace {
+
+using std::chrono::milliseconds;
+
+constexpr std::size_t kMessageOctets = 32 << 10;  // well below what a socket takes by default
+constexpr std::size_t kMessageDescriptors = 16;
+// Copies of descriptors that may wait: each keeps its connection open, and counts against the server's own limit.
+constexpr std::size_t kWaitingDescriptors = 64;
+constexpr int kFirstCopy = 64;
+constexpr int kBusyMilliseconds = 200;
+constexpr milliseconds kFirstRetry(50), kLastRetry(1000);
+constexpr auto kDropsSaidEvery = std::chrono::minutes(1);
+
+}  // namespace
+
+Reporter::Reporter(XrdSysError& log, const std::string& path, std::size_t starts, bool passes_sockets)
+    : log_(log), link_(path), max_starts_(starts), passes_sockets_(passes_sockets) {}
+
+bool Reporter::begin(std::shared_ptr<Transfer> transfer, const Connection& connection, int descriptor) {
+  if (waiting_starts_.fetch_add(1) >= max_starts_) {
+    --waiting_starts_;
+    ++counters.dropped;
+    return false;
+  }
+  put({Kind::kBegin, std::move(transfer), connection, copy_of(descriptor), {}});
+  return true;
+}
+
+void Reporter::add(std::shared_ptr<Transfer> transfer, const Connection& connection, int descriptor) {
+  ++waiting_starts_;
+  put({Kind::kAdd, std::move(transfer), connection, copy_of(descriptor), {}});
+}
+
+void Reporter::end(std::shared_ptr<Transfer> transfer) {
+  put({Kind::kEnd, std::move(transfer), {}, -1, Clock::now()});
+}
+
+// The thread comes with the first transfer: xrootd may fork after it has loaded its plug-ins.
+void Reporter::ensure_running() {
+  std::call_once(started_, [this] {
+    make_identity();
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);  // signals are the server's
+    std::thread(&Reporter::run, this).detach();
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  });
+}
+
+void Reporter::put(Item item) {
+  ensure_running();
+  bool must_wake;
+  {
+    const std::lock_guard<std::mutex> guard(mutex_);
+    items_.push_back(std::move(item));
+    must_wake = is_asleep_;
+    is_asleep_ = false;
+  }
+  if (must_wake) wake_.notify_one();
+}
+
+// By the time an event is sent its connection may be closed, and its descriptor another's: so a copy is kept.
+int Reporter::copy_of(int descriptor) {
+  if (!passes_sockets_ || descriptor < 0 || !is_present_) return -1;
+  if (waiting_descriptors_.fetch_add(1) < kWaitingDescriptors) {
+    const int copy = fcntl(descriptor, F_DUPFD_CLOEXEC, kFirstCopy);
+    if (copy >= 0) return copy;
+  }
+  --waiting_descriptors_;
+  return -1;
+}
+
+void Reporter::run() {
+  while (true) {
+    for (Item& item : next_items()) report(item);
+    report_streams();
+    flush();
+    say_what_was_dropped();
+  }
+}
+
+std::deque<Reporter::Item> Reporter::next_items() {
+  std::deque<Item> items;
+  std::unique_lock<std::mutex> lock(mutex_);
+  const auto due = streams_.due();
+  const auto something = [this] { return !items_.empty(); };
+  is_asleep_ = items_.empty();
+  if (due == Streams::Moment::max())
+    wake_.wait(lock, something);
+  else
+    wake_.wait_until(lock, due, something);
+  is_asleep_ = false;
+  items.swap(items_);
+  return items;
+}
+
+void Reporter::report(Item& item) {
+  Transfer& transfer = *item.transfer;
+  if (item.kind == Kind::kEnd) {
+    transfer.ended = item.time;
+    bool is_first = true;
+    for (const Connection& connection : transfer.reported) {
+      append(State::kEnd, transfer, connection, is_first, -1);
+      is_first = false;
+    }
+    return;
+  }
+  auto& reported = transfer.reported;
+  const bool is_new = std::find(reported.begin(), reported.end(), item.connection) == reported.end();
+  if (is_new) {
+    append(State::kStart, transfer, item.connection, reported.empty(), item.descriptor);
+    reported.push_back(item.connection);
+  } else {
+    --waiting_starts_;
+    if (item.descriptor >= 0) {
+      close(item.descriptor);
+      --waiting_descriptors_;
+    }
+  }
+  if (item.kind == Kind::kBegin && !transfer.session.empty()) streams_.expect(item.transfer);
+}
+
+void Reporter::report_streams() {
+  streams_.look(std::chrono::steady_clock::now(),
+                [this](const std::shared_ptr<Transfer>& transfer, const Connection& connection, int descriptor) {
+                  ++waiting_starts_;
+                  append(State::kStart, *transfer, connection, false, copy_of(descriptor));
+                  transfer->reported.push_back(connection);
+                });
+}
+
+void Reporter::append(State state, const Transfer& transfer, const Connection& connection, bool is_first,
+                      int descriptor) {
+  // The descriptors of a message belong to its first events.
+  const bool is_out_of_turn = descriptor >= 0 && message_.events > message_.descriptors.size();
+  if (is_out_of_turn || message_.descriptors.size() >= kMessageDescriptors || message_.text.size() > kMessageOctets)
+    flush();
+  message_.text.push_back(message_.events == 0 ? '[' : ',');
+  append_event(message_.text, state, transfer, connection, is_first);
+  ++message_.events;
+  message_.starts += state == State::kStart;
+  if (descriptor >= 0) message_.descriptors.push_back(descriptor);
+}
+
+// Hand the message over, however long the agent takes. What comes meanwhile waits in the queue, which is bounded.
+void Reporter::flush() {
+  if (message_.events == 0) return;
+  message_.text.push_back(']');
+  auto pause = kFirstRetry;
+  while (true) {
+    const auto outcome = link_.send(message_.text, message_.descriptors);
+    if (outcome == AgentLink::Outcome::kSent) {
+      counters.sent += message_.events;
+      say_whether_present(true);
+      break;
+    }
+    if (outcome == AgentLink::Outcome::kBusy) {
+      link_.wait_for_room(kBusyMilliseconds);
+      continue;
+    }
+    if (outcome == AgentLink::Outcome::kRefused && message_.descriptors.empty()) {
+      log_.Emsg("Report", "the agent's socket does not take a message:", link_.reason());
+      counters.dropped += message_.events;
+      break;
+    }
+    let_go_of_descriptors();
+    if (outcome == AgentLink::Outcome::kRefused) continue;
+    say_whether_present(false);
+    std::this_thread::sleep_for(pause);
+    pause = std::min(pause * 2, kLastRetry);
+  }
+  let_go_of_descriptors();
+  waiting_starts_ -= message_.starts;
+  message_ = Message();
+}
+
+void Reporter::let_go_of_descriptors() {
+  for (const int descriptor : message_.descriptors) close(descriptor);
+  waiting_descriptors_ -= message_.descriptors.size();
+  message_.descriptors.clear();
+}
+
+void Reporter::say_whether_present(bool is_present) {
+  if (has_said_ && is_present == is_present_) return;
+  has_said_ = true;
+  is_present_ = is_present;
+  if (is_present)
+    log_.Say("------ scitags: the agent is there");
+  else
+    log_.Say("------ scitags: no agent: ", link_.reason(), "; transfers go on, and are reported when it comes");
+}
+
+void Reporter::say_what_was_dropped() {
+  static thread_local auto said_at = std::chrono::steady_clock::time_point();
+  const auto now = std::chrono::steady_clock::now();
+  const auto dropped = counters.dropped.load();
+  if (dropped == drops_said_ || now - said_at < kDropsSaidEvery) return;
+  log_.Say("------ scitags: transfers not reported so far: ", std::to_string(dropped).c_str());
+  drops_said_ = dropped;
+  said_at = now;
+}
+
+}  // namespace scitags

@@ -1,0 +1,38 @@
+// The further connections of a root:// session (xrdcp -S): they are bound after the file is open.
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "transfer.hh"
+
+namespace scitags {
+
+class Streams {
+ public:
+  using Moment = std::chrono::steady_clock::time_point;
+  using Found = std::function<void(const std::shared_ptr<Transfer>&, const Connection&, int descriptor)>;
+
+  // Look for those of this transfer for a while.
+  void expect(std::shared_ptr<Transfer> transfer);
+
+  // When the next look is due; Moment::max() when none is.
+  Moment due() const;
+
+  // Look now if it is due, and tell of each connection that a transfer has not reported yet.
+  void look(Moment now, const Found& found);
+
+ private:
+  struct Wanted {
+    std::weak_ptr<Transfer> transfer;
+    Moment due;
+    std::size_t looks;
+  };
+
+  std::vector<Wanted> wanted_;
+  Moment not_before_{};
+};
+
+}  // namespace scitags

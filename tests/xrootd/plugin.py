@@ -1,0 +1,50 @@
+"""The server plug-in, built by the two commands of docs/xrootd.md, once for each kind of build."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+SOURCE = ROOT / "integrations" / "xrootd" / "ofs"
+BUILDS = ROOT / ".venv" / "build"
+BUILD_SECONDS = 300
+Sanitizer = Literal["", "address", "thread"]
+
+
+def why_not() -> str:
+    """What is missing from the system; empty when nothing is."""
+    programs = [name for name in ("cmake", "g++", "xrootd", "xrdcp", "curl", "openssl") if shutil.which(name) is None]
+    headers = [
+        name
+        for name in (
+            "xrootd/XrdSfs/XrdSfsInterface.hh",
+            "xrootd/private/XrdHttp/XrdHttpExtHandler.hh",
+            "nlohmann/json.hpp",
+        )
+        if not Path("/usr/include", name).exists()
+    ]
+    return ", ".join([*programs, *headers])
+
+
+def built(sanitizer: Sanitizer = "") -> Path:
+    """The library, up to date; skips where it cannot be built."""
+    if why_not():
+        pytest.skip(f"needs {why_not()}")
+    directory = BUILDS / f"xrootd-ofs{'-' + sanitizer if sanitizer else ''}"
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for command in (
+            ["cmake", "-S", str(SOURCE), "-B", str(directory), f"-DSANITIZE={sanitizer}"],
+            ["cmake", "--build", str(directory), "--parallel", "2"],
+        ):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False)
+            assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+            assert "warning" not in done.stderr, done.stderr
+    return next(directory.glob("libXrdScitags-*.so"))

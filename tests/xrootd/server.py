@@ -1,0 +1,161 @@
+"""A real xrootd with the plug-in, as a user without privileges, for root://, HTTP and HTTPS on every address."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from tests.netns.namespaces import Namespace
+from tests.xrootd.certificate import Authority
+from tests.xrootd.plugin import Sanitizer, built
+
+USER = "xrootd"  # the package makes this user
+ROOT_PORT, HTTP_PORT = 1094, 8443
+START_SECONDS = 60.0
+STOP_SECONDS = 20.0
+CONFIG = """
+all.role server
+all.export /
+all.adminpath {directory}/admin
+all.pidpath {directory}/admin
+oss.localroot {directory}/root
+ofs.tpc fcpath /nonexistent pgm /usr/bin/xrdcp
+xrd.port {root_port}
+xrd.network nodnr
+xrd.tls {directory}/certificate.pem {directory}/key.pem
+xrd.tlsca certdir {authority}
+xrd.protocol XrdHttp:{http_port} libXrdHttp.so
+http.listingdeny no
+http.header2cgi SciTag scitag.flow
+http.header2cgi scitag scitag.flow
+xrootd.fslib ++ {library}
+http.exthandler xrdtpc {library}
+{lines}
+"""
+
+
+class Server:
+    """Where its files are, and how it is asked for them. Runs as long as this object is open."""
+
+    def __init__(
+        self,
+        authority: Authority,
+        lines: str,
+        *,
+        namespace: Namespace | None = None,
+        addresses: tuple[str, ...] = ("127.0.0.1", "::1"),
+        sanitizer: Sanitizer = "",
+        root_port: int = ROOT_PORT,
+        http_port: int = HTTP_PORT,
+        config: str = CONFIG,
+    ) -> None:
+        # Not below pytest's directories, which are closed to the user that the server runs as.
+        self.directory = Path(tempfile.mkdtemp(prefix="scitags-xrootd-"))
+        self.log = self.directory / "xrootd.log"
+        self.root = self.directory / "root"
+        self.addresses = addresses
+        self.root_port, self.http_port = root_port, http_port
+        self.config = self.directory / "xrootd.cfg"
+        self._namespace, self._sanitizer = namespace, sanitizer
+        self.root.mkdir()
+        (self.directory / "admin").mkdir()
+        library = built(sanitizer)
+        shutil.copy(library, self.directory / library.name)  # the checkout may be closed to that user, too
+        authority.certify(self.directory / "certificate.pem", self.directory / "key.pem", addresses)
+        self.config.write_text(
+            config.format(
+                directory=self.directory,
+                library=self.directory / library.name.replace("-5.so", ".so"),
+                authority=authority.directory,
+                root_port=root_port,
+                http_port=http_port,
+                lines=lines,
+            )
+        )
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Returns when it can be asked."""
+        self.start_without_waiting()
+        deadline = time.monotonic() + START_SECONDS
+        for port in (self.root_port, self.http_port):
+            while not self._listens(port):
+                assert self.process is not None
+                assert self.process.poll() is None, self.log_text()[-6000:]
+                assert time.monotonic() < deadline, f"nothing listens on {port}: {self.log_text()[-6000:]}"
+                time.sleep(0.05)
+
+    def start_without_waiting(self) -> None:
+        for path in (self.directory, *self.directory.rglob("*")):
+            shutil.chown(path, USER, USER)
+        command = ["xrootd", "-c", str(self.config), "-n", "tests"]
+        if os.geteuid() == 0:
+            command = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", *command]
+        with self.log.open("ab") as log:
+            options = {"cwd": self.directory, "stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+            environment = {**os.environ, "X509_CERT_DIR": "", **self._preloaded()}
+            if self._namespace:
+                self.process = self._namespace.popen(command, env=environment, **options)
+            else:
+                self.process = subprocess.Popen(command, env=environment, **options)  # type: ignore[call-overload]
+
+    def _preloaded(self) -> dict[str, str]:
+        """What a library with a sanitizer asks of a program without: its run-time library first."""
+        if not self._sanitizer:
+            return {}
+        name = {"address": "libasan.so", "thread": "libtsan.so"}[self._sanitizer]
+        found = subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True)
+        suppressions = Path(__file__).parent / "tsan.supp"
+        shutil.copy(suppressions, self.directory / "tsan.supp")
+        # Leaks are the server's, which never frees what it lives by.
+        return {
+            "LD_PRELOAD": found.stdout.strip(),
+            "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1:exitcode=99",
+            "TSAN_OPTIONS": f"suppressions={self.directory}/tsan.supp:exitcode=0:report_signal_unsafe=0",
+        }
+
+    def _listens(self, port: int) -> bool:
+        place = self._namespace.entered() if self._namespace else contextlib.nullcontext()
+        with place, contextlib.suppress(OSError):
+            socket.create_connection((self.addresses[0], port), timeout=2).close()
+            return True
+        return False
+
+    def log_text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def put(self, name: str, octets: bytes) -> Path:
+        """A file to be downloaded."""
+        path = self.root / name
+        path.write_bytes(octets)
+        shutil.chown(path, USER, USER)
+        return path
+
+    def url(self, scheme: str, address: str, path: str) -> str:
+        host = f"[{address}]" if ":" in address else address
+        if scheme == "root":
+            return f"root://{host}:{self.root_port}//{path}"
+        return f"{scheme}://{host}:{self.http_port}/{path}"
+
+    def stop(self) -> int:
+        if self.process is None:
+            return 0
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        return self.process.wait(STOP_SECONDS)
+
+    def close(self) -> None:
+        try:
+            self.stop()
+        finally:
+            shutil.rmtree(self.directory, ignore_errors=True)
