@@ -25,7 +25,7 @@ all.export /
 all.adminpath {directory}/admin
 all.pidpath {directory}/admin
 oss.localroot {directory}/root
-ofs.tpc fcpath /nonexistent pgm /usr/bin/xrdcp
+ofs.tpc pgm /usr/bin/xrdcp --server
 xrd.port {root_port}
 xrd.network nodnr
 xrd.tls {directory}/certificate.pem {directory}/key.pem

@@ -2,63 +2,243 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from scitags_core import label
 from scitags_core.tag import decode
 from tests.netns.conftest import ALICE, BOB
-from tests.xrootd.clients import xrdcp
-from tests.xrootd.conftest import ALICE_IPV4, BOB_IPV4, Site
-from tests.xrootd.host import Record
+from tests.xrootd.clients import XRDCP, curl, run, xrdcp
+from tests.xrootd.conftest import Site
+from tests.xrootd.moved import ADDRESSES, TAG, check_marked, content, labels, one
 
-OCTETS = 24_000_000
-TAG = 143
-BOTH = pytest.mark.parametrize(("address", "client"), [(ALICE, BOB), (ALICE_IPV4, BOB_IPV4)], ids=["ipv6", "ipv4"])
-
-
-def content(octets: int = OCTETS) -> bytes:
-    return bytes(range(256)) * (octets // 256) + bytes(octets % 256)
-
-
-def labels_of(site: Site, port: int, *, sent_by_port: bool = True) -> dict[int, dict[int, int]]:
-    """How many packets bore which scitag (0: none), by the port of the client; of the large share, those with data."""
-    found: dict[int, dict[int, int]] = {}
-    for (source, destination), words in site.seen.words().items():
-        near, far = (source, destination) if sent_by_port else (destination, source)
-        if near != port:
-            continue
-        for word, count in words.items():
-            bits = word & 0xFFFFF
-            tag = label.decode(bits).tag if bits else None
-            number = tag.experiment << 6 | tag.activity if tag else 0
-            counts = found.setdefault(far, {})
-            counts[number] = counts.get(number, 0) + count
-    return found
-
-
-def check_marked(site: Site, records: list[Record], port: int, tag: int = TAG) -> None:
-    """Packets of the connections that these records name bear the tag: all with another, and most of all, none else."""
-    if ":" not in records[0].src:
-        return
-    labels = labels_of(site, port)
-    ports = {one.src_port if one.dst_port == port else one.dst_port for one in records}
-    for client_port in ports:
-        counts = labels[client_port]
-        assert set(counts) <= {0, tag}, labels
-        assert counts.get(tag, 0) > 0.5 * sum(counts.values()), labels
+OCTETS = 24_000_123
+OTHER = 206
+SLOWLY = ("--limit-rate", "24M")  # else the whole file is on its way before the agent has heard of it
+BOTH = pytest.mark.parametrize("family", ["ipv6", "ipv4"])
+UNREADABLE = ["64", "65536", "313x", "-5", "", "%31%34%33", "99999999999999999999", "0x8f"]
 
 
 @BOTH
-def test_xrdcp_down(site: Site, address: str, client: str, tmp_path: Path) -> None:
-    site.alice.server.put("down", content())
-    url = site.alice.server.url("root", address, f"down?scitag.flow={TAG}")
-    xrdcp(site.pair.bob, url, tmp_path / "down")
-    assert (tmp_path / "down").read_bytes() == content()
-    (records,) = site.alice.agent.transfers(1)
-    start, end = records
+def test_xrdcp_down(site: Site, family: str, tmp_path: Path) -> None:
+    address, client = ADDRESSES[family]
+    site.alice.server.put("down", content(OCTETS))
+    xrdcp(site.pair.bob, site.alice.server.url("root", address, f"down?scitag.flow={TAG}"), tmp_path / "down")
+    assert (tmp_path / "down").read_bytes() == content(OCTETS)
+    start, end = one(site.alice.agent)
     assert (start.src, start.src_port, start.dst) == (address, 1094, client)
-    assert start.scitag == end.scitag == decode(TAG).experiment << 6 | decode(TAG).activity
+    assert start.scitag == end.scitag == TAG
     assert end.octets == (OCTETS, 0)
-    check_marked(site, records, 1094)
+    check_marked(labels(site), start, TAG)
+
+
+@BOTH
+def test_xrdcp_up(site: Site, family: str, tmp_path: Path) -> None:
+    address, client = ADDRESSES[family]
+    (tmp_path / "up").write_bytes(content(OCTETS))
+    xrdcp(site.pair.bob, tmp_path / "up", site.alice.server.url("root", address, f"up?scitag.flow={TAG}"))
+    assert (site.alice.server.root / "up").read_bytes() == content(OCTETS)
+    start, end = one(site.alice.agent)
+    assert (start.src, start.dst, start.dst_port) == (client, address, 1094)
+    assert start.scitag == TAG
+    assert end.octets == (OCTETS, 0)
+    check_marked(labels(site), start, TAG, reverse=True)
+
+
+@BOTH
+@pytest.mark.parametrize("upload", [False, True], ids=["down", "up"])
+def test_xrdcp_with_four_streams_more(site: Site, family: str, upload: bool, tmp_path: Path) -> None:
+    address, client = ADDRESSES[family]
+    octets, file = 3 * OCTETS, tmp_path / "streams"
+    url = site.alice.server.url("root", address, f"streams?scitag.flow={TAG}")
+    if upload:
+        file.write_bytes(content(octets))
+    else:
+        site.alice.server.put("streams", content(octets))
+    ends_of_it: list[str | Path] = [file, url] if upload else [url, file]
+    xrdcp(site.pair.bob, "--streams", "4", *ends_of_it)
+    (records,) = site.alice.agent.transfers(1)
+    starts = [record for record in records if record.state == "start"]
+    ends = [record for record in records if record.state == "end"]
+    assert len(starts) == 5
+    assert {(record.src, record.dst) for record in starts} == {(client, address) if upload else (address, client)}
+    assert {record.scitag for record in records} == {TAG}
+    assert sorted(end.octets for end in ends) == [(0, 0)] * 4 + [(octets, 0)]
+    seen = labels(site)
+    for start in starts:
+        # A stream that moved little has little to show but its set-up.
+        ports = (start.dst_port, start.src_port) if upload else (start.src_port, start.dst_port)
+        if sum(seen.get(ports, {}).values()) > 50:
+            check_marked(seen, start, TAG, reverse=upload, share=0.3)
+
+
+def test_three_files_at_once_on_one_connection(site: Site, tmp_path: Path) -> None:
+    tags, sizes = (TAG, OTHER, 65), (OCTETS, 1, 0)
+    urls = []
+    for number, (tag, size) in enumerate(zip(tags, sizes, strict=True)):
+        site.alice.server.put(f"file{number}", content(size))
+        urls.append(site.alice.server.url("root", ALICE, f"file{number}?scitag.flow={tag}"))
+    xrdcp(site.pair.bob, "--parallel", "3", *urls, tmp_path)
+    transfers = site.alice.agent.transfers(3)
+    assert {transfer[0].ends for transfer in transfers} == {transfers[0][0].ends}
+    moved = {transfer[0].scitag: transfer[1].octets for transfer in transfers}
+    assert moved == {tag: (size, 0) for tag, size in zip(tags, sizes, strict=True)}
+
+
+@BOTH
+def test_a_client_that_is_killed(site: Site, family: str) -> None:
+    address, client = ADDRESSES[family]
+    path = site.alice.server.put("long", b"")
+    with path.open("r+b") as file:
+        file.truncate(1 << 30)
+    url = site.alice.server.url("root", address, f"long?scitag.flow={TAG}")
+    process = site.pair.bob.popen([*XRDCP, "--xrate", "20m", url, "/dev/null"], stderr=subprocess.DEVNULL)
+    begun = site.alice.agent.wait_for(bool, "a start")
+    process.send_signal(signal.SIGKILL)
+    process.wait(10)
+    (end,) = site.alice.agent.wait_for(bool, "an end")
+    assert (begun[0].state, end.state) == ("start", "end")
+    assert (end.ends, end.scitag, end.id) == (begun[0].ends, TAG, begun[0].id)
+    assert end.dst == client
+    assert 0 < end.octets[0] < 1 << 30
+
+
+@BOTH
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_curl_get(site: Site, family: str, scheme: str, tmp_path: Path) -> None:
+    address, client = ADDRESSES[family]
+    site.alice.server.put("get", content(OCTETS))
+    url = site.alice.server.url(scheme, address, "get")
+    curl(site.pair.bob, site.authority, *SLOWLY, "-H", f"SciTag: {TAG}", "-o", tmp_path / "get", url)
+    assert (tmp_path / "get").read_bytes() == content(OCTETS)
+    start, end = one(site.alice.agent)
+    assert (start.src, start.src_port, start.dst, start.scitag) == (address, 8443, client, TAG)
+    assert end.octets == (OCTETS, 0)
+    check_marked(labels(site), start, TAG)
+
+
+@BOTH
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_curl_put(site: Site, family: str, scheme: str, tmp_path: Path) -> None:
+    address, client = ADDRESSES[family]
+    (tmp_path / "put").write_bytes(content(OCTETS))
+    url = site.alice.server.url(scheme, address, f"put?scitag.flow={TAG}")
+    curl(site.pair.bob, site.authority, *SLOWLY, "-T", tmp_path / "put", url)
+    start, end = one(site.alice.agent)
+    assert (start.src, start.dst, start.dst_port, start.scitag) == (client, address, 8443, TAG)
+    assert end.octets == (OCTETS, 0)
+    check_marked(labels(site), start, TAG, reverse=True)
+
+
+def test_tags_in_turn_on_a_connection_that_is_kept_alive(site: Site, tmp_path: Path) -> None:
+    site.alice.server.put("kept", content(OCTETS))
+    url = site.alice.server.url("https", ALICE, "kept")
+    requests: list[str | Path] = []
+    for tag in (TAG, OTHER, TAG):
+        requests += ["--next"] if requests else []
+        requests += ["--globoff", "--silent", "--cacert", site.authority.certificate, *SLOWLY]
+        requests += ["-H", f"SciTag: {tag}", "-o", tmp_path / "kept", url]
+    curl(site.pair.bob, site.authority, *requests)
+    transfers = site.alice.agent.transfers(3)
+    assert [transfer[0].scitag for transfer in transfers] == [TAG, OTHER, TAG]
+    assert [transfer[1].octets for transfer in transfers] == [(OCTETS, 0)] * 3
+    assert len({transfer[0].ends for transfer in transfers}) == 1
+    assert [transfer[0].mark for transfer in transfers] == [TAG, OTHER, TAG]
+    seen = labels(site)
+    check_marked(seen, transfers[0][0], TAG, OTHER, share=0.8)
+    counts = seen[transfers[0][0].src_port, transfers[0][0].dst_port]
+    assert counts[TAG] > counts[OTHER] > 0.2 * sum(counts.values()), counts
+
+
+def test_head_is_no_transfer(site: Site) -> None:
+    site.alice.server.put("head", content(1000))
+    url = site.alice.server.url("http", ALICE, "head")
+    curl(site.pair.bob, site.authority, "--head", "-H", f"SciTag: {TAG}", url)
+    curl(site.pair.bob, site.authority, "-H", f"SciTag: {OTHER}", "-o", "/dev/null", url)
+    start, end = one(site.alice.agent)
+    assert (start.scitag, end.octets) == (OTHER, (1000, 0))
+
+
+def test_a_part_of_a_file(site: Site) -> None:
+    site.alice.server.put("part", content(OCTETS))
+    url = site.alice.server.url("http", ALICE, "part")
+    curl(site.pair.bob, site.authority, "-r", "1000-1999,5000-5009", "-H", f"SciTag: {TAG}", "-o", "/dev/null", url)
+    _, end = one(site.alice.agent)
+    assert end.octets == (1010, 0)
+
+
+def test_the_query_comes_before_the_header(site: Site) -> None:
+    site.alice.server.put("both", content(10))
+    url = site.alice.server.url("http", ALICE, f"both?scitag.flow={TAG}")
+    curl(site.pair.bob, site.authority, "-H", f"SciTag: {OTHER}", "-o", "/dev/null", url)
+    assert one(site.alice.agent)[0].scitag == TAG
+
+
+@pytest.mark.parametrize("tag", [65, 1000, 65535])
+def test_tags_at_the_edges(site: Site, tag: int) -> None:
+    site.alice.server.put("edge", content(10))
+    url = site.alice.server.url("root", ALICE, f"edge?scitag.flow={tag}")
+    xrdcp(site.pair.bob, url, "/dev/null")
+    start, _ = one(site.alice.agent)
+    assert (start.experiment_id, start.activity_id) == decode(tag)
+
+
+@pytest.mark.parametrize("tag", UNREADABLE)
+def test_what_is_no_tag_is_told_as_unknown(site: Site, tag: str) -> None:
+    site.alice.server.put("unknown", content(10))
+    xrdcp(site.pair.bob, site.alice.server.url("root", ALICE, f"unknown?scitag.flow={tag}"), "/dev/null")
+    start, end = one(site.alice.agent)
+    assert (start.experiment_id, start.activity_id, start.mark) == (0, 0, None)
+    assert end.octets == (10, 0)
+
+
+@pytest.mark.parametrize(
+    ("address", "path", "tag"),
+    [
+        (ALICE, "mapped/file", (3, 14)),
+        (ALICE, "mapped2/file", (1, 1)),
+        (ADDRESSES["ipv4"][0], "by-host/file", (3, 12)),
+        (ALICE, "by-host/file", (1, 1)),
+    ],
+)
+def test_a_transfer_without_a_tag_gets_that_of_the_rules(
+    site: Site, address: str, path: str, tag: tuple[int, int]
+) -> None:
+    (site.alice.server.root / path).parent.mkdir(exist_ok=True)
+    site.alice.server.put(path, content(10))
+    (site.alice.server.root / path).parent.chmod(0o755)
+    xrdcp(site.pair.bob, site.alice.server.url("root", address, path), "/dev/null")
+    start, _ = one(site.alice.agent)
+    assert (start.experiment_id, start.activity_id) == tag
+
+
+PYTHON = """
+import sys
+from XRootD import client
+url, octets = sys.argv[1], int(sys.argv[2])
+with client.File() as file:
+    status, _ = file.open(url)
+    assert status.ok, status
+    status, one = file.read(0, octets // 2)
+    assert status.ok and len(one) == octets // 2, status
+    status, parts = file.vector_read([(octets // 2, 1000), (octets - 500, 500)])
+    assert status.ok, status
+copies = client.CopyProcess()
+copies.add_job(url, "/dev/null", force=True)
+assert copies.prepare().ok
+status, results = copies.run()
+assert status.ok, status
+"""
+
+
+def test_python_bindings(site: Site) -> None:
+    site.alice.server.put("python", content(OCTETS))
+    url = site.alice.server.url("root", ALICE, f"python?scitag.flow={TAG}")
+    run(site.pair.bob, ["/usr/bin/python3", "-c", PYTHON, url, str(OCTETS)])
+    read, copied = site.alice.agent.transfers(2)
+    assert read[0].scitag == copied[0].scitag == TAG
+    assert read[1].octets == (OCTETS // 2 + 1500, 0)
+    assert copied[1].octets == (OCTETS, 0)
+    assert read[0].ends[:3] == (ALICE, 1094, BOB)

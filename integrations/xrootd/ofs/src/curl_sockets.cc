@@ -87,10 +87,34 @@ Dynamic dynamic_of(const link_map* library) {
   return found;
 }
 
-// The page may be one that the loader has closed to writing (RELRO), and is left as it was found.
-bool replace(void** slot, void* value) {
-  const auto size = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
-  auto* page = reinterpret_cast<void*>(reinterpret_cast<std::uintptr_t>(slot) & ~(size - 1));
+// The part of a library that the loader closes to writing once it is loaded (RELRO).
+struct Closed {
+  ElfW(Addr) library, first = 0, last = 0;
+};
+
+int find_closed(dl_phdr_info* info, std::size_t, void* data) {
+  auto* closed = static_cast<Closed*>(data);
+  if (info->dlpi_addr != closed->library) return 0;
+  for (int number = 0; number < info->dlpi_phnum; ++number) {
+    const auto& part = info->dlpi_phdr[number];
+    if (part.p_type != PT_GNU_RELRO) continue;
+    closed->first = info->dlpi_addr + part.p_vaddr;
+    closed->last = closed->first + part.p_memsz;
+  }
+  return 1;
+}
+
+// Write, where need be into a page that is closed to writing, which is left as it was found.
+bool replace(ElfW(Addr) library, void** slot, void* value) {
+  Closed closed{library};
+  dl_iterate_phdr(&find_closed, &closed);
+  const auto place = reinterpret_cast<ElfW(Addr)>(slot);
+  if (place < closed.first || place >= closed.last) {
+    *slot = value;
+    return true;
+  }
+  const auto size = static_cast<ElfW(Addr)>(sysconf(_SC_PAGESIZE));
+  auto* page = reinterpret_cast<void*>(place & ~(size - 1));
   if (mprotect(page, size, PROT_READ | PROT_WRITE) != 0) return false;
   *slot = value;
   return mprotect(page, size, PROT_READ) == 0;
@@ -109,7 +133,7 @@ bool watch_curl_sockets(void* library) {
     if (std::strcmp(name, "curl_easy_setopt") != 0) continue;
     auto** slot = reinterpret_cast<void**>(map->l_addr + call.r_offset);
     real_set_option = reinterpret_cast<SetOption>(*slot);
-    return replace(slot, reinterpret_cast<void*>(&set_option));
+    return replace(map->l_addr, slot, reinterpret_cast<void*>(&set_option));
   }
   return false;
 }

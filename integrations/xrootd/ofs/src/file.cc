@@ -88,7 +88,7 @@ void File::begin(const char* path, bool is_upload, const XrdSecEntity& client, s
   transfer_ = std::make_shared<Transfer>(*tag, is_upload, copy_ ? "xrootd-tpc" : "xrootd");
   if (copy_) {
     copy_->pass_on(*tag);
-    report_sockets();
+    opened_before_ = copy_->opened_so_far();
     return;
   }
   const int descriptor = client.addrInfo == nullptr ? -1 : client.addrInfo->SockFD();
@@ -117,12 +117,23 @@ std::optional<Scitag> File::tag_of(const char* path, const XrdSecEntity& client,
 }
 
 // Those of an HTTP third-party copy come and go while it runs.
+void File::look_for_sockets() {
+  if (!copy_ || copy_ != HttpCopy::current() || copy_->opened_so_far() == opened_known_) return;
+  try {
+    report_sockets();
+  } catch (...) {  // no memory: the copy goes on, and is reported without them
+    opened_known_ = copy_->opened_so_far();
+  }
+}
+
 void File::report_sockets() {
-  copy_version_ = copy_->version();
-  for (const int socket : copy_->sockets()) {
+  opened_known_ = copy_->opened_so_far();
+  auto sockets = copy_->sockets_after(opened_before_);
+  if (sockets.empty()) sockets = copy_->sockets_after(0);
+  for (const int socket : sockets) {
     const auto connection = connection_of(socket);
-    if (!connection) {  // not yet connected
-      copy_version_ = copy_->version() - 1;
+    if (!connection) {
+      opened_known_ = 0;  // not yet connected: look again
     } else if (is_announced_) {
       room_.reporter.add(transfer_, *connection, socket);
     } else if (!(is_announced_ = room_.reporter.begin(transfer_, *connection, socket))) {
@@ -134,7 +145,8 @@ void File::report_sockets() {
 
 void File::end() {
   if (!transfer_) return;
-  if (is_announced_)
+  look_for_sockets();  // of a copy that had nothing to move
+  if (is_announced_ && transfer_)
     room_.reporter.end(std::move(transfer_));
   else
     ++room_.reporter.counters.unseen;
@@ -142,16 +154,10 @@ void File::end() {
   is_announced_ = false;
 }
 
-void File::was_read(long long octets) {
+void File::moved(std::atomic<std::uint64_t> Transfer::*counter, long long octets) {
   if (!transfer_) return;
-  if (octets > 0) transfer_->octets_read += static_cast<std::uint64_t>(octets);
-  if (copy_ && copy_ == HttpCopy::current() && copy_->version() != copy_version_) report_sockets();
-}
-
-void File::was_written(long long octets) {
-  if (!transfer_) return;
-  if (octets > 0) transfer_->octets_written += static_cast<std::uint64_t>(octets);
-  if (copy_ && copy_ == HttpCopy::current() && copy_->version() != copy_version_) report_sockets();
+  if (octets > 0) (*transfer_).*counter += static_cast<std::uint64_t>(octets);
+  look_for_sockets();
 }
 
 XrdSfsAio* File::counted(XrdSfsAio* request) { return transfer_ ? new CountedAio(request, transfer_) : request; }

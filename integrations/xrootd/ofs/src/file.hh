@@ -63,10 +63,12 @@ class File : public XrdSfsFile {
  private:
   void begin(const char* path, bool is_upload, const XrdSecEntity& client, std::string_view opaque);
   std::optional<Scitag> tag_of(const char* path, const XrdSecEntity& client, std::string_view opaque);
+  void look_for_sockets();
   void report_sockets();
   void end();
-  void was_read(long long octets);
-  void was_written(long long octets);
+  void moved(std::atomic<std::uint64_t> Transfer::*counter, long long octets);
+  void was_read(long long octets) { moved(&Transfer::octets_read, octets); }
+  void was_written(long long octets) { moved(&Transfer::octets_written, octets); }
   XrdSfsAio* counted(XrdSfsAio* request);
 
   Room& room_;
@@ -74,7 +76,8 @@ class File : public XrdSfsFile {
   std::shared_ptr<Transfer> transfer_;
   int descriptor_ = -1;  // for sendfile()
   HttpCopy* copy_ = nullptr;
-  unsigned copy_version_ = 0;
+  unsigned opened_before_ = 0;  // sockets of the copy: they asked for the size, and move no data
+  unsigned opened_known_ = 0;
   bool is_announced_ = false;
 };
 

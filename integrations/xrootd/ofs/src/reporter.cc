@@ -60,14 +60,18 @@ void Reporter::ensure_running() {
   });
 }
 
-void Reporter::put(Item item) {
-  ensure_running();
-  bool must_wake;
-  {
+// No lack of memory or threads becomes the server's trouble: the event is dropped, and the agent ends by itself a transfer
+// whose connection is gone.
+void Reporter::put(Item item) noexcept {
+  bool must_wake = false;
+  try {
+    ensure_running();
     const std::lock_guard<std::mutex> guard(mutex_);
     items_.push_back(std::move(item));
     must_wake = is_asleep_;
     is_asleep_ = false;
+  } catch (...) {
+    ++counters.dropped;
   }
   if (must_wake) wake_.notify_one();
 }

@@ -58,7 +58,7 @@ class Reporter {
     std::size_t events = 0, starts = 0;
   };
 
-  void put(Item item);
+  void put(Item item) noexcept;
   int copy_of(int descriptor);
   void ensure_running();
   [[noreturn]] void run();

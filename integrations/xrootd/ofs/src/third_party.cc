@@ -30,14 +30,18 @@ void HttpCopy::pass_on(Scitag tag) {
   if (tag != kUnreadable && header(kPassedOn) == nullptr) request_.headers[kPassedOn] = std::to_string(tag);
 }
 
-void HttpCopy::opened(int socket) {
-  sockets_.push_back(socket);
-  ++version_;
-}
+void HttpCopy::opened(int socket) { sockets_.emplace_back(socket, ++opened_); }
 
 void HttpCopy::closed(int socket) {
-  sockets_.erase(std::remove(sockets_.begin(), sockets_.end(), socket), sockets_.end());
-  ++version_;
+  const auto is_it = [socket](const auto& one) { return one.first == socket; };
+  sockets_.erase(std::remove_if(sockets_.begin(), sockets_.end(), is_it), sockets_.end());
+}
+
+std::vector<int> HttpCopy::sockets_after(unsigned others) const {
+  std::vector<int> found;
+  for (const auto& [socket, number] : sockets_)
+    if (number > others) found.push_back(socket);
+  return found;
 }
 
 const std::string* HttpCopy::header(const char* name) const {

@@ -30,19 +30,21 @@ class HttpCopy {
   // Have the other side told of the tag, where the request says nothing of that.
   void pass_on(Scitag tag);
 
-  // Its sockets, as libcurl opens and closes them. version() grows with each.
+  // Its sockets, as libcurl opens and closes them.
   void opened(int socket);
   void closed(int socket);
-  const std::vector<int>& sockets() const { return sockets_; }
-  unsigned version() const { return version_; }
+
+  // Those opened after so many others were, and how many have been opened so far.
+  std::vector<int> sockets_after(unsigned others) const;
+  unsigned opened_so_far() const { return opened_; }
 
  private:
   const std::string* header(const char* name) const;
 
   XrdHttpExtReq& request_;
   std::optional<Scitag> tag_;
-  std::vector<int> sockets_;
-  unsigned version_ = 0;
+  std::vector<std::pair<int, unsigned>> sockets_;  // with the number of each
+  unsigned opened_ = 0;
 };
 
 // The handler of the server, wrapped.
