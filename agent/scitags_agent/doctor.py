@@ -41,7 +41,7 @@ def examine(config: Config | None) -> list[Finding]:
     enrichers = {one.kind.kind for one in config.enrichers} if config else set()
     found = [_kernel()]
     if "marker" in backends:
-        found += [_capabilities(), _program(), _ways(), _labels()]
+        found += [_capabilities(), _program(), _ways(), _kernel_labels(), _labels()]
         found += _interfaces(config)
     if {"sock_ops", "iperf3"} & (sources | enrichers):
         found += [_cgroup(), _connections()]
@@ -95,6 +95,15 @@ def _ways() -> Finding:
     return Finding("attaching", "good", "by TCX")
 
 
+def _kernel_labels() -> Finding:
+    from scitags_agent.bpf.kernel_label import probe  # noqa: PLC0415
+
+    reason = probe()
+    if reason is None:
+        return Finding("labels of TCP", "good", "written by the kernel itself, without a program for each packet")
+    return Finding("labels of TCP", "note", reason, "until then all labels are written by the program, at tc")
+
+
 def _labels() -> Finding:
     values = [_sysctl(f"net/ipv6/{name}") for name in ("flowlabel_consistency", "auto_flowlabels")]
     return Finding(
@@ -102,7 +111,7 @@ def _labels() -> Finding:
         "note" if values[1] not in ("0", "") else "good",
         f"net.ipv6.flowlabel_consistency={values[0]}, net.ipv6.auto_flowlabels={values[1]}",
         "untagged packets bear the kernel's own, random labels, which readers tell apart only by the registry; "
-        "sysctl net.ipv6.auto_flowlabels=0 leaves them without"
+        "sysctl net.ipv6.auto_flowlabels=0 leaves them without, and then all labels are written at tc"
         if values[1] not in ("0", "")
         else "",
     )

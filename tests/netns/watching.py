@@ -8,6 +8,7 @@ import socket
 import threading
 from collections import Counter
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any
 
 from scitags_agent.backends.marker import Marker, MarkerSettings
@@ -89,10 +90,10 @@ def deliver(client: socket.socket, server: socket.socket, octets: bytes = MEGABY
 
 
 @contextlib.asynccontextmanager
-async def running(host: Namespace, **settings: Any) -> Any:
+async def running(host: Namespace, *, directory: Path | None = None, **settings: Any) -> Any:
     marker = Marker(MarkerSettings(**settings))
     with host.entered():
-        await marker.start(Inheritance())
+        await marker.start(Inheritance(directory=directory))
     try:
         yield marker
     finally:

@@ -30,11 +30,13 @@ import msgspec
 
 from scitags_agent.bpf.attach import Attachment, Way, attach
 from scitags_agent.bpf.interfaces import Interface, check_pattern, matching
-from scitags_agent.bpf.layout import PackedKey, pack_key, static_entropy
+from scitags_agent.bpf.kernel_label import KernelLabels
+from scitags_agent.bpf.layout import PackedKey, label_word, pack_key, static_entropy
 from scitags_agent.bpf.libbpf import MarkerUnavailable
 from scitags_agent.bpf.loader import DEFAULT_MAX_FLOWS, MarkerProgram, Placed
 from scitags_agent.bpf.namespaces import entered
 from scitags_agent.local_address import can_bind
+from scitags_agent.socket_labels import SocketLabels, Wanted
 from scitags_core import label
 from scitags_core.errors import ConfigError
 from scitags_core.flow import FlowChange, FlowKey
@@ -48,6 +50,8 @@ PROGRAMS = "programs"
 CLSACT = "clsact"  # a file that says that an agent has used it
 PROGRAMS_REMEMBERED = 64
 ADDRESSES_REMEMBERED = 1 << 14
+# At a stop, for connections to send a packet, with which they give their label back; one that sends none keeps it.
+GIVE_BACK_SECONDS = 0.5
 
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
@@ -72,6 +76,8 @@ class MarkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     interfaces       patterns of names; "*" is all but loopback, which must be named. "global-ipv6": those with a global
                      IPv6 address; "route:2001:db8::/32": the one by which packets go there
     namespaces       network namespaces besides the agent's own, by path or by the name that `ip netns` knows
+    label            who writes it. tc: the program. kernel: the kernel itself, for TCP alone, and no program is on any
+                     interface. auto: the program at once, and the kernel in its place as soon as it does
     attach           auto (TCX where the kernel has it, else clsact), tcx, or clsact
     max_flows        directions of connections that can be marked at once
     linger           seconds that a mark outlives the last end, so that the last packets still bear it
@@ -83,6 +89,7 @@ class MarkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     interfaces: list[str] = msgspec.field(default_factory=lambda: ["*"])
     namespaces: list[str] = []
+    label: Literal["auto", "kernel", "tc"] = "auto"
     attach: Way = "auto"
     max_flows: Annotated[int, msgspec.Meta(ge=2)] = DEFAULT_MAX_FLOWS
     linger: Seconds = 0.25
@@ -94,13 +101,18 @@ class MarkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Mark(msgspec.Struct):
     """What a connection bears; a tag for each name under which it was reported, the newest last.
 
-    removal is when it goes, by the event loop's clock; 0 while somebody uses it.
+    directions   those that leave this host
+    placed       those of them that are in the program's table: what the kernel labels itself is not
+    removal      when it goes, by the event loop's clock; 0 while somebody uses it
     """
 
+    directions: tuple[PackedKey, ...]
     placed: Placed
     entropy: int
     tags: dict[FlowKey, Tag]
     removal: float = 0.0
+    is_offered: bool = False  # to the kernel
+    is_by_kernel: bool = False  # of which it labels one direction at least
 
     @property
     def label(self) -> int:
@@ -127,6 +139,7 @@ class Marker:
             raise ConfigError("static tags are for the agent's own network namespace: a marker has them, or namespaces")
         self._static = [_static_label(one) for one in settings.static]
         self._program: MarkerProgram | None = None
+        self._socket_labels: SocketLabels | None = None
         self._attached: dict[Interface, Attachment] = {}
         self._unattachable: dict[Interface, str] = {}
         # Attaching speaks netlink, which waits for its answers: it is done in a thread.
@@ -139,6 +152,7 @@ class Marker:
         self._local: dict[str, bool] = {}  # addresses of this host, until the next look at the interfaces
         self._unmarked: dict[FlowKey, str] = {}  # why, for those that are under way
         self._counters: Counter[str] = Counter()
+        self._by_kernel = 0
         self._watch: asyncio.Task[None] | None = None
         self._home: Path | None = None
         self._seed = zlib.crc32(os.urandom(SECRET_OCTETS))  # of entropy
@@ -148,12 +162,15 @@ class Marker:
         """Load and attach. MarkerUnavailable says why that cannot be, OSError what of the inheritance is unusable."""
         self._home = inheritance.directory
         self._program = MarkerProgram(self._settings.max_flows, static=bool(self._static))
+        self._socket_labels = await self._ask_the_kernel()
         if self._home is not None:
             self._seed = zlib.crc32(_kept_secret(self._home))
             self._earlier = self._note_programs(self._home)
             (self._home / KEEP).unlink(missing_ok=True)
         # All that is under way is marked by our program before it takes an earlier one's place.
         await self.handle(inheritance.under_way)
+        if self._settings.label == "kernel":
+            return
         await asyncio.to_thread(self._scan)
         if not self._attached:
             names = ", ".join(self._settings.interfaces)
@@ -166,16 +183,17 @@ class Marker:
 
     async def handle(self, changes: Sequence[FlowChange]) -> None:
         apply, release, unmarked = self._apply, self._release, self._unmarked
+        kernels_alone = self._is_kernels_alone
         for change in changes:
             key, tag = change.event.key, change.mark
             if tag is not None and tag.experiment <= label.EXPERIMENT_MAX and key.src_port and key.dst_port:
-                if ":" in key.src:
+                if ":" in key.src and (key.protocol == "tcp" or not kernels_alone):
                     apply(key, tag)
                     continue
             elif tag is None and not change.users and not unmarked:
                 release(key)
                 continue
-            reason = _why_unmarked(change)
+            reason = _why_unmarked(change) or ("not_tcp" if kernels_alone and key.protocol != "tcp" and tag else "")
             if change.mark is None or reason:
                 self._release(key)
             else:
@@ -192,12 +210,16 @@ class Marker:
         if self._remover is not None:
             self._remover.cancel()
         self._marks.clear()
-        if self._settings.on_stop == "remove" or self._home is None:
+        home = self._home if self._settings.on_stop == "leave" else None
+        if self._socket_labels is not None:
+            await self._socket_labels.close(give_back=0 if home else GIVE_BACK_SECONDS)
+            self._socket_labels = None
+        if home is None:
             await asyncio.to_thread(self._detach_all)
             if self._home is not None:
                 (self._home / PROGRAMS).unlink(missing_ok=True)
         else:
-            (self._home / KEEP).touch()
+            (home / KEEP).touch()
         if self._program is not None:
             self._program.close()
             self._program = None
@@ -207,6 +229,8 @@ class Marker:
         return {
             "connections": len(self._marks),
             "interfaces": len(self._attached),
+            **({"connections_by_kernel": self._by_kernel} if self._socket_labels is not None else {}),
+            **(self._socket_labels.counters if self._socket_labels is not None else {}),
             **{f"packets_{name}": total for name, total in packets.items()},
             **self._counters,
         }
@@ -237,12 +261,18 @@ class Marker:
                 directions = (first, pack_key(name.reversed()))
             else:
                 directions = (first,) if near else (pack_key(name.reversed()),)
+            if self._is_kernels_alone:
+                self._marks[name] = Mark(directions, [], entropy, {key: tag}, is_offered=True)
+                self._socket_labels.put(name)  # type: ignore[union-attr]
+                return
             try:
                 placed = self._program.add(directions, _label(tag, entropy))  # type: ignore[union-attr]
             except OSError as error:
                 self._count_refused(name, (key,), error)
                 return
-            self._marks[name] = Mark(placed, entropy, {key: tag})
+            self._marks[name] = Mark(directions, placed, entropy, {key: tag})
+            if self._socket_labels is not None and key.protocol == "tcp":
+                self._socket_labels.offer(name)
             if self._unmarked:
                 self._unmarked.pop(key, None)
             return
@@ -296,11 +326,22 @@ class Marker:
         mark = self._marks.pop(name)
         assert self._program is not None
         self._program.remove(mark.placed)
+        if mark.is_offered and self._socket_labels is not None:
+            self._set_by_kernel(mark, False)
+            self._socket_labels.remove([one.octets for one in mark.directions])
 
     def _write(self, name: FlowKey, mark: Mark) -> None:
         assert self._program is not None
         try:
             self._program.change(mark.placed, mark.label)
+            if mark.is_offered and self._socket_labels is not None:
+                self._set_by_kernel(mark, False)
+                if not self._is_kernels_alone:
+                    # The kernel follows in a moment; until then the program writes.
+                    there = {packed.octets for _, packed in mark.placed}
+                    away = tuple(one for one in mark.directions if one.octets not in there)
+                    mark.placed = mark.placed + self._program.add(away, mark.label)
+                self._socket_labels.put(name)
         except OSError as error:
             self._remove(name)
             self._count_refused(name, mark.tags, error)
@@ -308,6 +349,53 @@ class Marker:
             if self._unmarked:
                 for key in mark.tags:
                     self._unmarked.pop(key, None)
+
+    @property
+    def _is_kernels_alone(self) -> bool:
+        return self._settings.label == "kernel"
+
+    async def _ask_the_kernel(self) -> SocketLabels | None:
+        """Have the kernel label sockets, if that is wanted. MarkerUnavailable when nothing else is, and it cannot."""
+        settings = self._settings
+        if settings.label == "tc":
+            return None
+        if settings.label == "auto":
+            if self._static:
+                log.info("labels are written at tc: there are static tags for all that the program does not know")
+                return None
+            if settings.interfaces != ["*"]:
+                log.info("labels are written at tc: the kernel would label on other interfaces too")
+                return None
+        try:
+            kernel = KernelLabels(settings.max_flows, all_namespaces=bool(settings.namespaces))
+            labels = SocketLabels(kernel, settings.namespaces, self._wanted_label, self._note_begun)
+            await labels.start()
+        except (MarkerUnavailable, OSError) as error:
+            if settings.label == "kernel":
+                raise MarkerUnavailable(str(error)) from None
+            log.info("labels are written at tc, and not by the kernel: %s", error)
+            return None
+        return labels
+
+    def _wanted_label(self, name: FlowKey) -> Wanted | None:
+        mark = self._marks.get(name)
+        if mark is None or mark.removal:
+            return None
+        mark.is_offered = True
+        return [one.octets for one in mark.directions], mark.label
+
+    def _note_begun(self, name: FlowKey, key: bytes, word: int) -> None:
+        """The kernel labels one direction: it need not stand in the table."""
+        mark = self._marks.get(name)
+        if mark is None or label_word(mark.label) != word or self._program is None:
+            return
+        self._program.remove([one for one in mark.placed if one[1].octets == key])
+        mark.placed = [one for one in mark.placed if one[1].octets != key]
+        self._set_by_kernel(mark, True)
+
+    def _set_by_kernel(self, mark: Mark, value: bool) -> None:
+        self._by_kernel += value - mark.is_by_kernel
+        mark.is_by_kernel = value
 
     def _count_refused(self, name: FlowKey, keys: Iterable[FlowKey], error: OSError) -> None:
         full = error.errno in (errno.E2BIG, errno.ENOMEM)

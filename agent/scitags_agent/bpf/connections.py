@@ -188,22 +188,26 @@ class ConnectionsProgram:
     def _attach(self, cgroup: Path) -> None:
         program = self._lib.pointer("bpf_object__find_program_by_name", self._object, PROGRAM.encode())
         assert program is not None
-        try:
-            directory = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            raise ConnectionsUnavailable(f"cgroup {cgroup}: {error.strerror}") from None
-        try:
-            # The kernel reads the cgroup where it reads an interface for a link of another kind.
-            request = LinkCreate(
-                prog_fd=self._lib.call("bpf_program__fd", program),
-                target_ifindex=directory,
-                attach_type=ATTACH_TYPE_CGROUP_SOCK_OPS,
-            )
-            self._link = self._lib.syscall(BPF_LINK_CREATE, request)
-        except OSError as error:
-            raise ConnectionsUnavailable(f"cgroup {cgroup}: {_why_not_attached(error)}") from None
-        finally:
-            os.close(directory)
+        self._link = attach_sock_ops(self._lib.call("bpf_program__fd", program), cgroup)
+
+
+def attach_sock_ops(program: int, cgroup: Path) -> int:
+    """Put a sock_ops program on a cgroup, beside whatever is there; the descriptor of its link.
+
+    Raises ConnectionsUnavailable.
+    """
+    try:
+        directory = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ConnectionsUnavailable(f"cgroup {cgroup}: {error.strerror}") from None
+    try:
+        # The kernel reads the cgroup where it reads an interface for a link of another kind.
+        request = LinkCreate(prog_fd=program, target_ifindex=directory, attach_type=ATTACH_TYPE_CGROUP_SOCK_OPS)
+        return library().syscall(BPF_LINK_CREATE, request)
+    except OSError as error:
+        raise ConnectionsUnavailable(f"cgroup {cgroup}: {_why_not_attached(error)}") from None
+    finally:
+        os.close(directory)
 
 
 def _declared() -> ctypes.CDLL:

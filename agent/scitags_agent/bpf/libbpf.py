@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import os
 import platform
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,11 @@ class Library:
             ("bpf_map__value_size", ctypes.c_uint32, (pointer,)),
             ("bpf_map__fd", integer, (pointer,)),
             ("bpf_map__initial_value", pointer, (pointer, pointer)),
+            ("bpf_map__set_initial_value", integer, (pointer, text, ctypes.c_size_t)),
+            ("bpf_program__attach_iter", pointer, (pointer, pointer)),
+            ("bpf_link__fd", integer, (pointer,)),
+            ("bpf_link__destroy", integer, (pointer,)),
+            ("bpf_iter_create", integer, (integer,)),
             ("bpf_program__fd", integer, (pointer,)),
             ("bpf_map_update_elem", integer, (integer, text, text, ctypes.c_uint64)),
             ("bpf_map_delete_elem", integer, (integer, text)),
@@ -132,8 +138,8 @@ def library() -> Library:
 class BpfObject:
     """A loaded object file. Raises MarkerUnavailable when the kernel does not take it."""
 
-    def __init__(self, path: Path, max_entries: dict[str, int]) -> None:
-        """max_entries sizes maps by name, before they are made."""
+    def __init__(self, path: Path, max_entries: dict[str, int], constants: bytes = b"") -> None:
+        """max_entries sizes maps by name, before they are made; constants are the program's settings."""
         self.lib = library()
         self.lib.take_messages()
         self._handle = self.lib.pointer("bpf_object__open_file", os.fsencode(path), None)
@@ -142,6 +148,8 @@ class BpfObject:
         try:
             for name, entries in max_entries.items():
                 self.lib.call("bpf_map__set_max_entries", self._map(name), entries)
+            if constants:
+                self.lib.call("bpf_map__set_initial_value", self._variables(".rodata"), constants, len(constants))
             self.lib.call("bpf_object__load", self._handle)
         except OSError as error:
             self.close()
@@ -150,11 +158,22 @@ class BpfObject:
 
     def _let_go_of_initial_values(self) -> None:
         """Give the memory back in which libbpf keeps a copy of what global variables begin with: zeros, of 3 MB."""
+        for one in self._maps():
+            if self.lib.text("bpf_map__name", one).endswith(".bss"):
+                self.lib.release(*self.lib.initial_value(one))
+
+    def _maps(self) -> Iterator[int]:
         current = self.lib.pointer("bpf_object__next_map", self._handle, None)
         while current is not None:
-            if self.lib.text("bpf_map__name", current).endswith(".bss"):
-                self.lib.release(*self.lib.initial_value(current))
+            yield current
             current = self.lib.pointer("bpf_object__next_map", self._handle, current)
+
+    def _variables(self, section: str) -> int:
+        """The map that holds the global variables of a section."""
+        for one in self._maps():
+            if self.lib.text("bpf_map__name", one).endswith(section):
+                return one
+        raise MarkerUnavailable(f"the object has no {section}: it is not ours")
 
     def close(self) -> None:
         """Give programs and maps back; the kernel keeps what is still attached."""
@@ -172,17 +191,17 @@ class BpfObject:
 
     def global_variables(self) -> tuple[int, int]:
         """The map that holds the program's zero-initialised global variables: its descriptor, its size in octets."""
-        current = self.lib.pointer("bpf_object__next_map", self._handle, None)
-        while current is not None:
-            if self.lib.text("bpf_map__name", current).endswith(".bss"):
-                return self.lib.call("bpf_map__fd", current), self.lib.call("bpf_map__value_size", current)
-            current = self.lib.pointer("bpf_object__next_map", self._handle, current)
-        raise MarkerUnavailable("the object has no global variables: it is not ours")
+        found = self._variables(".bss")
+        return self.lib.call("bpf_map__fd", found), self.lib.call("bpf_map__value_size", found)
 
-    def program_fd(self, name: str) -> int:
+    def program(self, name: str) -> int:
+        """libbpf's handle of a program."""
         found = self.lib.pointer("bpf_object__find_program_by_name", self._handle, name.encode())
         assert found is not None, name
-        return self.lib.call("bpf_program__fd", found)
+        return found
+
+    def program_fd(self, name: str) -> int:
+        return self.lib.call("bpf_program__fd", self.program(name))
 
 
 def _why_not(error: OSError, messages: str) -> str:

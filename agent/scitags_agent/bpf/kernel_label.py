@@ -1,0 +1,167 @@
+"""Flow labels that the kernel writes itself, for TCP: no program runs for any packet.
+
+A sock_ops program on a cgroup gives a connection that opens the hash of which the kernel makes its label. One that is
+open already is found by a walk over the sockets of a network namespace; its next packet bears the label, whatever that
+packet is. The label stays on the socket when this process is killed, and goes with the socket.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import errno
+import os
+import struct
+from importlib import resources
+from pathlib import Path
+
+import msgspec
+
+from scitags_agent.bpf.connections import ConnectionsUnavailable, attach_sock_ops, cgroup_root, own_namespace
+from scitags_agent.bpf.layout import FLOW_KEY_OCTETS, pack_label
+from scitags_agent.bpf.libbpf import BPF_ANY, BpfObject, MarkerUnavailable, library
+
+OBJECT_NAME = "kernel_label.bpf.o"
+_SETTINGS = struct.Struct("=QB7x")  # struct kernel_label_settings
+_REPORT = struct.Struct(f"={FLOW_KEY_OCTETS}sIIiI")  # struct report
+_READ_OCTETS = 1 << 16
+_SYSCTL = Path("/proc/sys/net/ipv6")
+# net.ipv6.auto_flowlabels: off, or off unless the application asks for it (Documentation/networking/ip-sysctl).
+_SYSCTL_OFF = ("0", "2")
+
+
+class SocketState(enum.IntEnum):
+    """enum socket_state."""
+
+    WAITING = 0
+    LABELLED = 1
+    GIVEN_BACK = 2
+    OWN_LABEL = 3
+    REFUSED = 4
+
+
+class SocketReport(msgspec.Struct, frozen=True, gc=False):
+    """What became of one socket.
+
+    key      the octets of its flow key (layout.pack_key), from this host's end
+    label    as the table has it (layout.label_word); 0 for one that gives its label back
+    error    the negative errno of REFUSED
+    callbacks   that are asked for of the socket (BPF_SOCK_OPS_*_CB_FLAG), by anybody
+    """
+
+    key: bytes
+    label: int
+    state: SocketState
+    error: int
+    callbacks: int
+
+
+class KernelLabels:
+    """The programs, loaded; new connections get their labels from then on, others by walk()."""
+
+    def __init__(self, max_flows: int, *, cgroup: Path | None = None, all_namespaces: bool = False) -> None:
+        """For the sockets of a cgroup (version 2) and those below it, its root when None.
+
+        max_flows       directions that can have a label
+        all_namespaces  not sockets of this thread's network namespace alone
+
+        Raises MarkerUnavailable.
+        """
+        reason = why_not_by_sysctl()
+        if reason is not None:
+            raise MarkerUnavailable(reason)
+        netns = 0 if all_namespaces else own_namespace()
+        self._link = self._walk_link = -1
+        self._walk_handle: int | None = None
+        self._object = BpfObject(_object_path(), {"labels": max_flows}, _SETTINGS.pack(netns, netns != 0))
+        self._lib = library()
+        try:
+            self._labels = self._object.map_fd("labels")
+            self._walk_handle = self._lib.pointer(
+                "bpf_program__attach_iter", self._object.program("scitags_walk"), None
+            )
+            if self._walk_handle is None:
+                raise MarkerUnavailable(f"the kernel has no walk over its sockets: {self._lib.take_messages()}")
+            self._walk_link = self._lib.call("bpf_link__fd", self._walk_handle)
+            self._link = attach_sock_ops(
+                self._object.program_fd("scitags_kernel_label"), cgroup_root() if cgroup is None else cgroup
+            )
+        except (ConnectionsUnavailable, OSError) as error:
+            self.close()
+            raise MarkerUnavailable(str(error)) from None
+        except MarkerUnavailable:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Take the programs away. Sockets keep the labels that they have: remove() and walk() before."""
+        if self._link >= 0:
+            os.close(self._link)
+            self._link = -1
+        if self._walk_handle is not None:
+            self._lib.call("bpf_link__destroy", self._walk_handle)
+            self._walk_handle = None
+        self._object.close()
+
+    def put(self, key: bytes, label: int) -> None:
+        """The label of a connection, by its key from this host's end. OSError (E2BIG) when there is no room."""
+        self._lib.call("bpf_map_update_elem", self._labels, key, pack_label(label), BPF_ANY)
+
+    def remove(self, key: bytes) -> None:
+        """No label any more; one that has opened keeps it until the walk."""
+        with contextlib.suppress(FileNotFoundError):
+            self._lib.call("bpf_map_delete_elem", self._labels, key)
+
+    def walk(self) -> list[SocketReport]:
+        """Go over the TCP sockets of this thread's network namespace: those of put() get their labels, those of
+        remove() give them back. What became of each whose label is asked for, or was.
+
+        Takes milliseconds, in the kernel. Raises OSError.
+        """
+        descriptor = self._lib.call("bpf_iter_create", self._walk_link)
+        octets = bytearray()
+        try:
+            while True:
+                try:
+                    read = os.read(descriptor, _READ_OCTETS)
+                except OSError as error:
+                    if error.errno == errno.EAGAIN:  # it has gone far, and wants to be asked again
+                        continue
+                    raise
+                if not read:
+                    break
+                octets += read
+        finally:
+            os.close(descriptor)
+        return [
+            SocketReport(key, label, SocketState(state), error, callbacks)
+            for key, label, state, error, callbacks in _REPORT.iter_unpack(octets)
+        ]
+
+
+def why_not_by_sysctl(directory: Path = _SYSCTL) -> str | None:
+    """What in the settings of this network namespace keeps the kernel from writing labels; None when nothing does."""
+    for name, bad in (("auto_flowlabels", _SYSCTL_OFF), ("flowlabel_state_ranges", ("1",))):
+        try:
+            value = (directory / name).read_text().strip()
+        except OSError:
+            return f"net.ipv6.{name} cannot be read: is IPv6 on?"
+        if value in bad:
+            return f"net.ipv6.{name} is {value}: the kernel makes no label of a socket's hash"
+    return None
+
+
+def probe() -> str | None:
+    """Why the kernel cannot write labels here, in one line; None when it can."""
+    try:
+        KernelLabels(1).close()
+    except (MarkerUnavailable, OSError) as error:
+        return str(error)
+    return None
+
+
+def _object_path() -> Path:
+    path = Path(str(resources.files("scitags_agent.bpf").joinpath(OBJECT_NAME)))
+    if not path.is_file():
+        raise MarkerUnavailable(f"{OBJECT_NAME} is not in this installation: it was built without clang")
+    return path

@@ -1,0 +1,196 @@
+"""Which TCP connections the kernel shall label itself: they are put before it, and it is seen when it has begun.
+
+The walk over the sockets that this takes costs milliseconds. It is made in a thread, for many connections at once, and
+so seldom that it takes a small part of a processor at most.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from scitags_agent.bpf.kernel_label import KernelLabels, SocketReport, SocketState
+from scitags_agent.bpf.namespaces import entered
+from scitags_core.flow import FlowKey
+
+log = logging.getLogger(__name__)
+
+PATIENCE_SECONDS = 0.1  # most short transfers are over by then, and have cost nothing
+SOON_SECONDS = 0.002
+WAITING_SECONDS = 0.1  # until the next look at sockets that are not settled; doubled each time
+WAITING_SECONDS_MAX = 5.0
+PUTS_A_ROUND = 2000  # each a system call, made where flow events wait
+WALKS_SHARE = 10  # a walk is followed by so many times as long without one
+
+Wanted = tuple[Iterable[bytes], int]
+
+
+class SocketLabels:
+    """Puts connections before the kernel.
+
+    wanted(name) says which keys (layout.pack_key) and which label, None for a connection that is over.
+    begun(name, key, label_word) is called when the kernel writes a label, and may be called again.
+    """
+
+    def __init__(
+        self,
+        kernel: KernelLabels,
+        namespaces: Sequence[str],
+        wanted: Callable[[FlowKey], Wanted | None],
+        begun: Callable[[FlowKey, bytes, int], None],
+    ) -> None:
+        self._kernel = kernel
+        self._places = ["", *namespaces]
+        self._wanted = wanted
+        self._begun = begun
+        self._offered: deque[FlowKey] = deque()
+        self._names: dict[bytes, FlowKey] = {}
+        self._unsettled: set[bytes] = set()  # those whose socket is not there yet, or has sent nothing since
+        self._timer: asyncio.TimerHandle | None = None
+        self._round: asyncio.Task[None] | None = None
+        self._is_changed = False
+        self._waiting = WAITING_SECONDS
+        self._next_walk = 0.0
+        self._closing = False
+        self.counters: Counter[str] = Counter()
+        # A thread of our own, as it is in the network namespace in which it was made, whoever leaves that meanwhile.
+        self._walker = ThreadPoolExecutor(1, "scitags-walk")
+
+    async def start(self) -> None:
+        """Walk once, to see that it can be done. Raises OSError; there is nothing to close then."""
+        try:
+            await self._walk_in_thread()
+        except OSError:
+            self._walker.shutdown()
+            self._kernel.close()
+            raise
+
+    def offer(self, name: FlowKey) -> None:
+        """A connection that began; the kernel is asked for its label when it has lasted for a moment."""
+        self._offered.append(name)
+        if self._timer is None and self._round is None:
+            self._look_in(PATIENCE_SECONDS)
+
+    def put(self, name: FlowKey) -> None:
+        """Ask at once, or for another label than before."""
+        wanted = self._wanted(name)
+        if wanted is None:
+            return
+        keys, label = wanted
+        for key in keys:
+            try:
+                self._kernel.put(key, label)
+            except OSError as error:
+                self.counters["kernel_refused_label"] += 1
+                if self.counters["kernel_refused_label"] == 1:
+                    log.error("%s: the kernel does not take its label: %s (said once, counted from here)", name, error)
+                continue
+            self._names[key] = name
+            self._unsettled.add(key)
+            self._is_changed = True
+        self._hurry()
+
+    def remove(self, keys: Iterable[bytes]) -> None:
+        """Of these connections, no label any more."""
+        for key in keys:
+            if self._names.pop(key, None) is not None:
+                self._kernel.remove(key)
+                self._unsettled.discard(key)
+                self._is_changed = True
+        self._hurry()
+
+    async def close(self, *, give_back: float) -> None:
+        """Wait for so many seconds for sockets to give their labels back (0: they keep them), and end."""
+        self._closing = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._round is not None:
+            await asyncio.gather(self._round, return_exceptions=True)
+        deadline = time.monotonic() + give_back
+        if give_back and self._names:
+            self.remove(list(self._names))
+            while time.monotonic() < deadline:
+                if not any(one.state == SocketState.WAITING for one in await self._walk_in_thread()):
+                    break
+                await asyncio.sleep(WAITING_SECONDS)
+        self._walker.shutdown()
+        self._kernel.close()
+
+    def _hurry(self) -> None:
+        if self._is_changed and self._round is None and not self._closing:
+            self._look_in(SOON_SECONDS)
+
+    def _look_in(self, seconds: float) -> None:
+        """Have a round then, or sooner when one is due already."""
+        loop = asyncio.get_running_loop()
+        when = loop.time() + seconds
+        if self._timer is not None:
+            if self._timer.when() <= when:
+                return
+            self._timer.cancel()
+        self._timer = loop.call_at(when, self._begin_round)
+
+    def _begin_round(self) -> None:
+        self._timer = None
+        for _ in range(min(len(self._offered), PUTS_A_ROUND)):
+            self.put(self._offered.popleft())
+        wait = self._next_walk - time.monotonic()
+        if wait > 0:
+            self._look_in(wait)
+        else:
+            self._round = asyncio.create_task(self._walk_and_tell())
+
+    async def _walk_and_tell(self) -> None:
+        self._is_changed = False
+        began = time.monotonic()
+        reports: list[SocketReport] = []
+        try:
+            reports = await self._walk_in_thread()
+        except OSError as error:
+            self.counters["kernel_failed_walks"] += 1
+            if self.counters["kernel_failed_walks"] == 1:
+                log.error("the sockets cannot be looked at: %s (said once, counted from here)", error)
+        finally:
+            self._round = None
+        now = time.monotonic()
+        self._next_walk = now + WALKS_SHARE * (now - began)
+        for report in reports:
+            name = self._names.get(report.key)
+            if name is not None and report.state != SocketState.WAITING:
+                if not self._is_changed:
+                    self._unsettled.discard(report.key)
+                if report.state == SocketState.LABELLED:
+                    self._begun(name, report.key, report.label)
+        if not self._closing:
+            self._plan()
+
+    def _plan(self) -> None:
+        """When to look next."""
+        if self._unsettled and not self._is_changed:
+            self._look_in(self._waiting)
+            self._waiting = min(2 * self._waiting, WAITING_SECONDS_MAX)
+        else:
+            self._waiting = WAITING_SECONDS
+        if self._is_changed:
+            self._look_in(SOON_SECONDS)
+        elif self._offered:
+            self._look_in(PATIENCE_SECONDS)
+
+    def _walk_in_thread(self) -> asyncio.Future[list[SocketReport]]:
+        return asyncio.get_running_loop().run_in_executor(self._walker, self._walk)
+
+    def _walk(self) -> list[SocketReport]:
+        reports = []
+        for place in self._places:
+            try:
+                with entered(place):
+                    reports += self._kernel.walk()
+            except FileNotFoundError:
+                if not place:
+                    raise
+                # A namespace that has gone has taken its sockets with it.
+        return reports
