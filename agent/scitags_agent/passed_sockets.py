@@ -1,9 +1,11 @@
-"""Descriptors of transfers' sockets, which storages pass along: what they tell, and their keeping."""
+"""Descriptors of transfers' sockets, which storages pass along: what they tell, and who gets them."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
+import weakref
 from collections import OrderedDict
 from typing import Any
 
@@ -12,31 +14,42 @@ import msgspec
 from scitags_core.errors import FlowEventError
 from scitags_core.flow import FlowEvent, FlowKey, Transport, canonical_address
 
+KEEP_SECONDS = 0.2
 _TRANSPORTS: dict[int, Transport] = {socket.SOCK_STREAM: "tcp", socket.SOCK_DGRAM: "udp"}
 
 
 class PassedSockets:
-    """One descriptor for a flow, until it ends."""
+    """One descriptor for a flow, for a moment.
+
+    Whoever holds a socket's descriptor keeps its connection open: until ours is closed, the other end does not hear
+    that the transfer's program has closed it, or was killed. So each goes to who does something about it, at once, or
+    is closed.
+    """
 
     def __init__(self, limit: int) -> None:
         """At most limit are kept."""
         self._limit = limit
         self._descriptors: OrderedDict[FlowKey, int] = OrderedDict()
+        _stores.add(self)
 
     def __len__(self) -> int:
         return len(self._descriptors)
 
-    def get(self, key: FlowKey) -> int | None:
-        """The descriptor of a flow's socket."""
-        return self._descriptors.get(key)
-
     def keep(self, key: FlowKey, descriptor: int) -> bool:
-        """Take a descriptor over, in place of an earlier one of that flow; False when there is no room."""
-        if key not in self._descriptors and len(self._descriptors) >= self._limit:
+        """Take a descriptor over, in place of an earlier one of that flow, for KEEP_SECONDS.
+
+        False when nobody waits for any, or there is no room. Called in the event loop.
+        """
+        if not _takers or (key not in self._descriptors and len(self._descriptors) >= self._limit):
             return False
         self.let_go(key)
         self._descriptors[key] = descriptor
+        asyncio.get_running_loop().call_later(KEEP_SECONDS, self._let_go_of, key, descriptor)
         return True
+
+    def take(self, key: FlowKey) -> int | None:
+        """The descriptor of a flow's socket, which is the caller's from here on."""
+        return self._descriptors.pop(key, None)
 
     def let_go(self, key: FlowKey) -> None:
         """Close a flow's descriptor, if there is one."""
@@ -48,6 +61,34 @@ class PassedSockets:
         """Close all."""
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])
+
+    def _let_go_of(self, key: FlowKey, descriptor: int) -> None:
+        if self._descriptors.get(key) == descriptor:
+            self.let_go(key)
+
+
+# Storages pass descriptors to sources, and backends act on them; neither knows the other.
+_stores: weakref.WeakSet[PassedSockets] = weakref.WeakSet()
+_takers: set[object] = set()
+
+
+def wait_for_sockets(taker: object) -> None:
+    """From now on, keep what is passed along until it is taken."""
+    _takers.add(taker)
+
+
+def wait_no_more(taker: object) -> None:
+    """The opposite; nothing happens when taker did not wait."""
+    _takers.discard(taker)
+
+
+def take(key: FlowKey) -> int | None:
+    """The descriptor that was passed along with a flow, by any source; it is the caller's from here on."""
+    for store in tuple(_stores):
+        found = store.take(key)
+        if found is not None:
+            return found
+    return None
 
 
 def identified(event: FlowEvent, descriptor: int) -> FlowEvent:

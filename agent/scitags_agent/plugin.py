@@ -28,7 +28,7 @@ def provide_sources() -> Iterable[SourceKind]:
 @hookimpl
 def provide_backends() -> Iterable[BackendKind]:
     """The marker, the fireflies, the metrics for Prometheus, and the records in a file or in the journal."""
-    names = ("marker", "firefly", "prometheus", "jsonl", "journal")
+    names = ("marker", "extension_header", "firefly", "prometheus", "jsonl", "journal")
     return [BackendKind(name, at=f"scitags_agent.backends.{name}:KIND") for name in names]
 
 

@@ -63,7 +63,7 @@ class UnixSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     type              datagram or seqpacket
     users, groups     by name or id, who may send; both empty: whoever the mode lets in
     max_connections   of a seqpacket socket at once
-    max_sockets       descriptors of transfers' sockets that are kept at once
+    max_sockets       descriptors of transfers' sockets that wait at once for who acts on them
     """
 
     path: str = "/run/scitags/agent.sock"
