@@ -17,11 +17,15 @@ XRDCP = ["xrdcp", "--nopbar", "--force", "--retry", "0"]
 
 def run(namespace: Namespace, command: Sequence[str | Path]) -> str:
     """Its output; fails when the command does."""
-    inside = ["nsenter", f"--net={namespace.path}", "--", *map(str, command)]
+    return here("nsenter", f"--net={namespace.path}", "--", *command)
+
+
+def here(*command: str | Path, statuses: Sequence[int] = (0,)) -> str:
+    """As run, on this host itself; any of these exit statuses will do."""
     environment = {**os.environ, "XRD_CONNECTIONRETRY": "1"}
-    done = subprocess.run(inside, capture_output=True, text=True, timeout=SECONDS, check=False, env=environment)
-    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-    return done.stdout
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False, env=environment)
+    assert done.returncode in statuses, f"{command}: {done.stdout}{done.stderr}"
+    return done.stdout + (done.stderr if done.returncode else "")
 
 
 def xrdcp(namespace: Namespace, *arguments: str | Path) -> str:
@@ -39,3 +43,9 @@ def curl(namespace: Namespace, authority: Authority, *arguments: str | Path) -> 
         authority.certificate,
     ]
     return run(namespace, ["curl", *options, *arguments])
+
+
+def python(code: str, *arguments: str, namespace: Namespace | None = None) -> str:
+    """With the system's Python, which has XRootD's bindings."""
+    command = ["/usr/bin/python3", "-c", code, *arguments]
+    return run(namespace, command) if namespace else here(*command)

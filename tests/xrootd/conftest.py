@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import cast
@@ -42,8 +43,8 @@ class Site(msgspec.Struct):
         self.seen.words()
 
 
-def sanitizer_of(config: pytest.Config) -> Sanitizer:
-    return cast("Sanitizer", config.getoption("--sanitizer", default=""))
+# "address" or "thread": the plug-in as the sanitizers of GCC build it (make test-sanitized).
+SANITIZER = cast("Sanitizer", os.environ.get("SCITAGS_SANITIZER", ""))
 
 
 @pytest.fixture(scope="session")
@@ -55,8 +56,7 @@ def authority() -> Iterator[Authority]:
 
 @pytest.fixture(scope="session")
 def whole_site(root: None, bpf: None, request: pytest.FixtureRequest) -> Iterator[Site]:
-    sanitizer = sanitizer_of(request.config)
-    built(sanitizer)
+    built(SANITIZER)
     authority: Authority = request.getfixturevalue("authority")
     with ExitStack() as stack:
         alice = stack.enter_context(Namespace("alice"))
@@ -69,7 +69,7 @@ def whole_site(root: None, bpf: None, request: pytest.FixtureRequest) -> Iterato
                 add_address(host, f"{name}0", address, prefix)
             # Unmarked packets then bear label 0, so that "untouched" can be told exactly.
             host.set_sysctl("ipv6/auto_flowlabels", "0")
-            hosts.append(Host(authority, host, addresses[name], lines=RULES, sanitizer=sanitizer))
+            hosts.append(Host(authority, host, addresses[name], lines=RULES, sanitizer=SANITIZER))
             stack.callback(hosts[-1].close)
             hosts[-1].start()
         seen = Seen(bob, "bob0")

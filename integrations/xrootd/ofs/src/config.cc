@@ -21,6 +21,7 @@ namespace {
 constexpr std::string_view kPrefix = "scitags.";
 constexpr std::size_t kQueueMin = 16, kQueueMax = 1 << 20;
 constexpr int kLineOctets = 16384;
+constexpr char kNoInstance[] = "xrootd anon@localhost";  // outside of a server; without any, nothing would be read
 
 // The words of one directive, taken one by one.
 class Words {
@@ -117,8 +118,6 @@ class Reader {
 
   void map_experiment(Words& words) {
     auto by = condition_or_default(words);
-    // xrootd.pmark's own form for the default has the word twice.
-    if (!by && !words.empty() && words.peek() == "default") words.take("default");
     settings.rules.map_experiment(std::move(by), registry_.experiment(words.take("experiment")));
   }
 
@@ -174,7 +173,8 @@ int numbered(const std::string& path) {
 }  // namespace
 
 Settings read_settings(const std::string& path, XrdOucEnv* environment, XrdSysError& log) {
-  XrdOucStream stream(&log, std::getenv("XRDINSTANCE"), environment, "=====> ");
+  const char* instance = std::getenv("XRDINSTANCE");
+  XrdOucStream stream(&log, instance == nullptr ? kNoInstance : instance, environment, "=====> ");
   stream.Attach(numbered(path), kLineOctets);
   Reader reader;
   int wrong = 0;

@@ -18,7 +18,7 @@ std::string instant(Clock::time_point time) {
   const std::time_t whole = seconds.count();
   std::tm parts{};
   gmtime_r(&whole, &parts);
-  char date[32], text[48];
+  char date[32], text[64];
   std::strftime(date, sizeof date, "%Y-%m-%dT%H:%M:%S", &parts);
   std::snprintf(text, sizeof text, "%s.%06ldZ", date, static_cast<long>(micros));
   return text;
