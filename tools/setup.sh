@@ -27,6 +27,7 @@ if [ -n "$for_tests" ]; then
     command -v xrdcp >/dev/null || missing="$missing xrootd-client"
     [ -n "$(find /usr/lib -name 'libXrdHttp-*.so' 2>/dev/null | head -1)" ] || missing="$missing xrootd-server-plugins"
     /usr/bin/python3 -c 'import gfal2' 2>/dev/null || missing="$missing python3-gfal2"
+    command -v gfal-copy >/dev/null || missing="$missing gfal2-util-scripts"
     for plugin in file http xrootd; do
         [ -n "$(find /usr/lib -name "libgfal_plugin_$plugin.so" 2>/dev/null)" ] || missing="$missing gfal2-plugin-$plugin"
     done

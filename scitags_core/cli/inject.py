@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
-import sys
 
 from scitags_core import carrier
 from scitags_core.cli import names
 from scitags_core.cli.output import json_line
+from scitags_core.cli.program import execute
 from scitags_core.command_line import PROGRAMS, tag_command
 from scitags_core.roles import Command
-from scitags_core.tag import Tag
-
-NOT_FOUND = 127
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print what was asked for with the tag on it, or run it."""
-    source = names.choose(arguments)
-    owner = source.registry.experiment(_name_or_id(arguments.experiment))
-    activity = source.registry.activity(owner.id, _name_or_id(arguments.activity), use_default=not arguments.strict)
-    tag = Tag(owner.id, activity.id)
+    tag = names.choose_tag(arguments)
     if arguments.what == "url":
         answers = [carrier.add_to_url(url, tag) for url in arguments.words]
     elif arguments.what == "headers":
@@ -31,25 +24,12 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         command = tag_command(arguments.words, tag)
         if arguments.execute:
-            return _execute(command)
+            return execute(command)
         answers = [json_line(command) if arguments.json else shlex.join(command)]
         arguments.json = False
     for answer in answers:
         print(json_line(answer) if arguments.json else answer)
     return 0
-
-
-def _name_or_id(text: str) -> str | int:
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 6 else text  # noqa: PLR2004
-
-
-def _execute(command: list[str]) -> int:
-    sys.stdout.flush()
-    try:
-        os.execvp(command[0], command)  # noqa: S606  (the user's own command)
-    except OSError as error:
-        print(f"scitags: {command[0]}: {error.strerror}", file=sys.stderr)
-        return NOT_FOUND
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -61,11 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         ("command", f"tag the command line of {', '.join(PROGRAMS)}"),
     ):
         what = whats.add_parser(name, help=summary, description=summary)
-        what.add_argument("--experiment", required=True, metavar="NAME", help="by name, alias or id")
-        what.add_argument("--activity", default="default", metavar="NAME", help="default: the experiment's default")
-        what.add_argument("--strict", action="store_true", help="refuse an unknown activity")
-        what.add_argument("--json", action="store_true", help="for programs")
-        names.add_options(what)
+        names.add_tag_options(what)
         if name == "headers":
             what.add_argument("--third-party", action="store_true", help="the one for the passive storage as well")
         elif name == "url":

@@ -15,6 +15,7 @@ from scitags_core.instant import age_text, end_of_day, format_instant
 from scitags_core.plugins import PluginHost
 from scitags_core.registry import Registry
 from scitags_core.registry_client import Loaded, RegistryClient
+from scitags_core.tag import Tag
 
 HISTORY = "history"
 _SCHEME = "://"
@@ -52,6 +53,28 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """--registry and --as-of."""
     parser.add_argument("--registry", metavar="FILE_OR_URL", help="instead of the cached or built-in one")
     parser.add_argument("--as-of", metavar="DATE", help="the registry in force at that date (or instant)")
+
+
+def add_tag_options(parser: argparse.ArgumentParser) -> None:
+    """Which tag, from which registry, and for whom the answer is."""
+    parser.add_argument("--experiment", required=True, metavar="NAME", help="by name, alias or id")
+    parser.add_argument("--activity", default="default", metavar="NAME", help="default: the experiment's default")
+    parser.add_argument("--strict", action="store_true", help="refuse an unknown activity")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    add_options(parser)
+
+
+def choose_tag(arguments: argparse.Namespace) -> Tag:
+    """The tag that the options of add_tag_options ask for. Raises ScitagsError."""
+    registry = choose(arguments).registry
+    owner = registry.experiment(_name_or_id(arguments.experiment))
+    return Tag(
+        owner.id, registry.activity(owner.id, _name_or_id(arguments.activity), use_default=not arguments.strict).id
+    )
+
+
+def _name_or_id(text: str) -> str | int:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 6 else text  # noqa: PLR2004
 
 
 def choose(arguments: argparse.Namespace) -> Source:
