@@ -38,6 +38,7 @@ class CountedAio final : public XrdSfsAio {
   void done(std::atomic<std::uint64_t>& octets, void (XrdSfsAio::*then)()) {
     if (Result > 0) octets += static_cast<std::uint64_t>(Result);
     theirs_->Result = Result;
+    theirs_->cksVec = cksVec;  // without one now where the storage made no checksums: the server makes them, then
     auto* theirs = theirs_;
     delete this;
     (theirs->*then)();

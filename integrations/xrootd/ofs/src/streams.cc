@@ -18,9 +18,20 @@ constexpr milliseconds kLooks[] = {milliseconds(3),   milliseconds(20),   millis
 // A look goes over all of the server's connections: with very many it must not take the processor.
 constexpr int kRestPerLook = 20;
 
-std::string_view session_of(const char* link) {
-  const char* colon = std::strchr(link, ':');
-  return colon == nullptr ? std::string_view() : std::string_view(link, static_cast<std::size_t>(colon - link));
+constexpr std::size_t kNameOctets = 512;  // of "user.pid:descriptor@host"
+
+std::string_view session_of(const char* name) {
+  const char* colon = std::strchr(name, ':');
+  return colon == nullptr ? std::string_view() : std::string_view(name, static_cast<std::size_t>(colon - name));
+}
+
+// The server's next connection after that with this descriptor: its descriptor, and its name; -1 when there is none.
+// Not XrdLink::Find(), which takes a connection's lock while it holds that of the table: the server takes them the other
+// way round as it closes a session with streams, and would stand still.
+int next_link(int descriptor, char (&name)[kNameOctets]) {
+  name[0] = '\0';
+  XrdLink::getName(descriptor, name, kNameOctets);
+  return descriptor;
 }
 
 }  // namespace
@@ -50,17 +61,18 @@ void Streams::look(Moment now, const Found& found) {
   }
   wanted_.erase(std::remove_if(wanted_.begin(), wanted_.end(), [](const Wanted& w) { return w.due == Moment::max(); }),
                 wanted_.end());
-  int current = -1;
-  while (XrdLink* link = XrdLink::Find(current)) {  // holds the link until the next call
-    const auto range = sessions.equal_range(session_of(link->ID));
+  char name[kNameOctets], again[kNameOctets];
+  for (int descriptor = next_link(-1, name); descriptor >= 0; descriptor = next_link(descriptor, name)) {
+    const auto range = sessions.equal_range(session_of(name));
     if (range.first == range.second) continue;
-    const auto connection = connection_of(link->FDnum());
-    if (!connection) continue;
+    const auto connection = connection_of(descriptor);
+    // Nobody holds it for us: it may have been closed, and its descriptor be another's.
+    if (!connection || next_link(descriptor - 1, again) != descriptor || std::strcmp(name, again) != 0) continue;
     for (auto at = range.first; at != range.second; ++at) {
       const auto& reported = at->second->reported;
       if (connection->remote.address == at->second->peer &&
           std::find(reported.begin(), reported.end(), *connection) == reported.end())
-        found(at->second, *connection, link->FDnum());
+        found(at->second, *connection, descriptor);
     }
   }
   const auto after = std::chrono::steady_clock::now();
