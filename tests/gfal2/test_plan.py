@@ -13,9 +13,8 @@ import pytest
 
 from scitags_core.cli.main import main
 from scitags_core.errors import InvalidValue
+from scitags_core.gfal2 import Copy, parse_version, plan, tagged
 from scitags_core.tag import Tag
-from scitags_gfal2 import Copy, plan, tagged
-from scitags_gfal2.copies import parse_version
 
 TAG = Tag(2, 15)
 BOTH = ("SciTag: 143", "TransferHeaderSciTag: 143")

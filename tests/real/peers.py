@@ -21,22 +21,29 @@ SYSTEM_PYTHON = Path("/usr/bin/python3")
 
 
 def peer_environment(
-    name: str, requirements: list[str], *, system_packages: bool = False, builders: Sequence[str] = ()
+    name: str,
+    requirements: list[str],
+    *,
+    system_packages: bool = False,
+    builders: Sequence[str] = (),
+    alone: Sequence[str] = (),
 ) -> Path:
     """The interpreter of the environment that holds these requirements, beside what our core needs.
 
     With system_packages it is the system's Python, and sees what the system's packages bring. builders are installed
-    before the rest, for requirements that are built without isolation.
+    before the rest, for requirements that are built without isolation. alone are installed without what they ask for,
+    which the others name as far as it is needed.
     """
     directory = PEERS / name
     wanted = ["msgspec", "pluggy", *requirements]
-    stamp = hashlib.sha256("\n".join([str(system_packages), *wanted, *builders]).encode()).hexdigest()
+    stamp = hashlib.sha256("\n".join([str(system_packages), *wanted, *builders, *alone]).encode()).hexdigest()
     PEERS.mkdir(parents=True, exist_ok=True)
     with (PEERS / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         made = directory / "stamp"
         if not made.is_file() or made.read_text() != stamp:
-            _make(directory, [[*builders], wanted] if builders else [wanted], system_packages=system_packages)
+            rounds = [[*builders], wanted, ["--no-deps", *alone] if alone else []]
+            _make(directory, [one for one in rounds if one], system_packages=system_packages)
             made.write_text(stamp)
     return directory / "bin" / "python"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from scitags_core.gfal2 import plan
 from scitags_core.tag import Tag, decode
-from scitags_gfal2 import plan
 from tests.netns.conftest import ALICE, BOB
 from tests.xrootd.clients import run
 from tests.xrootd.conftest import Site
@@ -25,7 +25,7 @@ import sys
 sys.path[:0] = sys.argv[4].split(":")
 import gfal2
 from scitags_core.tag import decode
-from scitags_gfal2 import tagged
+from scitags_core.gfal2 import tagged
 context = gfal2.creat_context()
 context.set_opt_boolean("HTTP PLUGIN", "INSECURE", True)
 parameters = context.transfer_parameters()
@@ -97,7 +97,7 @@ def test_the_bindings(site: Site) -> None:
     site.bob.server.put("gfal-origin", content(OCTETS))
     source = site.bob.server.url("davs", BOB, "gfal-origin")
     destination = site.alice.server.url("davs", ALICE, "gfal-bindings")
-    path = f"{ROOT}:{ROOT}/integrations/gfal2:{Path(msgspec.__file__).parents[1]}"
+    path = f"{ROOT}:{Path(msgspec.__file__).parents[1]}"
     environment = ["env", "BEARER_TOKEN=none"]
     run(site.pair.bob, [*environment, SYSTEM_PYTHON, "-c", BINDINGS, source, destination, str(TAG), path])
     transfers = site.alice.agent.transfers(2)

@@ -11,8 +11,8 @@ from scitags_core.cli import names
 from scitags_core.cli.output import json_line
 from scitags_core.cli.program import execute
 from scitags_core.errors import InvalidValue, shown
+from scitags_core.gfal2 import OLDEST, Version, parse_version, plan
 from scitags_core.roles import Command
-from scitags_gfal2.copies import OLDEST, Version, parse_version, plan
 
 PROGRAM = "gfal-copy"
 SECONDS = 20.0
