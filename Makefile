@@ -5,7 +5,7 @@ PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
 READY_FOR_TESTS := $(VENV)/.ready-for-tests
 
-.PHONY: help setup demo test lint format bench clean
+.PHONY: help setup demo test test-sanitized lint format bench clean
 
 help:
 	@echo "make demo    tagged transfers between network namespaces, marked and decoded again"
@@ -24,6 +24,11 @@ $(READY): pyproject.toml hatch_build.py tools/setup.sh $(wildcard bpf/*)
 $(READY_FOR_TESTS): pyproject.toml hatch_build.py tools/setup.sh $(wildcard bpf/*)
 	tools/setup.sh $(VENV) tests
 	@touch $(READY) $@
+
+# The plug-in for xrootd as GCC's sanitizers build it, through the same tests: some ten minutes.
+test-sanitized: $(READY_FOR_TESTS)
+	SCITAGS_SANITIZER=address $(PYTHON) -m pytest tests/xrootd
+	SCITAGS_SANITIZER=thread $(PYTHON) -m pytest tests/xrootd
 
 demo: $(READY)
 	$(VENV)/bin/scitags demo --output demo-output

@@ -1,6 +1,7 @@
 #include "reporter.hh"
 
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -88,6 +89,7 @@ int Reporter::copy_of(int descriptor) {
 }
 
 void Reporter::run() {
+  pthread_setname_np(pthread_self(), "scitags");
   while (true) {
     for (Item& item : next_items()) report(item);
     report_streams();
