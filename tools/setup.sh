@@ -22,6 +22,9 @@ if [ -n "$for_tests" ]; then
     /usr/bin/python3 -c 'import M2Crypto' 2>/dev/null || missing="$missing python3-m2crypto"
     # systemd-analyze reads the agent's unit.
     command -v systemd-analyze >/dev/null || missing="$missing systemd"
+    # The broker by which FTS tells of finished transfers; nothing of it is started by its packages.
+    [ -e /usr/share/activemq/bin/activemq.jar ] || missing="$missing activemq"
+    command -v java >/dev/null || missing="$missing default-jre-headless"
     # The storage and the clients that the real Rucio moves files with.
     command -v xrootd >/dev/null || missing="$missing xrootd-server"
     command -v xrdcp >/dev/null || missing="$missing xrootd-client"

@@ -23,6 +23,10 @@ class FtsUnavailable(ScitagsError):
 
 def run(arguments: argparse.Namespace) -> int:
     """`scitags fts ACTION`."""
+    if arguments.action == "completions":
+        from scitags_fts import completions_command  # noqa: PLC0415
+
+        return completions_command.run(arguments)
     return {"inject": _inject, "check": _check, "submit": _submit}[arguments.action](arguments)
 
 
@@ -145,6 +149,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
             _configure_submit(action)
         action.add_argument("--json", action="store_true", help="for programs")
         names.add_options(action)
+
+    summary = "what FTS says of finished transfers, as records in lines of JSON"
+    from scitags_fts import completions_command  # noqa: PLC0415
+
+    completions_command.configure(actions.add_parser("completions", help=summary, description=summary))
 
 
 def _configure_submit(action: argparse.ArgumentParser) -> None:
