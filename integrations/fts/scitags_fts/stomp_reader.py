@@ -32,6 +32,7 @@ LAST_RETRY_SECONDS = 30.0
 CONNECT_SECONDS = 10.0
 HEARTBEAT_MILLISECONDS = 10_000
 IDS_REMEMBERED = 200_000
+_SUBSCRIBED = "subscribed"
 
 
 class StompUnavailable(ScitagsError):
@@ -85,6 +86,7 @@ class StompReader:
         self._queue: queue.Queue[_Message] = queue.Queue()
         self._generation = 0
         self._lost = threading.Event()
+        self._subscribed = threading.Event()
         self._stopping = threading.Event()
         self._seen: OrderedDict[str, None] = OrderedDict()
         self.counters: Counter[str] = Counter()
@@ -142,8 +144,15 @@ class StompReader:
             "durable": "true",
             "auto-delete": "false",
             "prefetch-count": str(PREFETCH),
+            "receipt": _SUBSCRIBED,
         }
+        self._subscribed.clear()
         connection.subscribe(self._subscription.destination, id=name, ack="client", headers=headers)
+        # From here on the broker keeps what comes.
+        if not self._subscribed.wait(CONNECT_SECONDS):
+            with contextlib.suppress(Exception):
+                connection.disconnect()
+            raise TimeoutError("the broker does not confirm the subscription")
         self.counters["connections"] += 1
         return connection
 
@@ -191,6 +200,11 @@ class StompReader:
         """Called by the library's thread."""
         self._queue.put((generation, headers.get("message-id", ""), headers.get("ack", ""), content))
 
+    def confirmed(self, generation: int) -> None:
+        """Called by the library's thread."""
+        if generation == self._generation:
+            self._subscribed.set()
+
     def lost(self, generation: int) -> None:
         """Called by the library's thread."""
         if generation == self._generation:
@@ -210,6 +224,10 @@ class _Listener:
 
     def on_error(self, frame: Any) -> None:
         log.error("the broker says: %s", frame.headers.get("message") or frame.body)
+
+    def on_receipt(self, frame: Any) -> None:
+        if frame.headers.get("receipt-id") == _SUBSCRIBED:
+            self._reader.confirmed(self._generation)
 
     def on_disconnected(self) -> None:
         self._reader.lost(self._generation)
