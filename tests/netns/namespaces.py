@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
+import socket
+import struct
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +26,7 @@ HOLD_SECONDS = 10.0
 ADDRESS_SECONDS = 10.0
 IFA_F_NODAD = 0x02
 BIG_TCP_OCTETS = 200_000
+SIOCETHTOOL, ETHTOOL_STSO, ETHTOOL_SGSO = 0x8946, 0x1F, 0x24  # linux/ethtool.h
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -129,6 +133,16 @@ def set_mtu(namespace: Namespace, interface: str, octets: int) -> None:
     """Let an interface send packets of that size."""
     with namespace.entered(), IPRoute() as netlink:
         netlink.link("set", index=netlink.link_lookup(ifname=interface)[0], mtu=octets)
+
+
+def switch_off_segmentation(host: Namespace, interface: str) -> None:
+    """As `ethtool -K INTERFACE tso off gso off`."""
+    with host.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        for command in (ETHTOOL_STSO, ETHTOOL_SGSO):
+            value = bytearray(struct.pack("=II", command, 0))
+            address = ctypes.addressof((ctypes.c_char * len(value)).from_buffer(value))
+            request = struct.pack("=16sQ16x", interface.encode(), address)
+            fcntl.ioctl(control, SIOCETHTOOL, request)
 
 
 def delete_link(namespace: Namespace, interface: str) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
-import fcntl
 import os
 import socket
 import struct
@@ -28,11 +26,10 @@ from scitags_core.flow import FlowKey
 from scitags_core.roles import Inheritance
 from scitags_core.tag import Tag
 from tests.netns.conftest import ALICE, BOB, Pair
-from tests.netns.namespaces import Namespace, set_mtu
+from tests.netns.namespaces import Namespace, set_mtu, switch_off_segmentation
 from tests.netns.watching import ATLAS, CMS, ETH_P_ALL, FLOW, OTHER, Seen, deliver, end, run, running, start
 
 IPV6_HOPOPTS, IPV6_DSTOPTS = 54, 59  # linux/in6.h
-SIOCETHTOOL, ETHTOOL_STSO, ETHTOOL_SGSO = 0x8946, 0x1F, 0x24  # linux/ethtool.h
 HOP_BY_HOP, DESTINATION = 0, 60
 FIXED = 40
 OWN = bytes((0, 0, 1, 4, 0, 0, 0, 0))  # PadN
@@ -191,16 +188,6 @@ def test_no_packet_outgrows_the_mtu_and_none_is_cut_in_two(pair: Pair, mtu: int,
         run(scenario())
     finally:
         tap.close()
-
-
-def switch_off_segmentation(host: Namespace, interface: str) -> None:
-    """As `ethtool -K INTERFACE tso off gso off`."""
-    with host.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        for command in (ETHTOOL_STSO, ETHTOOL_SGSO):
-            value = bytearray(struct.pack("=II", command, 0))
-            address = ctypes.addressof((ctypes.c_char * len(value)).from_buffer(value))
-            request = struct.pack("=16sQ16x", interface.encode(), address)
-            fcntl.ioctl(control, SIOCETHTOOL, request)
 
 
 def test_a_start_may_come_before_its_connection(pair: Pair, tap: Tap) -> None:
