@@ -1,8 +1,8 @@
 """The ways of marking a live TCP connection, beside none: how many packets 1 GiB takes, and how fast it goes.
 
 The label by the kernel (no program runs for any packet), the Destination Options header on the socket, and both; over
-veth between two network namespaces, in turn. Packets are counted without segmentation by the device, so that each is one
-on the wire.
+veth between two network namespaces, in turn. Packets are counted without segmentation by the device: each is one on the
+wire then.
 """
 
 from __future__ import annotations
