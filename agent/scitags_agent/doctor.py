@@ -9,7 +9,7 @@ import os
 import platform
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +22,10 @@ Verdict = Literal["good", "note", "bad"]
 MTU_OF_IPV6 = 1280
 DATAGRAMS = 64  # in the queue of a Unix socket, from which on a burst of events is not dropped at once
 LOW_SPACE = 64 << 20
-_CAPABILITIES = {12: "CAP_NET_ADMIN", 38: "CAP_PERFMON", 39: "CAP_BPF"}
+_MARKERS_CAPABILITIES = {12: "CAP_NET_ADMIN", 38: "CAP_PERFMON", 39: "CAP_BPF"}
+_HEADERS_CAPABILITIES = {13: "CAP_NET_RAW", 19: "CAP_SYS_PTRACE"}
+# The old CAP_SYS_ADMIN stands for the two that were taken out of it.
+_ADMINS = {"CAP_PERFMON", "CAP_BPF"}
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -41,8 +44,10 @@ def examine(config: Config | None) -> list[Finding]:
     enrichers = {one.kind.kind for one in config.enrichers} if config else set()
     found = [_kernel()]
     if "marker" in backends:
-        found += [_capabilities(), _program(), _ways(), _kernel_labels(), _labels()]
+        found += [_capabilities("marker", _MARKERS_CAPABILITIES), _program(), _ways(), _kernel_labels(), _labels()]
         found += _interfaces(config)
+    if "extension_header" in backends:
+        found.append(_capabilities("extension_header", _HEADERS_CAPABILITIES))
     if {"sock_ops", "iperf3"} & (sources | enrichers):
         found += [_cgroup(), _connections()]
     if "firefly" in backends and config is not None:
@@ -57,16 +62,15 @@ def _kernel() -> Finding:
     return Finding("kernel", "good", f"Linux {platform.release()} on {platform.machine()}")
 
 
-def _capabilities() -> Finding:
+def _capabilities(backend: str, wanted: Mapping[int, str]) -> Finding:
     effective = int(_field("/proc/self/status", "CapEff:") or "0", 16)
-    missing = [name for bit, name in _CAPABILITIES.items() if not effective >> bit & 1]
-    # The old CAP_SYS_ADMIN stands for the two that were taken out of it.
+    missing = {name for bit, name in wanted.items() if not effective >> bit & 1}
     if effective >> 21 & 1:
-        missing = [name for name in missing if name == "CAP_NET_ADMIN"]
+        missing -= _ADMINS
     if missing:
-        remedy = "run as root, or give the unit AmbientCapabilities=CAP_BPF CAP_NET_ADMIN CAP_PERFMON"
-        return Finding("capabilities", "bad", f"{', '.join(missing)} missing in this process", remedy)
-    return Finding("capabilities", "good", "those that the marker needs")
+        remedy = f"run as root, or give the unit AmbientCapabilities={' '.join(sorted(wanted.values()))}"
+        return Finding("capabilities", "bad", f"{', '.join(sorted(missing))} missing in this process", remedy)
+    return Finding("capabilities", "good", f"those that the {backend} needs")
 
 
 def _program() -> Finding:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -258,6 +261,17 @@ def test_the_doctor_names_what_is_in_the_way(tmp_path: Path, capsys: pytest.Capt
     config.write_text("[[sauce]]\n")
     assert main(["agent", "doctor", "--config", str(config)]) == 1
     assert "scitags agent check" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: takes rights away")
+def test_the_doctor_knows_what_headers_need(tmp_path: Path) -> None:
+    config = tmp_path / "agent.toml"
+    config.write_text('[[source]]\nkind = "unix"\n[[backend]]\nkind = "extension_header"\n')
+    ours = Path(sys.executable).parent / "scitags"
+    command = ["setpriv", "--bounding-set=-net_raw,-sys_ptrace", ours, "agent", "doctor", "--config", config]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "CAP_NET_RAW, CAP_SYS_PTRACE missing in this process" in done.stdout
 
 
 # --- addresses as others see them ---------------------------------------------------------------------
