@@ -268,7 +268,15 @@ def test_the_doctor_knows_what_headers_need(tmp_path: Path) -> None:
     config = tmp_path / "agent.toml"
     config.write_text('[[source]]\nkind = "unix"\n[[backend]]\nkind = "extension_header"\n')
     ours = Path(sys.executable).parent / "scitags"
-    command = ["setpriv", "--bounding-set=-net_raw,-sys_ptrace", ours, "agent", "doctor", "--config", config]
+    command: list[str | Path] = [
+        "setpriv",
+        "--bounding-set=-net_raw,-sys_ptrace",
+        ours,
+        "agent",
+        "doctor",
+        "--config",
+        config,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert "CAP_NET_RAW, CAP_SYS_PTRACE missing in this process" in done.stdout
