@@ -27,6 +27,7 @@ from scitags_agent.bpf.namespaces import entered
 from scitags_agent.connections import OPEN_STATES, SYN_RECV, SYN_SENT, Lookup, SockDiagError
 from scitags_agent.live_socket import LiveSockets
 from scitags_agent.passed_sockets import identified
+from scitags_agent.unmarked import why_unmarked
 from scitags_core import exthdr
 from scitags_core.errors import FlowEventError, TagError
 from scitags_core.flow import FlowChange, FlowEvent, FlowKey, FlowState
@@ -118,7 +119,7 @@ class ExtensionHeader:
         now = asyncio.get_running_loop().time()
         for change in changes:
             key, tag = change.event.key, change.mark
-            reason = _why_unmarked(change)
+            reason = why_unmarked(change)
             if reason:
                 self._note_unmarked(key, reason)
                 tag = None
@@ -281,17 +282,6 @@ def _is_ours(octets: bytes) -> bool:
     except TagError:
         return False
     return len(octets) == exthdr.HEADER_OCTETS
-
-
-def _why_unmarked(change: FlowChange) -> str:
-    """Why a flow that somebody uses cannot bear a header; empty when it can, and when there is nothing to bear."""
-    key = change.event.key
-    if change.mark is None:
-        unknown = change.users and change.event.tag.experiment == UNKNOWN.experiment
-        return "unknown_tag" if unknown else ""
-    if not key.is_ipv6:
-        return "ipv4"
-    return "" if key.is_complete else "unknown_port"
 
 
 KIND = BackendKind("extension_header", ExtensionHeaderSettings, ExtensionHeader)

@@ -37,11 +37,12 @@ from scitags_agent.bpf.loader import DEFAULT_MAX_FLOWS, MarkerProgram, Placed
 from scitags_agent.bpf.namespaces import entered
 from scitags_agent.local_address import can_bind
 from scitags_agent.socket_labels import SocketLabels, Wanted
+from scitags_agent.unmarked import why_unmarked
 from scitags_core import label
 from scitags_core.errors import ConfigError
 from scitags_core.flow import FlowChange, FlowKey
 from scitags_core.roles import KEEP, BackendKind, Inheritance
-from scitags_core.tag import UNKNOWN, Tag
+from scitags_core.tag import Tag
 
 log = logging.getLogger(__name__)
 
@@ -193,7 +194,7 @@ class Marker:
             elif tag is None and not change.users and not unmarked:
                 release(key)
                 continue
-            reason = _why_unmarked(change) or ("not_tcp" if kernels_alone and key.protocol != "tcp" and tag else "")
+            reason = _why_unlabelled(change) or ("not_tcp" if kernels_alone and key.protocol != "tcp" and tag else "")
             if change.mark is None or reason:
                 self._release(key)
             else:
@@ -531,17 +532,11 @@ def _shown(interface: Interface) -> str:
     return f"{interface.name} in {interface.namespace}" if interface.namespace else interface.name
 
 
-def _why_unmarked(change: FlowChange) -> str:
-    """Why a flow that somebody uses cannot bear a mark; empty when it can, and when there is nothing to bear."""
-    key = change.event.key
-    if change.mark is None:
-        unknown = change.users and change.event.tag.experiment == UNKNOWN.experiment
-        return "unknown_tag" if unknown else ""
-    if not key.is_ipv6:
-        return "ipv4"
-    if not key.is_complete:
-        return "unknown_port"
-    return "experiment_above_511" if change.mark.experiment > label.EXPERIMENT_MAX else ""
+def _why_unlabelled(change: FlowChange) -> str:
+    """The label has fewer bits for the experiment than a tag has."""
+    if change.mark is not None and change.mark.experiment > label.EXPERIMENT_MAX:
+        return why_unmarked(change) or "experiment_above_511"
+    return why_unmarked(change)
 
 
 def _canonical(key: FlowKey) -> FlowKey:
