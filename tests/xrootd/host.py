@@ -82,14 +82,14 @@ class Agent:
         self.directory.chmod(0o755)
         self.socket = self.directory / "agent.sock"
         self._records = self.directory / "flows.jsonl"
-        self._config = self.directory / "agent.toml"
-        self._config.write_text(AGENT.format(directory=self.directory, type=type, more=backends))
+        self.config = self.directory / "agent.toml"
+        self.config.write_text(AGENT.format(directory=self.directory, type=type, more=backends))
         self.process: subprocess.Popen[bytes] | None = None
         self._read = 0
 
     def start(self) -> None:
         with (self.directory / "log").open("ab") as log:
-            command = [sys.executable, "-m", "scitags_agent", "--config", str(self._config)]
+            command = [sys.executable, "-m", "scitags_agent", "--config", str(self.config)]
             options = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
             if self._namespace:
                 self.process = self._namespace.popen(command, **options)
