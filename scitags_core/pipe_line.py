@@ -3,7 +3,9 @@
     STATE PROTO SRC SPORT DST DPORT EXPERIMENT ACTIVITY\\n       start tcp 2001:db8::1 8085 2001:db8::2 43720 2 15
 
 Fields are split on any white space; STATE is start or end, PROTO tcp or udp, both in any case. StoRM WebDAV
-writes IPv6 addresses in square brackets and not shortened, and 0 0 for a tag that it could not use.
+writes IPv6 addresses in square brackets and not shortened, and 0 0 for a tag that it could not use. Its recipe for
+nginx writes ends with ACTIVITY and EXPERIMENT the other way round: where the numbers show it, they are put right here;
+where they do not, the table of flows does it, which knows the start.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from scitags_core.flow import (
     check_tag,
     zone_of,
 )
-from scitags_core.tag import Tag
+from scitags_core.tag import ACTIVITY_MAX, Tag
 
 FIELDS = 8
 _PROTOCOLS: dict[bytes, Transport] = {b"tcp": "tcp", b"udp": "udp"}
@@ -56,7 +58,7 @@ def parse_line(line: bytes, now: datetime | None = None) -> FlowEvent:
             key=FlowKey(
                 source.text, from_port, destination.text, to_port, _PROTOCOLS.get(protocol) or _protocol(protocol)
             ),
-            tag=_tag(experiment, activity),
+            tag=_tag(experiment, activity, known is FlowState.END),
             start_time=now if known is FlowState.START else None,
             zone=destination.zone,
         )
@@ -100,10 +102,14 @@ def _address(word: bytes) -> _Address:
 
 
 @lru_cache(maxsize=1 << 12)
-def _tag(experiment: bytes, activity: bytes) -> Tag:
+def _tag(experiment: bytes, activity: bytes, is_end: bool) -> Tag:
     if not (experiment + activity).isdigit():
         raise FlowEventError(f"experiment {shown(experiment)} or activity {shown(activity)} is not a number")
-    return check_tag(int(experiment), int(activity))
+    first, second = int(experiment), int(activity)
+    if is_end and second > ACTIVITY_MAX and first <= ACTIVITY_MAX:
+        # No activity is that large: it is the experiment.
+        return check_tag(second, first)
+    return check_tag(first, second)
 
 
 def _protocol(word: bytes) -> Transport:

@@ -46,6 +46,10 @@ if [ -n "$for_tests" ]; then
     command -v curl >/dev/null || missing="$missing curl"
     command -v openssl >/dev/null || missing="$missing openssl"
     /usr/bin/python3 -c 'import XRootD' 2>/dev/null || missing="$missing python3-xrootd"
+    # Servers of data by HTTP. Their services are not started: see below.
+    [ -x /usr/sbin/nginx ] || missing="$missing nginx-light"
+    [ -e /usr/lib/apache2/modules/mod_lua.so ] || missing="$missing apache2-bin"
+    [ -e /usr/share/lua/5.3/socket.lua ] || missing="$missing lua-socket"
     # editcap writes capture files as others do.
     command -v editcap >/dev/null || missing="$missing wireshark-common"
 fi
@@ -67,6 +71,14 @@ if [ -n "$missing" ]; then
     if command -v apt-get >/dev/null && { [ -z "$as_root" ] || command -v sudo >/dev/null; }; then
         say "${as_root:+$as_root }apt-get install$missing"
         log=$(mktemp)
+        # What the tests need of a server is its program: its package is told to start no service (policy-rc.d, Debian).
+        policy=/usr/sbin/policy-rc.d
+        if [ -z "$as_root" ] && [ ! -e "$policy" ]; then
+            printf '#!/bin/sh\nexit 101\n' >"$policy"
+            chmod 755 "$policy"
+        else
+            policy=""
+        fi
         # shellcheck disable=SC2086  # words on purpose
         { $as_root apt-get update -qq && $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
             --no-install-recommends $missing; } >"$log" 2>&1 || {
@@ -74,6 +86,7 @@ if [ -n "$missing" ]; then
             say "that failed; going on without"
         }
         rm -f "$log"
+        [ -z "$policy" ] || rm -f "$policy"
     else
         say "install them by hand to have packets marked; going on without"
     fi

@@ -256,7 +256,10 @@ class FlowTable:
         return FlowChange(_told(event, user, ended), len(flow.users), flow.mark, self.serial)
 
     def _ending(self, flow: Flow, event: FlowEvent) -> User:
-        """Which of a flow's users an end means: by id, else the oldest with its tag, else the oldest."""
+        """Which of a flow's users an end means: by id, else the oldest with its tag, else the oldest.
+
+        A common recipe for nginx writes activity and experiment swapped in its ends: that says as much as the tag.
+        """
         users = flow.users
         if event.transfer_id:
             for user in users:
@@ -265,7 +268,11 @@ class FlowTable:
         for user in users:
             if user.tag == event.tag:
                 return user
-        # A common recipe for nginx writes activity and experiment swapped in its ends.
+        swapped = Tag(event.tag.activity, event.tag.experiment)
+        for user in users:
+            if user.tag == swapped:
+                self.counters["end_with_swapped_tag"] += 1
+                return user
         self.counters["end_with_other_tag"] += 1
         return users[0]
 

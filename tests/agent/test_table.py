@@ -94,6 +94,17 @@ def test_an_end_with_swapped_numbers_gets_the_tag_of_its_start() -> None:
     applied(flows, start(Tag(2, 15)))
     change = applied(flows, end(Tag(15, 2)))
     assert change.event.tag == Tag(2, 15)
+    assert flows.counters["end_with_swapped_tag"] == 1
+
+
+def test_a_swapped_end_means_the_transfer_that_it_fits_and_not_the_oldest() -> None:
+    flows = table()
+    applied(flows, start(Tag(3, 14)))
+    applied(flows, start(Tag(2, 15)))
+    change = applied(flows, end(Tag(15, 2)))
+    assert (change.event.tag, change.mark) == (Tag(2, 15), Tag(3, 14))
+    assert flows.counters["end_with_swapped_tag"] == 1
+    assert applied(flows, end(Tag(9, 9))).event.tag == Tag(3, 14)
     assert flows.counters["end_with_other_tag"] == 1
 
 

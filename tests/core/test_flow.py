@@ -263,6 +263,25 @@ def test_lines_that_say_nothing(line: bytes) -> None:
         pipe_line.parse_line(line)
 
 
+@pytest.mark.parametrize(
+    ("line", "tag"),
+    [
+        (b"end tcp ::1 1 ::2 2 15 2", Tag(15, 2)),  # which is which only the start can tell
+        (b"end tcp ::1 1 ::2 2 15 64", Tag(64, 15)),
+        (b"end tcp ::1 1 ::2 2 0 1023", Tag(1023, 0)),
+        (b"end tcp ::1 1 ::2 2 64 15", Tag(64, 15)),
+    ],
+)
+def test_an_end_whose_experiment_stands_where_the_activity_belongs(line: bytes, tag: Tag) -> None:
+    assert pipe_line.parse_line(line).tag == tag
+
+
+@pytest.mark.parametrize("line", [b"end tcp ::1 1 ::2 2 64 64", b"end tcp ::1 1 ::2 2 2 1024"])
+def test_an_end_whose_numbers_fit_in_no_order(line: bytes) -> None:
+    with pytest.raises(FlowEventError):
+        pipe_line.parse_line(line)
+
+
 @given(st.binary(max_size=80))
 def test_any_octets_are_a_line_or_are_refused(octets: bytes) -> None:
     with pytest.raises(FlowEventError):

@@ -13,11 +13,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from scitags_core import label
 from tests.agent.conftest import START_SECONDS, STOP_SECONDS, wait_for
 from tests.netns.conftest import ALICE, BOB, Pair, bpf, root
 from tests.netns.namespaces import Namespace, add_address, link
 from tests.netns.watching import Seen
-from tests.xrootd.host import MARKER, Agent
+from tests.xrootd.host import MARKER, Agent, Record
 
 __all__ = ["bpf", "root"]
 
@@ -53,6 +54,24 @@ class Site(msgspec.Struct):
         with self.pair.bob.entered():
             connection.connect()
         return connection
+
+    def only(self, count: int = 1) -> list[tuple[Record, Record]]:
+        """Start and end of each of so many transfers, in the order of their starts."""
+        pairs = []
+        for parts in self.agent.transfers(count):
+            start, end = parts
+            assert (start.state, end.state) == ("start", "end")
+            pairs.append((start, end))
+        return sorted(pairs, key=lambda pair: pair[0].start_time)
+
+    def tags(self, ports: tuple[int, int]) -> dict[int, int]:
+        """How many packets from one port to the other bore which scitag (0: no label), since the last look."""
+        found: dict[int, int] = {}
+        for word, count in self.seen.words().get(ports, {}).items():
+            bits = word & label.LABEL_MAX
+            number = label.decode(bits).tag.scitag if bits else 0
+            found[number] = found.get(number, 0) + count
+        return found
 
 
 @pytest.fixture(scope="session")

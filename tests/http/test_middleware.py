@@ -6,35 +6,13 @@ import socket
 
 import pytest
 
-from scitags_core import label
 from tests.http.conftest import ALICE_IPV4, BOB_IPV4, PORT, Site
 from tests.netns.conftest import ALICE, BOB
-from tests.xrootd.host import Record
 
 OCTETS = 3_000_000
 SCITAG = {"SciTag": "143"}
 # What leaves between the request and the agent's word to the kernel: of 3 MB some milliseconds.
 SHARE = 0.5
-
-
-def only(site: Site, count: int = 1) -> list[tuple[Record, Record]]:
-    """Start and end of each of so many transfers, in the order of their starts."""
-    pairs = []
-    for parts in site.agent.transfers(count):
-        start, end = parts
-        assert (start.state, end.state) == ("start", "end")
-        pairs.append((start, end))
-    return sorted(pairs, key=lambda pair: pair[0].start_time)
-
-
-def counts(site: Site, ports: tuple[int, int]) -> dict[int, int]:
-    """How many packets with these ports bore which scitag (0: no label)."""
-    found: dict[int, int] = {}
-    for word, count in site.seen.words().get(ports, {}).items():
-        bits = word & 0xFFFFF
-        number = label.decode(bits).tag.scitag if bits else 0
-        found[number] = found.get(number, 0) + count
-    return found
 
 
 def test_a_download_is_told_and_marked(site: Site, server: str) -> None:
@@ -43,12 +21,12 @@ def test_a_download_is_told_and_marked(site: Site, server: str) -> None:
     client.request("GET", f"/{OCTETS}", headers=SCITAG)
     assert len(client.getresponse().read()) == OCTETS
     client.close()
-    ((start, end),) = only(site)
+    ((start, end),) = site.only()
     assert start.ends == end.ends == (ALICE, PORT, BOB, port)
     assert (start.scitag, start.mark, end.application) == (143, 143, "data service")
     assert end.octets == (OCTETS, 0)
     assert end.end_time >= end.start_time == start.start_time
-    seen = counts(site, (PORT, port))
+    seen = site.tags((PORT, port))
     assert set(seen) <= {0, 143}
     assert seen[143] > SHARE * sum(seen.values()), seen
 
@@ -59,11 +37,11 @@ def test_an_upload_is_told_with_the_client_as_the_source(site: Site, server: str
     client.request("PUT", "/f", body=bytes(OCTETS), headers=SCITAG)
     assert int(client.getresponse().read()) == OCTETS
     client.close()
-    ((start, end),) = only(site)
+    ((start, end),) = site.only()
     assert start.ends == end.ends == (BOB, port, ALICE, PORT)
     assert end.octets == (OCTETS, len(str(OCTETS)))
     # What leaves this host of an upload is what acknowledges it.
-    seen = counts(site, (PORT, port))
+    seen = site.tags((PORT, port))
     assert set(seen) <= {0, 143}
     # waitress hands a request over when all of it is there.
     assert server == "waitress" or seen[143] > 0, seen
@@ -79,7 +57,7 @@ def test_untagged_requests_and_those_that_move_nothing_are_not_told(site: Site, 
     client.request("HEAD", "/5", headers=SCITAG)
     client.getresponse().read()
     client.close()
-    assert set(counts(site, (PORT, port))) == {0}
+    assert set(site.tags((PORT, port))) == {0}
     assert site.agent.new_records() == []
 
 
@@ -91,12 +69,12 @@ def test_tags_that_change_on_one_connection(site: Site, server: str) -> None:
         client.request("GET", f"/200000?x=1&scitag.flow={tag}")
         assert len(client.getresponse().read()) == 200_000
     client.close()
-    found = only(site, len(tags))
+    found = site.only(len(tags))
     assert [start.scitag for start, _ in found] == tags
     assert {start.ends for start, _ in found} == {(ALICE, PORT, BOB, port)}
     assert {end.octets for _, end in found} == {(200_000, 0)}
     # An experiment above 511 has no label.
-    assert set(counts(site, (PORT, port))) - {0} <= {143, 206, 77, 65535}
+    assert set(site.tags((PORT, port))) - {0} <= {143, 206, 77, 65535}
 
 
 @pytest.mark.parametrize("value", ["64", "65536", "abc", "-5", "143x", "0x8f", "", "9" * 50])
@@ -105,7 +83,7 @@ def test_a_tag_that_cannot_be_read_is_an_unknown_one(site: Site, server: str, va
     client.request("GET", "/1000", headers={"SciTag": value})
     assert len(client.getresponse().read()) == 1000
     client.close()
-    ((start, _),) = only(site)
+    ((start, _),) = site.only()
     assert (start.scitag, start.mark) == (0, None)
 
 
@@ -117,7 +95,7 @@ def test_a_client_that_disconnects_ends_its_transfer(site: Site, server: str) ->
     client.sock.shutdown(socket.SHUT_RDWR)
     response.close()
     client.close()
-    ((_, end),) = only(site)
+    ((_, end),) = site.only()
     assert 200_000 <= end.octets[0] < 400_000_000
 
 
@@ -126,7 +104,7 @@ def test_an_application_that_fails_ends_its_transfer(site: Site, server: str) ->
     client.request("GET", "/fails", headers=SCITAG)
     assert client.getresponse().status == 500
     client.close()
-    only(site)
+    site.only()
 
 
 # The others listen by IPv6 alone when told to listen at ::.
@@ -137,7 +115,7 @@ def test_ipv4_is_told_as_ipv4(site: Site, server: str) -> None:
     client.request("GET", "/1000", headers=SCITAG)
     client.getresponse().read()
     client.close()
-    ((start, _),) = only(site)
+    ((start, _),) = site.only()
     assert start.ends == (ALICE_IPV4, PORT, BOB_IPV4, port)
 
 
@@ -152,7 +130,7 @@ def test_what_came_by_a_proxy_is_not_told(site: Site, server: str) -> None:
     client.request("GET", "/1001", headers=SCITAG)
     client.getresponse().read()
     client.close()
-    ((_, end),) = only(site)
+    ((_, end),) = site.only()
     assert end.octets[0] == 1001
 
 
@@ -162,5 +140,5 @@ def test_a_file_that_the_server_sends_by_itself(site: Site, server: str) -> None
     client.request("GET", "/file/500000", headers=SCITAG)
     assert len(client.getresponse().read()) == 500_000
     client.close()
-    ((_, end),) = only(site)
+    ((_, end),) = site.only()
     assert end.usage.get("sent") is None

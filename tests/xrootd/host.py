@@ -49,7 +49,7 @@ class Record(msgspec.Struct, kw_only=True):
     src_port: int
     dst: str
     dst_port: int
-    id: str
+    id: str = ""
     experiment_id: int
     activity_id: int
     start_time: str
