@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 
 import msgspec
@@ -35,3 +36,14 @@ def json_line(content: object) -> str:
 def count_text(count: int, singular: str, plural: str = "") -> str:
     """'1 line', '2 lines'."""
     return f"{count:,} {singular if count == 1 else plural or f'{singular}s'}"
+
+
+def tell_findings(problems: Sequence[str], notes: Sequence[str]) -> int:
+    """What a check has found, on standard error; the exit status: 1 when there is a problem."""
+    for line in notes:
+        print(f"note: {line}", file=sys.stderr)
+    for line in problems:
+        print(f"scitags: {line}", file=sys.stderr)
+    if problems:
+        print(f"scitags: {count_text(len(problems), 'problem')}", file=sys.stderr)
+    return 1 if problems else 0

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import configparser
-import sys
 from pathlib import Path
 
 import msgspec
 
 from scitags_core.cli import names
-from scitags_core.cli.output import count_text, json_line, table
+from scitags_core.cli.output import json_line, table, tell_findings
 from scitags_core.errors import ConfigError, InvalidValue
 from scitags_core.registry import Registry
 from scitags_core.roles import Command
@@ -40,13 +39,7 @@ def _check(arguments: argparse.Namespace) -> int:
         ]
         print()
         print(table(("VO", "activity", "scitag", "experiment", "tagged as", "known from"), rows, "llrlll"))
-    for line in report.notes:
-        print(f"note: {line}", file=sys.stderr)
-    for line in report.problems:
-        print(f"scitags: {line}", file=sys.stderr)
-    if report.problems:
-        print(f"scitags: {count_text(len(report.problems), 'problem')}", file=sys.stderr)
-    return 1 if report.problems else 0
+    return tell_findings(report.problems, report.notes)
 
 
 def _config(arguments: argparse.Namespace) -> int:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import msgspec
 
-from scitags_core.cli.output import count_text, json_line
+from scitags_core.cli.output import json_line, tell_findings
 from scitags_core.errors import ConfigError
 from scitags_core.roles import Command
 from scitags_storm import recipe
@@ -45,13 +44,7 @@ def _check(arguments: argparse.Namespace) -> int:
         return 1 if report.problems else 0
     for line in report.good:
         print(f"good: {line}")
-    for line in report.notes:
-        print(f"note: {line}", file=sys.stderr)
-    for line in report.problems:
-        print(f"scitags: {line}", file=sys.stderr)
-    if report.problems:
-        print(f"scitags: {count_text(len(report.problems), 'problem')}", file=sys.stderr)
-    return 1 if report.problems else 0
+    return tell_findings(report.problems, report.notes)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
