@@ -1,4 +1,4 @@
-"""The server plug-in, built by the two commands of docs/xrootd.md, once for each kind of build."""
+"""The plug-ins for XRootD, built by the two commands of docs/xrootd.md, once for each kind of build."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-SOURCE = ROOT / "integrations" / "xrootd" / "ofs"
+SOURCES = ROOT / "integrations" / "xrootd"
 BUILDS = ROOT / ".venv" / "build"
 BUILD_SECONDS = 300
 Sanitizer = Literal["", "address", "thread"]
@@ -24,6 +24,7 @@ def why_not() -> str:
         name
         for name in (
             "xrootd/XrdSfs/XrdSfsInterface.hh",
+            "xrootd/XrdCl/XrdClPlugInInterface.hh",
             "xrootd/private/XrdHttp/XrdHttpExtHandler.hh",
             "nlohmann/json.hpp",
         )
@@ -33,22 +34,31 @@ def why_not() -> str:
 
 
 def built(sanitizer: Sanitizer = "") -> Path:
-    """The library, up to date; skips where it cannot be built."""
+    """The server's library, up to date; skips where it cannot be built."""
+    return _built("ofs", sanitizer)
+
+
+def built_for_clients() -> Path:
+    """The client's library, likewise."""
+    return _built("client")
+
+
+def _built(part: str, sanitizer: Sanitizer = "") -> Path:
     if why_not():
         pytest.skip(f"needs {why_not()}")
-    directory = BUILDS / f"xrootd-ofs{'-' + sanitizer if sanitizer else ''}"
+    directory = BUILDS / f"xrootd-{part}{'-' + sanitizer if sanitizer else ''}"
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for command in (
-            ["cmake", "-S", str(SOURCE), "-B", str(directory), f"-DSANITIZE={sanitizer}"],
+            ["cmake", "-S", str(SOURCES / part), "-B", str(directory), f"-DSANITIZE={sanitizer}"],
             ["cmake", "--build", str(directory), "--parallel", "2"],
         ):
             done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False)
             assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
             # The sanitizers make the compiler see more, and less well.
             assert sanitizer or "warning" not in done.stderr, done.stderr
-    return next(directory.glob("libXrdScitags-*.so"))
+    return next(directory.glob("libXrd*Scitags-*.so"))
 
 
 def rules_program() -> Path:

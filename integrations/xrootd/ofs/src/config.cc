@@ -172,9 +172,10 @@ int numbered(const std::string& path) {
 
 }  // namespace
 
-Settings read_settings(const std::string& path, XrdOucEnv* environment, XrdSysError& log) {
+Settings read_settings(const std::string& path, XrdOucEnv* environment, XrdSysError& log, bool echoes) {
   const char* instance = std::getenv("XRDINSTANCE");
-  XrdOucStream stream(&log, instance == nullptr ? kNoInstance : instance, environment, "=====> ");
+  // Without a log: it would show each line with the number that we put there.
+  XrdOucStream stream(nullptr, instance == nullptr ? kNoInstance : instance, environment, nullptr);
   stream.Attach(numbered(path), kLineOctets);
   Reader reader;
   int wrong = 0;
@@ -187,6 +188,11 @@ Settings read_settings(const std::string& path, XrdOucEnv* environment, XrdSysEr
     if (!words.empty()) {
       where += ":" + words.front();
       words.erase(words.begin());
+    }
+    if (echoes) {
+      std::string line = directive;
+      for (const auto& word : words) line += " " + word;
+      log.Say("=====> ", line.c_str());
     }
     try {
       Words left(std::move(words));

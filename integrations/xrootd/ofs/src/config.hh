@@ -19,6 +19,6 @@ struct Settings {
 
 // Read the file. What is wrong is logged with file and line, all of it; then, or when the file cannot be read,
 // this raises ConfigError.
-Settings read_settings(const std::string& path, XrdOucEnv* environment, XrdSysError& log);
+Settings read_settings(const std::string& path, XrdOucEnv* environment, XrdSysError& log, bool echoes = false);
 
 }  // namespace scitags
