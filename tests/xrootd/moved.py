@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from scitags_core import label
 from tests.netns.conftest import ALICE, BOB
-from tests.xrootd.conftest import ALICE_IPV4, BOB_IPV4, Site
+from tests.netns.watching import Seen
+from tests.xrootd.conftest import ALICE_IPV4, BOB_IPV4
 from tests.xrootd.host import Agent, Record
 
 TAG = 143
 ADDRESSES = {"ipv6": (ALICE, BOB), "ipv4": (ALICE_IPV4, BOB_IPV4)}
+
+
+class Watched(Protocol):
+    """Hosts whose packets are watched."""
+
+    seen: Seen
 
 
 def content(octets: int, seed: int = 0) -> bytes:
@@ -23,7 +32,7 @@ def one(agent: Agent) -> tuple[Record, Record]:
     return start, end
 
 
-def labels(site: Site) -> dict[tuple[int, int], dict[int, int]]:
+def labels(site: Watched) -> dict[tuple[int, int], dict[int, int]]:
     """How many IPv6 packets bore which scitag (0: none), by their two ports."""
     found: dict[tuple[int, int], dict[int, int]] = {}
     for ports, words in site.seen.words().items():

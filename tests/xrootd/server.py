@@ -140,7 +140,7 @@ class Server:
         return False
 
     def log_text(self) -> str:
-        return self.log.read_text(errors="replace")
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def put(self, name: str, octets: bytes) -> Path:
         """A file to be downloaded."""

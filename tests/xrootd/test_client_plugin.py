@@ -98,7 +98,9 @@ def test_rules(site: Site, run: Run, path: str, tag: tuple[int, int], tmp_path: 
     (site.alice.server.root / path).parent.chmod(0o755)
     site.alice.server.put(path, content(10))
     (tmp_path / "rules").write_text(RULES.replace("2001:db8:1::/48", f"{ALICE}/128"))
-    said = run([*XRDCP, "--silent", site.alice.server.url("root", ALICE, path), "/dev/null"], f"rules = {tmp_path}/rules")
+    said = run(
+        [*XRDCP, "--silent", site.alice.server.url("root", ALICE, path), "/dev/null"], f"rules = {tmp_path}/rules"
+    )
     assert said == ""
     start, _ = one(site.alice.agent)
     assert (start.experiment_id, start.activity_id) == tag  # (1, 1) is what the server makes of no tag

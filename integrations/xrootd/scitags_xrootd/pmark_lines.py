@@ -96,7 +96,9 @@ class PmarkLines:
             text = f"ffdest {lost} is not used: only the last one, {host}, is; the agent relays to others"
             yield Finding("error", other.where, text)
         if not self._resolve(host):
-            yield Finding("error", line.where, f"ffdest {host} has no address: xrootd goes on without fireflies")
+            yield Finding(
+                "error", line.where, f"ffdest {host} has no address: xrootd sends no fireflies, or does not start"
+            )
 
     def _check_domain(self) -> Iterator[Finding]:
         last: tuple[Directive | None, str] = (None, "remote")
