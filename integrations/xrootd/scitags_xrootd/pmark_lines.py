@@ -177,7 +177,7 @@ class PmarkLines:
             yield Finding(
                 "error",
                 one.where,
-                f"no experiment of {of} is written {shown(name)}{_nearly(name, known)}: xrootd does not start",
+                f"no experiment of {of} is written {shown(name)}{_nearly(name, known)}: xrootd sends no fireflies",
             )
         elif activity is not None and (wanted := " ".join(words[activity:])) not in known[name]:
             why = (
