@@ -68,6 +68,14 @@ def parse_header(prefix: bytes) -> SyslogHeader | None:
     return SyslogHeader(_stamp(stamp), "" if host == NIL else host, "" if app == NIL else app)
 
 
+def behind_old_header(message: bytes) -> bytes:
+    """What stands behind the header of old-style syslog (RFC 3164: <190>Nov 24 18:54:27 tag: ...), if there is one.
+
+    nginx writes such a header in front of whatever it logs to a socket.
+    """
+    return message.partition(b": ")[2] if message.startswith(b"<") else message
+
+
 def _stamp(text: str) -> datetime | None:
     if text in ("", NIL):
         return None

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import msgspec
+
+from scitags_core.errors import ConfigError
 
 
 def printable(text: str) -> str:
@@ -47,3 +50,18 @@ def tell_findings(problems: Sequence[str], notes: Sequence[str]) -> int:
     if problems:
         print(f"scitags: {count_text(len(problems), 'problem')}", file=sys.stderr)
     return 1 if problems else 0
+
+
+def give_files(files: Mapping[str, str], into: Path | None) -> None:
+    """Print texts by path, or write them below a directory and print where. Raises ConfigError."""
+    if into is None:
+        print("\n".join(f"# --- {path}\n{text}" for path, text in files.items()), end="")
+        return
+    for path, text in files.items():
+        where = into / path.lstrip("/")
+        try:
+            where.parent.mkdir(parents=True, exist_ok=True)
+            where.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"{where}: {error.strerror}") from None
+        print(where)

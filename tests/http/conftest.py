@@ -25,12 +25,11 @@ __all__ = ["bpf", "root"]
 ROOT = Path(__file__).parents[2]
 PORT = 8000
 ALICE_IPV4, BOB_IPV4 = "192.0.2.1", "192.0.2.2"
-HTTP_SOURCE = """
+MORE_SOURCES = """
 [[source]]
 kind = "http"
-
-[[source]]
-kind = "firefly"
+socket = "{directory}/http.sock"
+mode = "0666"
 
 [[source]]
 kind = "named_pipe"
@@ -88,7 +87,7 @@ def whole_site(root: None, bpf: None) -> Iterator[Site]:
             host.set_sysctl("ipv6/auto_flowlabels", "0")
         agent = Agent(alice, backends=MARKER)
         text = agent.config.read_text()
-        agent.config.write_text(text + HTTP_SOURCE.format(directory=agent.directory))
+        agent.config.write_text(text + MORE_SOURCES.format(directory=agent.directory))
         stack.callback(agent.close)
         agent.start()
         seen = Seen(bob, "bob0")

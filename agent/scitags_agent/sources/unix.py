@@ -9,6 +9,8 @@ A message is one event, an array of events, or a request, which is an object wit
 A request is answered to the address that the sender of a datagram has bound, or on the connection. The answer to
 events comes when the backends have dealt with them: from then on the packets are marked.
 
+A message may stand behind the header of old-style syslog: nginx logs to a Unix socket in no other way.
+
 The kernel says who the sender is. A descriptor of the transfer's socket may come along with an event (SCM_RIGHTS): it
 tells what the event leaves open, and is kept until the flow ends, so that the agent can act on the socket.
 """
@@ -40,6 +42,7 @@ from scitags_core.errors import ConfigError, FlowEventError, shown
 from scitags_core.flow import FlowEvent, FlowState
 from scitags_core.flow_json import events_of, json_of
 from scitags_core.roles import EventSink, SourceKind
+from scitags_core.syslog import behind_old_header
 
 log = logging.getLogger(__name__)
 
@@ -203,7 +206,7 @@ class UnixSocket:
         raise FlowEventError(f"user {sender.user} may not send (process {sender.process})")
 
     def _take(self, message: bytes, descriptors: list[int], answer: Answer, sink: EventSink) -> None:
-        content = json_of(message)
+        content = json_of(behind_old_header(message))
         request = content.get("request") if isinstance(content, dict) else None
         if request is None:
             self._accept(content, descriptors, sink)

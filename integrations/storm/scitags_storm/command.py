@@ -7,8 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from scitags_core.cli.output import json_line, tell_findings
-from scitags_core.errors import ConfigError
+from scitags_core.cli.output import give_files, json_line, tell_findings
 from scitags_core.roles import Command
 from scitags_storm import recipe
 
@@ -20,18 +19,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _config(arguments: argparse.Namespace) -> int:
     wishes = recipe.Wishes(arguments.nginx, arguments.access_log, arguments.group)
-    found = recipe.files(wishes)
-    if arguments.into is None:
-        print("\n".join(f"# --- {path}\n{text}" for path, text in found.items()), end="")
-        return 0
-    for path, text in found.items():
-        where = arguments.into / path.lstrip("/")
-        try:
-            where.parent.mkdir(parents=True, exist_ok=True)
-            where.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"{where}: {error.strerror}") from None
-        print(where)
+    give_files(recipe.files(wishes), arguments.into)
     return 0
 
 

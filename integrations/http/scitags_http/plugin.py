@@ -1,0 +1,16 @@
+"""The HTTP plug-in: `scitags http-server`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from scitags_core import hookimpl
+from scitags_core.roles import Command
+
+
+@hookimpl
+def provide_commands() -> Iterable[Command]:
+    """`scitags http-server`."""
+    from scitags_http import command  # noqa: PLC0415
+
+    return (command.COMMAND,)
