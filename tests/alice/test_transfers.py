@@ -56,7 +56,7 @@ def test_every_activity_of_alice_has_a_type_and_every_type_an_activity() -> None
 
 
 def test_a_type_that_is_none() -> None:
-    with pytest.raises(InvalidValue, match="'clipload' is no transfer type of ALICE.*cliupload"):
+    with pytest.raises(InvalidValue, match=r"'clipload' is no transfer type of ALICE.*cliupload"):
         activity_name("clipload")
 
 

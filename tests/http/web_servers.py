@@ -33,6 +33,8 @@ http {{
         location / {{
             client_max_body_size 0;
             dav_methods PUT DELETE;
+            # The network here is as fast as memory.
+            limit_rate 30m;
             {location}
         }}
         location /private/ {{

@@ -2,8 +2,8 @@
 
     cliUpload     -> CLI upload          -> scitag 335       root://se//path?authz=...&scitag.flow=335&eos.app=cliUpload
 
-JAliEn names what opens a file in the opaque parameter eos.app. Of its names, cliUpload (with scitag.flow=335) is seen in
-the public sources of alien.py, and transfer-3rd in those of JAliEn; the others are ours, one for each activity that
+JAliEn names what opens a file in the opaque parameter eos.app. Of its names, cliUpload (with scitag.flow=335) is seen
+in the public sources of alien.py, and transfer-3rd in those of JAliEn; the others are ours, one for each activity that
 the registry lists for ALICE.
 """
 
