@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scitags_http import nginx
+from scitags_http import apache, nginx
 from tests.http.conftest import Service, Site
 
 OCTETS = 3_000_000
@@ -79,4 +79,54 @@ def start_nginx(site: Site, *, waits: bool) -> Service:
     (directory / "nginx.conf").write_text(text)
     one = Service(site, [path, "-p", str(directory), "-c", str(directory / "nginx.conf")])
     one.wait_until_it_listens(NGINX_PORT)
+    return one
+
+
+APACHE_PORT = 8081
+MODULES = ("mpm_event", "authn_core", "authz_core", "dav", "dav_fs", "env", "lua", "ratelimit", "setenvif")
+APACHE = """
+ServerRoot {directory}
+ServerName localhost
+PidFile {directory}/apache.pid
+ErrorLog {directory}/error.log
+User www-data
+Group www-data
+Listen [::]:{port}
+DocumentRoot {directory}/data
+DavLockDB {directory}/lock/db
+<Directory {directory}/data>
+    Require all granted
+    Dav On
+</Directory>
+<Location />
+    # The network here is as fast as memory.
+    SetOutputFilter RATE_LIMIT
+    SetEnv rate-limit 30000
+</Location>
+<Location /private>
+    Require all denied
+</Location>
+Include {directory}/server.conf
+<VirtualHost *:{port}>
+    Include {directory}/host.conf
+</VirtualHost>
+"""
+
+
+def start_apache(site: Site, *, waits: bool) -> Service:
+    """Apache, its configuration as printed; it listens."""
+    path = program("apache2")
+    directory = directory_for(site, "apache")
+    (directory / "lock").mkdir()
+    (directory / "lock").chmod(0o777)
+    api, script = str(site.agent.directory / "http.sock"), str(directory / "scitags.lua")
+    wishes = apache.ApacheWishes(APACHE_PORT, str(site.agent.socket), api, waits, script)
+    files = apache.files(wishes)
+    Path(script).write_text(files[script])
+    (directory / "server.conf").write_text(files[apache.SERVER_FILE])
+    (directory / "host.conf").write_text(files[apache.HOST_FILE.format(port=APACHE_PORT)])
+    modules = "".join(f"LoadModule {one}_module /usr/lib/apache2/modules/mod_{one}.so\n" for one in MODULES)
+    (directory / "apache.conf").write_text(modules + APACHE.format(directory=directory, port=APACHE_PORT))
+    one = Service(site, [path, "-d", str(directory), "-f", str(directory / "apache.conf"), "-DFOREGROUND"])
+    one.wait_until_it_listens(APACHE_PORT)
     return one
