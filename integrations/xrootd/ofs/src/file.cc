@@ -19,33 +19,35 @@ std::string_view text(const char* string) { return string == nullptr ? std::stri
 // An asynchronous request of the server's, which tells when it is done how much was moved.
 class CountedAio final : public XrdSfsAio {
  public:
-  CountedAio(XrdSfsAio* theirs, std::shared_ptr<Transfer> transfer) : theirs_(theirs), transfer_(std::move(transfer)) {
+  CountedAio(XrdSfsAio* theirs, std::shared_ptr<Transfer> transfer) : transfer_(std::move(transfer)) {
     const auto notification = sfsAio.aio_sigevent;  // of this object
     sfsAio = theirs->sfsAio;
     sfsAio.aio_sigevent = notification;
     cksVec = theirs->cksVec;
     TIdent = theirs->TIdent;
     Result = theirs->Result;
+    theirs_.store(theirs, std::memory_order_release);
   }
-  void doneRead() override { done(transfer_->octets_read, &XrdSfsAio::doneRead); }
-  void doneWrite() override { done(transfer_->octets_written, &XrdSfsAio::doneWrite); }
+  void doneRead() override { done(&Transfer::octets_read, &XrdSfsAio::doneRead); }
+  void doneWrite() override { done(&Transfer::octets_written, &XrdSfsAio::doneWrite); }
   void Recycle() override {
-    theirs_->Recycle();
+    theirs_.load(std::memory_order_acquire)->Recycle();
     delete this;
   }
 
  private:
-  void done(std::atomic<std::uint64_t>& octets, void (XrdSfsAio::*then)()) {
-    if (Result > 0) octets += static_cast<std::uint64_t>(Result);
-    theirs_->Result = Result;
-    theirs_->cksVec = cksVec;  // without one now where the storage made no checksums: the server makes them, then
-    auto* theirs = theirs_;
+  void done(std::atomic<std::uint64_t> Transfer::*octets, void (XrdSfsAio::*then)()) {
+    auto* theirs = theirs_.load(std::memory_order_acquire);
+    if (Result > 0) (*transfer_).*octets += static_cast<std::uint64_t>(Result);
+    theirs->Result = Result;
+    theirs->cksVec = cksVec;  // without one now where the storage made no checksums: the server makes them, then
     delete this;
     (theirs->*then)();
   }
 
-  XrdSfsAio* theirs_;
   std::shared_ptr<Transfer> transfer_;
+  // Stored last and loaded first: another thread ends the request than began it, told by a signal.
+  std::atomic<XrdSfsAio*> theirs_{nullptr};
 };
 
 // "user.pid" of "user.pid:fd@host": what the connections of a root:// session have in common.
