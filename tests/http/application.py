@@ -85,5 +85,6 @@ def serve_wsgi(environ: Any, start_response: Any) -> Any:
     return slowly(int(path[1:]))
 
 
-asgi = TellsAgentASGI(serve_asgi, agent=AGENT, application="data service")
-wsgi = TellsAgentWSGI(serve_wsgi, agent=AGENT, application="data service")
+WAIT = float(os.environ.get("SCITAGS_WAIT", "0"))
+asgi = TellsAgentASGI(serve_asgi, agent=AGENT, application="data service", wait_seconds=WAIT)
+wsgi = TellsAgentWSGI(serve_wsgi, agent=AGENT, application="data service", wait_seconds=WAIT)

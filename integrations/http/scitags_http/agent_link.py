@@ -21,13 +21,15 @@ log = logging.getLogger("scitags.http")
 AGENT_SOCKET = "/run/scitags/agent.sock"
 KEPT_EVENTS = 4096
 KEPT_SECONDS = 5.0  # an agent that is started again is back by then
+LEFT_ALONE_SECONDS = 10.0  # that nobody waits for an agent which has not answered in time
+ANSWER_OCTETS = 1 << 12
 _RETRY_SECONDS = 0.01
 
 
 class AgentLink:
     """May be used by several threads, and by processes that were forked after it was made.
 
-    counters: sent, lost (of which the agent was never told), and kept, which is what waited at first.
+    counters: sent, lost (of which the agent was never told), kept, which is what waited at first, and unanswered.
     """
 
     def __init__(self, path: str | os.PathLike[str] = AGENT_SOCKET) -> None:
@@ -37,6 +39,7 @@ class AgentLink:
         self._lock = threading.Lock()
         self._retrying: threading.Thread | None = None
         self._has_complained = False
+        self._left_alone_until = 0.0
         self.counters: Counter[str] = Counter()
 
     def tell(self, event: FlowEvent) -> None:
@@ -54,6 +57,30 @@ class AgentLink:
             if self._retrying is None or not self._retrying.is_alive():
                 self._retrying = threading.Thread(target=self._retry, name="scitags", daemon=True)
                 self._retrying.start()
+
+    def ask(self, event: FlowEvent) -> socket.socket | None:
+        """As tell, and the socket on which the agent answers once the event is in force. It is to be closed.
+
+        None when nobody is to wait for an answer: what was handed over before waits itself, or the agent was too slow.
+        """
+        if self._kept or time.monotonic() < self._left_alone_until:
+            self.tell(event)
+            return None
+        one = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        try:
+            one.bind("")  # Linux gives it an address without a file (unix(7), autobind)
+            one.sendto(b'{"request":"events","events":[' + encode_event(event) + b"]}", self._path)
+        except OSError:
+            one.close()
+            self.tell(event)
+            return None
+        self.counters["sent"] += 1
+        return one
+
+    def leave_alone(self) -> None:
+        """The agent did not answer in time: for a while nobody waits for it."""
+        self.counters["unanswered"] += 1
+        self._left_alone_until = time.monotonic() + LEFT_ALONE_SECONDS
 
     def close(self) -> None:
         """Try what is kept a last time, and leave nothing behind."""

@@ -3,16 +3,19 @@
     application = TellsAgentASGI(application)
 
 A request begins when the server hands it over, and ends with the last part of its answer, or when the application
-returns, fails or is cancelled: a client that disconnects makes it do one of these. Nothing waits for the agent.
+returns, fails or is cancelled: a client that disconnects makes it do one of these. Nothing waits for the agent, unless
+that is asked for.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
+import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from scitags_http.agent_link import AGENT_SOCKET
+from scitags_http.agent_link import AGENT_SOCKET, ANSWER_OCTETS
 from scitags_http.teller import APPLICATION, Teller
 from scitags_http.transfer import FORWARDED, Endpoint, Transfer, is_data, tag_of
 
@@ -27,24 +30,44 @@ _UNCOUNTED = frozenset({"http.response.pathsend", "http.response.zerocopysend"})
 
 
 class TellsAgentASGI:
-    """Wraps an application. agent is the path of the agent's socket; application the name that fireflies bear."""
+    """Wraps an application.
+
+    agent is the path of the agent's socket, application the name that fireflies bear. With wait_seconds a tagged
+    request waits so long at most until its packets are marked; without, it does not wait.
+    """
 
     def __init__(
-        self, app: Application, *, agent: str | os.PathLike[str] = AGENT_SOCKET, application: str = APPLICATION
+        self,
+        app: Application,
+        *,
+        agent: str | os.PathLike[str] = AGENT_SOCKET,
+        application: str = APPLICATION,
+        wait_seconds: float = 0.0,
     ) -> None:
         self._app = app
-        self.teller = Teller(agent, application)
+        self.teller = Teller(agent, application, wait_seconds)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         transfer = self._begun(scope) if scope["type"] == "http" and is_data(scope["method"]) else None
         if transfer is None:
             await self._app(scope, receive, send)
             return
+        answer = self.teller.start(transfer)
         under_way = _UnderWay(transfer, self.teller, receive, send)
         try:
+            if answer is not None:
+                await self._wait_for(answer)
             await self._app(scope, under_way.receive, under_way.send)
         finally:
             under_way.finish()
+
+    async def _wait_for(self, answer: socket.socket) -> None:
+        with answer:
+            try:
+                async with asyncio.timeout(self.teller.wait_seconds):
+                    await asyncio.get_running_loop().sock_recv(answer, ANSWER_OCTETS)
+            except (OSError, RuntimeError):  # TimeoutError among them; or another event loop than asyncio's
+                self.teller.link.leave_alone()
 
     def _begun(self, scope: Scope) -> Transfer | None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections import Counter
 
 from scitags_core.errors import ScitagsError
@@ -23,8 +24,11 @@ class Teller:
     came by a proxy's; failed, whatever else went wrong.
     """
 
-    def __init__(self, agent: str | os.PathLike[str] = AGENT_SOCKET, application: str = APPLICATION) -> None:
+    def __init__(
+        self, agent: str | os.PathLike[str] = AGENT_SOCKET, application: str = APPLICATION, wait_seconds: float = 0.0
+    ) -> None:
         self.link = AgentLink(agent)
+        self.wait_seconds = wait_seconds
         self._application = application
         self._said: set[str] = set()
         self.counters: Counter[str] = Counter()
@@ -32,24 +36,32 @@ class Teller:
     def begin(
         self, method: str, tag: Tag, server: Endpoint | None, client: Endpoint | None, protocol: str = "tcp"
     ) -> Transfer | None:
-        """Tell of a start. None where nothing can be told."""
+        """The transfer that a request is, not yet told of. None where nothing can be told."""
         if server is None or client is None or not (server.is_known and client.is_known):
             self.leave("unknown_end", "the server does not tell which connection a request came by")
             return None
         try:
-            transfer = Transfer.of(method, tag, server, client, application=self._application, protocol=protocol)
-            self.link.tell(transfer.start())
-        except (ScitagsError, OSError) as error:
+            return Transfer.of(method, tag, server, client, application=self._application, protocol=protocol)
+        except ScitagsError as error:
             self.leave("failed", str(error))
             return None
-        self.counters["told"] += 1
-        return transfer
+
+    def start(self, transfer: Transfer) -> socket.socket | None:
+        """Tell of its start; a socket on which the agent answers, where that is to be waited for."""
+        try:
+            self.counters["told"] += 1
+            if self.wait_seconds > 0:
+                return self.link.ask(transfer.start())
+            self.link.tell(transfer.start())
+        except (ScitagsError, OSError, RuntimeError) as error:  # also when no thread can be had
+            self.leave("failed", str(error))
+        return None
 
     def finish(self, transfer: Transfer) -> None:
         """Tell of its end."""
         try:
             self.link.tell(transfer.end())
-        except (ScitagsError, OSError, RuntimeError) as error:  # also when no thread can be had
+        except (ScitagsError, OSError, RuntimeError) as error:
             self.leave("failed", str(error))
 
     def leave(self, counter: str, reason: str) -> None:

@@ -3,16 +3,17 @@
     application = TellsAgentWSGI(application)
 
 A request begins when the server hands it over, and ends when the server closes what the application returned, which it
-does also when the client has gone. Nothing waits for the agent.
+does also when the client has gone. Nothing waits for the agent, unless that is asked for.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from scitags_http.agent_link import AGENT_SOCKET
+from scitags_http.agent_link import AGENT_SOCKET, ANSWER_OCTETS
 from scitags_http.connection import ends_of
 from scitags_http.teller import APPLICATION, Teller
 from scitags_http.transfer import FORWARDED, Transfer, is_data, tag_of
@@ -25,13 +26,22 @@ _HEADER = "HTTP_"
 
 
 class TellsAgentWSGI:
-    """Wraps an application. agent is the path of the agent's socket; application the name that fireflies bear."""
+    """Wraps an application.
+
+    agent is the path of the agent's socket, application the name that fireflies bear. With wait_seconds a tagged
+    request waits so long at most until its packets are marked; without, it does not wait.
+    """
 
     def __init__(
-        self, app: Application, *, agent: str | os.PathLike[str] = AGENT_SOCKET, application: str = APPLICATION
+        self,
+        app: Application,
+        *,
+        agent: str | os.PathLike[str] = AGENT_SOCKET,
+        application: str = APPLICATION,
+        wait_seconds: float = 0.0,
     ) -> None:
         self._app = app
-        self.teller = Teller(agent, application)
+        self.teller = Teller(agent, application, wait_seconds)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         transfer = self._begun(environ) if is_data(environ["REQUEST_METHOD"]) else None
@@ -39,12 +49,23 @@ class TellsAgentWSGI:
             return self._app(environ, start_response)
         if transfer.is_upload:
             environ["wsgi.input"] = _CountingInput(environ["wsgi.input"], transfer)
+        answered = self.teller.start(transfer)
+        if answered is not None:
+            self._wait_for(answered)
         try:
             answer = self._app(environ, _counting(start_response, transfer))
         except BaseException:
             self.teller.finish(transfer)
             raise
         return self._watched(answer, transfer, environ.get("wsgi.file_wrapper"))
+
+    def _wait_for(self, answered: socket.socket) -> None:
+        with answered:
+            try:
+                answered.settimeout(self.teller.wait_seconds)
+                answered.recv(ANSWER_OCTETS)
+            except OSError:
+                self.teller.link.leave_alone()
 
     def _begun(self, environ: Environ) -> Transfer | None:
         try:
