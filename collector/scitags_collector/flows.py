@@ -10,6 +10,8 @@ from scitags_collector.announcements import PROTOCOLS, Tuple5
 from scitags_core.flow import FlowKey, Transport
 from scitags_core.tag import Tag
 
+# A flow of more buckets counts for the last of them.
+SPREAD_BUCKETS = 100_000
 _NAMES: dict[int, Transport] = {PROTOCOLS["tcp"]: "tcp", PROTOCOLS["udp"]: "udp"}
 
 
@@ -29,12 +31,13 @@ class Strand(msgspec.Struct, eq=False):
 
     tag       what they count for
     series    octets of that tag by number of the time bucket, shared by all its strands
+    label     None where an exporter does not tell it
     first     nanoseconds since 1970, as last
     """
 
     tag: Tag | None
     series: dict[int, int]
-    label: int = 0
+    label: int | None = 0
     traffic_class: int = 0
     header_tag: Tag | None = None
     packets: int = 0
@@ -48,6 +51,26 @@ class Strand(msgspec.Struct, eq=False):
         self.last = max(self.last, time_ns)
         number = time_ns // bucket
         self.series[number] = self.series.get(number, 0) + octets
+
+    def add_many(self, first: int, last: int, packets: int, octets: int, bucket: int) -> None:
+        """Take packets that an exporter counted from first to last; their octets are spread evenly over that time."""
+        self.packets += packets
+        self.octets += octets
+        self.last = max(self.last, last)
+        start, end = first // bucket, last // bucket
+        count = end - start + 1
+        if count > SPREAD_BUCKETS:
+            start, count = end, 1
+        share, rest = divmod(octets, count)
+        series = self.series
+        for number in range(start, end + 1):
+            series[number] = series.get(number, 0) + share
+        series[end] += rest
+
+    @property
+    def is_untold(self) -> bool:
+        """Whether nobody can say if these packets are tagged."""
+        return self.label is None and self.tag is None
 
 
 class Flow(msgspec.Struct, eq=False):
@@ -93,18 +116,30 @@ class Flow(msgspec.Struct, eq=False):
 
     @property
     def tags(self) -> dict[Tag | None, Sum]:
-        """Its packets by the tag that they count for."""
+        """Its packets by the tag that they count for, without those of which an exporter tells no label."""
         found: dict[Tag | None, Sum] = {}
         for strand in self.strands:
+            if strand.is_untold:
+                continue
             found.setdefault(strand.tag, Sum()).add(strand.packets, strand.octets)
         return found
 
     @property
+    def untold(self) -> Sum:
+        """Its packets of which nobody can say whether they are tagged: an exporter told of them without a label."""
+        total = Sum()
+        for strand in self.strands:
+            if strand.is_untold:
+                total.add(strand.packets, strand.octets)
+        return total
+
+    @property
     def labels(self) -> dict[int, Sum]:
-        """Its packets by flow label; nothing for IPv4, which has none."""
+        """Its packets by flow label; nothing for IPv4, which has none, and where an exporter does not tell it."""
         found: dict[int, Sum] = {}
         for strand in self.strands if self.version == 6 else ():  # noqa: PLR2004
-            found.setdefault(strand.label, Sum()).add(strand.packets, strand.octets)
+            if strand.label is not None:
+                found.setdefault(strand.label, Sum()).add(strand.packets, strand.octets)
         return found
 
     @property

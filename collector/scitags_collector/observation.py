@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from scitags_collector.announcements import Announcements
+from scitags_collector.exported import Exported
 from scitags_collector.flows import Flow, Strand, Sum
 from scitags_collector.link import Frame
 from scitags_collector.packet import Packet
@@ -35,6 +36,7 @@ class Row(msgspec.Struct):
 
     Every packet is in one row. A flow whose packets differ is in several.
 
+    is_untold    this is traffic whose exporter tells no flow label: it may be tagged or not
     flows        5-tuples, each direction by itself
     confirmed    of these, flows that a firefly names with this tag
     announced    flows that a firefly names with this tag and whose packets do not bear it
@@ -43,6 +45,7 @@ class Row(msgspec.Struct):
 
     tag: Tag | None
     version: int | None = None
+    is_untold: bool = False
     packets: int = 0
     octets: int = 0
     flows: int = 0
@@ -79,17 +82,25 @@ class Observation:
         self.bucket = round(bucket * NANOSECONDS)
         self.announcements = Announcements()
         self.other_frames = 0
-        self._beyond: dict[tuple[int, Tag | None], Strand] = {}
+        self._beyond: dict[tuple[int, Tag | None, bool], Strand] = {}
         self._strands_kept = strands_kept
         self._flows: dict[tuple[bytes, bytes, int], Flow] = {}
         self._strands: dict[tuple[object, ...], Strand] = {}
         self._series: dict[Tag | None, dict[int, int]] = {}
+        self._untold: dict[int, int] = {}
         self._fragments: dict[tuple[bytes, int, bytes], bytes] = {}
         self._tags: dict[int, Tag | None] = {}
 
     def add(self, time_ns: int, packet: Packet) -> None:
         """Take a packet, in any order of time."""
         self._strand(time_ns, packet).add(time_ns, packet.octets, self.bucket)
+        if packet.payload:
+            self.announcements.add(packet.payload)
+
+    def add_exported(self, told: Exported) -> None:
+        """Take what an exporter tells of packets."""
+        packet = told.packet
+        self._strand(told.first, packet).add_many(told.first, told.last, told.packets, told.octets, self.bucket)
         if packet.payload:
             self.announcements.add(packet.payload)
 
@@ -159,16 +170,20 @@ class Observation:
                 found.setdefault(number, {})[tag] = octets
         return dict(sorted(found.items()))
 
+    def untold_timeline(self) -> dict[int, int]:
+        """Octets of which nobody can say whether they are tagged, by number of the bucket: none is in the timeline."""
+        return dict(sorted(self._untold.items()))
+
     def announced(self, flow: Flow) -> frozenset[Tag]:
         """The tags that fireflies gave to this connection, in either direction."""
         return self.announcements.tags(flow.tuple5)
 
     def rows(self) -> list[Row]:
         """The traffic by tag, in the order of ids; then that without one over IPv6, and over IPv4."""
-        rows: dict[tuple[Tag | None, int | None], Row] = {}
+        rows: dict[tuple[Tag | None, int | None, bool], Row] = {}
 
-        def row(tag: Tag | None, version: int | None = None) -> Row:
-            place = (tag, version if tag is None else None)
+        def row(tag: Tag | None, version: int | None = None, *, is_untold: bool = False) -> Row:
+            place = (tag, version if tag is None else None, is_untold)
             if place not in rows:
                 rows[place] = Row(*place)
             return rows[place]
@@ -181,16 +196,25 @@ class Observation:
                 one.confirmed += tag in announced
                 one.packets += found.packets
                 one.octets += found.octets
+            untold = flow.untold
+            if untold.packets or untold.octets:
+                one = row(None, flow.version, is_untold=True)
+                one.flows += 1
+                one.packets += untold.packets
+                one.octets += untold.octets
             for tag in announced - borne.keys():
                 row(tag).announced += 1
-        for (version, tag_beyond), strand in self._beyond.items():
-            one = row(tag_beyond, version)
+        for (version, tag_beyond, is_untold), strand in self._beyond.items():
+            one = row(tag_beyond, version, is_untold=is_untold)
             one.packets += strand.packets
             one.octets += strand.octets
         counts = self.announcements.counts
         for tag in {tag for tag, _ in counts}:
             row(tag).fireflies = tuple(counts[tag, state] for state in FlowState)  # type: ignore[assignment]
-        return sorted(rows.values(), key=lambda one: (one.tag is None, one.tag or Tag(0, 0), -(one.version or 0)))
+        return sorted(
+            rows.values(),
+            key=lambda one: (one.is_untold, one.tag is None, one.tag or Tag(0, 0), -(one.version or 0)),
+        )
 
     def chance(self) -> Chance:
         """How many flows can be expected to bear a listed pair by chance."""
@@ -216,22 +240,21 @@ class Observation:
         if found is not None:
             return found
         tag = self._tag_of(packet)
+        is_untold = tag is None and flow_label is None
+        series = self._untold if is_untold else self._series.setdefault(tag, {})
         if len(self._strands) >= self._strands_kept:
-            return self._strand_beyond(packet.version, tag)
+            place = (packet.version, tag, is_untold)
+            if place not in self._beyond:
+                self._beyond[place] = Strand(tag, series, flow_label)
+            return self._beyond[place]
         tuple5 = (endpoints, ports, protocol)
         flow = self._flows.get(tuple5)
         if flow is None:
             flow = self._flows[tuple5] = Flow(packet.version, tuple5, time_ns)
-        strand = Strand(tag, self._series.setdefault(tag, {}), flow_label, traffic_class, header_tag)
+        strand = Strand(tag, series, flow_label, traffic_class, header_tag)
         self._strands[key] = strand
         flow.strands.append(strand)
         return strand
-
-    def _strand_beyond(self, version: int, tag: Tag | None) -> Strand:
-        found = self._beyond.get((version, tag))
-        if found is None:
-            found = self._beyond[version, tag] = Strand(tag, self._series.setdefault(tag, {}))
-        return found
 
     def _tag_of(self, packet: Packet) -> Tag | None:
         """The one tag that a packet counts for: the extension header's, which nobody draws at random, comes first."""

@@ -44,7 +44,7 @@ class Packet(NamedTuple):
     endpoints       source and destination address as octets, one after the other: 32 of them for IPv6, 8 for IPv4
     ports           source and destination port as octets; empty when the packet has none, or they were not captured
     octets          of the whole IP packet on the wire, whatever of it was captured
-    label           the flow label; 0 for IPv4
+    label           the flow label; 0 for IPv4; None where an exporter told of the packet, and not of its label
     traffic_class   DSCP and ECN, eight bits (the type of service of IPv4)
     header_tag      the tag in an extension header
     payload         of a UDP datagram to the port of fireflies; empty otherwise
@@ -56,7 +56,7 @@ class Packet(NamedTuple):
     endpoints: bytes
     ports: bytes
     octets: int
-    label: int
+    label: int | None
     traffic_class: int
     header_tag: Tag | None
     payload: bytes

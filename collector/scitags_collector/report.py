@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from scitags_collector.exported import Exporter
 from scitags_collector.flows import Flow, Sum
 from scitags_collector.observation import NANOSECONDS, Chance, Observation, Row
 from scitags_core.cli.names import Source
@@ -29,11 +30,14 @@ _ROW_HEADERS = (
     "ongoing",
     "end",
 )
+_EXPORTER_HEADERS = ("exporter", "format", "domain", "datagrams", "records", "flow label", "sampling", "lost")
 _FLOW_HEADERS = ("flow", "packets", "octets", "tag from label", "tag from header", "tag from firefly")
 
 
 def names_of(observation: Observation, row: Row) -> tuple[str, str]:
     """What to call a row."""
+    if row.is_untold:
+        return f"(IPv{row.version}, no label exported)", ""
     if row.tag is None:
         return f"(IPv{row.version}, untagged)", ""
     called = observation.registry.names(row.tag)
@@ -41,7 +45,13 @@ def names_of(observation: Observation, row: Row) -> tuple[str, str]:
 
 
 def as_text(
-    observation: Observation, source: Source, dropped: int, *, notes: Sequence[str] = (), with_flows: bool = False
+    observation: Observation,
+    source: Source,
+    dropped: int,
+    *,
+    notes: Sequence[str] = (),
+    exporters: Sequence[Exporter] = (),
+    with_flows: bool = False,
 ) -> str:
     """The table by experiment and activity, and what to think of it."""
     rows = [
@@ -59,6 +69,8 @@ def as_text(
     lines = [table(_ROW_HEADERS, rows, "llrrrrrrrr"), ""]
     if with_flows:
         lines += [flows_text(observation), ""]
+    if exporters:
+        lines += [exporters_text(exporters), ""]
     lines += [chance_text(observation.chance()), source.description, *_remarks(observation, dropped), *notes]
     return "\n".join(lines)
 
@@ -74,6 +86,32 @@ def _remarks(observation: Observation, dropped: int) -> list[str]:
     if dropped:
         found.append(f"{count_text(dropped, 'packet')} dropped by the kernel before they could be looked at")
     return found
+
+
+def exporters_text(exporters: Sequence[Exporter]) -> str:
+    """Who exported, and how well."""
+    rows = [
+        (
+            one.address,
+            one.kind,
+            one.domain,
+            f"{one.datagrams:,}",
+            f"{one.records:,}",
+            _label_is_told(one),
+            ", ".join(f"1:{rate}" for rate in sorted(one.sampling)) or "-",
+            f"{one.lost:,}",
+        )
+        for one in exporters
+    ]
+    return table(_EXPORTER_HEADERS, rows, "lllrrllr")
+
+
+def _label_is_told(exporter: Exporter) -> str:
+    if not exporter.labelled + exporter.unlabelled:
+        return "- (no IPv6)"
+    if not exporter.unlabelled:
+        return "yes"
+    return "in part" if exporter.labelled else "no"
 
 
 def flows_text(observation: Observation) -> str:
@@ -125,7 +163,14 @@ def chance_text(chance: Chance) -> str:
 # --- for programs -------------------------------------------------------------------------------
 
 
-def as_json(observation: Observation, source: Source, dropped: int, *, notes: Sequence[str] = ()) -> dict[str, Any]:
+def as_json(
+    observation: Observation,
+    source: Source,
+    dropped: int,
+    *,
+    notes: Sequence[str] = (),
+    exporters: Sequence[Exporter] = (),
+) -> dict[str, Any]:
     """Everything, ready for JSON: docs/observe.md describes the members."""
     announcements = observation.announcements
     return {
@@ -140,12 +185,17 @@ def as_json(observation: Observation, source: Source, dropped: int, *, notes: Se
         "refusals": announcements.refused,
         "other_frames": observation.other_frames,
         "notes": list(notes),
+        "exporters": list(exporters),
         "chance": observation.chance(),
         "timeline": {
             "bucket_seconds": observation.bucket / NANOSECONDS,
             "buckets": [
                 {"time": number * observation.bucket / NANOSECONDS, "octets": _octets(observation, bucket)}
                 for number, bucket in observation.timeline().items()
+            ],
+            "untold": [
+                {"time": number * observation.bucket / NANOSECONDS, "octets": octets}
+                for number, octets in observation.untold_timeline().items()
             ],
         },
     }
@@ -167,6 +217,7 @@ def _row(observation: Observation, row: Row) -> dict[str, Any]:
     start, ongoing, end = row.fireflies
     return _tag(observation, row.tag) | {
         "ip_version": row.version,
+        "label_untold": row.is_untold,
         "packets": row.packets,
         "octets": row.octets,
         "flows": row.flows,

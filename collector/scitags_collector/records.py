@@ -1,0 +1,123 @@
+"""An observation as flat records, for whatever reads JSON lines or Parquet: docs/observe.md describes the members."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from scitags_collector.flows import Flow, Strand
+from scitags_collector.observation import Observation
+from scitags_core.cli.output import json_line
+from scitags_core.errors import ScitagsError
+from scitags_core.tag import Tag
+
+ROWS_AT_ONCE = 50_000
+
+
+class ParquetUnavailable(ScitagsError):
+    """The library is missing, or the file cannot be written; the message says which."""
+
+
+def records(observation: Observation) -> Iterator[dict[str, Any]]:
+    """One for each flow and what its packets bear: packets that differ in label, header or class are in several."""
+    for flow in observation.flows():
+        announced = [list(tag) for tag in sorted(observation.announced(flow))]
+        for strand in flow.strands:
+            yield _record(observation, flow, strand, announced)
+
+
+def _record(observation: Observation, flow: Flow, strand: Strand, announced: list[list[int]]) -> dict[str, Any]:
+    source, destination = flow.addresses
+    ports = flow.tuple5[1]
+    tag, header = strand.tag, strand.header_tag
+    called = observation.registry.names(tag) if tag else None
+    return {
+        "first": flow.first,
+        "last": strand.last,
+        "ip_version": flow.version,
+        "src": source,
+        "src_port": int.from_bytes(ports[:2], "big") if ports else None,
+        "dst": destination,
+        "dst_port": int.from_bytes(ports[2:], "big") if ports else None,
+        "ip_protocol": flow.protocol,
+        "traffic_class": strand.traffic_class,
+        "label": strand.label if flow.version == 6 else None,  # noqa: PLR2004
+        "label_untold": strand.label is None,
+        "header_experiment_id": header.experiment if header else None,
+        "header_activity_id": header.activity if header else None,
+        "tag_from": _origin(strand, tag),
+        "experiment_id": tag.experiment if tag else None,
+        "activity_id": tag.activity if tag else None,
+        "experiment": called.experiment if called else None,
+        "activity": called.activity if called else None,
+        "announced": announced,
+        "packets": strand.packets,
+        "octets": strand.octets,
+    }
+
+
+def _origin(strand: Strand, tag: Tag | None) -> str | None:
+    if tag is None:
+        return None
+    return "header" if strand.header_tag == tag else "label"
+
+
+def write_json_lines(observation: Observation, file: TextIO) -> None:
+    """A record a line."""
+    file.writelines(json_line(record) + "\n" for record in records(observation))
+
+
+def write_parquet(observation: Observation, path: Path) -> None:
+    """A Parquet file of the records, times as timestamps. Raises ParquetUnavailable."""
+    try:
+        import pyarrow  # noqa: PLC0415
+        from pyarrow import parquet  # noqa: PLC0415
+    except ImportError as error:
+        raise ParquetUnavailable(f"--parquet needs pyarrow: pip install 'scitags-suite[collector]' ({error})") from None
+    schema = _schema(pyarrow)
+    try:
+        with parquet.ParquetWriter(path, schema) as writer:
+            for some in _some_at_once(records(observation)):
+                writer.write_table(pyarrow.Table.from_pylist(some, schema=schema))
+    except OSError as error:
+        raise ParquetUnavailable(f"{path}: {error.strerror or error}") from None
+
+
+def _some_at_once(of: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    some: list[dict[str, Any]] = []
+    for record in of:
+        some.append(record)
+        if len(some) == ROWS_AT_ONCE:
+            yield some
+            some = []
+    if some:
+        yield some
+
+
+def _schema(arrow: Any) -> Any:
+    moment = arrow.timestamp("ns", tz="UTC")
+    kinds = {
+        "first": moment,
+        "last": moment,
+        "ip_version": arrow.uint8(),
+        "src": arrow.string(),
+        "src_port": arrow.uint16(),
+        "dst": arrow.string(),
+        "dst_port": arrow.uint16(),
+        "ip_protocol": arrow.uint8(),
+        "traffic_class": arrow.uint8(),
+        "label": arrow.uint32(),
+        "label_untold": arrow.bool_(),
+        "header_experiment_id": arrow.uint16(),
+        "header_activity_id": arrow.uint8(),
+        "tag_from": arrow.string(),
+        "experiment_id": arrow.uint16(),
+        "activity_id": arrow.uint8(),
+        "experiment": arrow.string(),
+        "activity": arrow.string(),
+        "announced": arrow.list_(arrow.list_(arrow.uint16())),
+        "packets": arrow.uint64(),
+        "octets": arrow.uint64(),
+    }
+    return arrow.schema(list(kinds.items()))
