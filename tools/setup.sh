@@ -50,6 +50,11 @@ if [ -n "$for_tests" ]; then
     [ -x /usr/sbin/nginx ] || missing="$missing nginx-light"
     [ -e /usr/lib/apache2/modules/mod_lua.so ] || missing="$missing apache2-bin"
     [ -e /usr/share/lua/5.3/socket.lua ] || missing="$missing lua-socket"
+    # What exports sFlow, NetFlow and IPFIX. Their services would start with the system: masked below.
+    exporters=""
+    command -v pmacctd >/dev/null || [ -x /usr/sbin/pmacctd ] || exporters="$exporters pmacct"
+    command -v softflowd >/dev/null || [ -x /usr/sbin/softflowd ] || exporters="$exporters softflowd"
+    missing="$missing$exporters"
     # editcap writes capture files as others do.
     command -v editcap >/dev/null || missing="$missing wireshark-common"
 fi
@@ -70,6 +75,10 @@ if [ -n "$missing" ]; then
     if [ "$(id -u)" = 0 ]; then as_root=""; else as_root="sudo"; fi
     if command -v apt-get >/dev/null && { [ -z "$as_root" ] || command -v sudo >/dev/null; }; then
         say "${as_root:+$as_root }apt-get install$missing"
+        if [ -n "${exporters:-}" ] && [ -d /run/systemd/system ]; then
+            say "their services are masked, so that none is started"
+            $as_root systemctl --quiet mask pmacctd nfacctd sfacctd uacctd pmbgpd pmbmpd pmtelemetryd softflowd || true
+        fi
         log=$(mktemp)
         # What the tests need of a server is its program: its package is told to start no service (policy-rc.d, Debian).
         policy=/usr/sbin/policy-rc.d

@@ -43,6 +43,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="[ADDRESS:]PORT",
         help="take sFlow v5, NetFlow v9, IPFIX and fireflies that are sent to this UDP port; may be repeated",
     )
+    parser.add_argument(
+        "--sampling",
+        type=_rate,
+        default=1,
+        metavar="N",
+        help="exporters that do not tell their sampling rate look at one in N packets",
+    )
     parser.add_argument("--duration", type=_positive, metavar="SECONDS", help="how long to capture")
     parser.add_argument("--direction", choices=("in", "out", "both"), default="both", help="of an interface's packets")
     parser.add_argument("--not-promiscuous", action="store_true", help="see only what is meant for this host")
@@ -127,7 +134,7 @@ def _open(arguments: argparse.Namespace) -> Captured:
     if arguments.listen:
         from scitags_collector.exports import ExportListener  # noqa: PLC0415
 
-        return ExportListener(arguments.listen)
+        return ExportListener(arguments.listen, arguments.sampling)
     if arguments.pcap:
         return capture.CaptureFile(arguments.pcap)
     return capture.LiveCapture(
@@ -177,6 +184,12 @@ def _positive(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
     return value
+
+
+def _rate(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 1 << 32:
+        raise argparse.ArgumentTypeError(f"{text!r} is no sampling rate: one in N packets")
+    return int(text)
 
 
 def _endpoint(text: str) -> tuple[str, int]:

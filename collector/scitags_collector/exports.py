@@ -35,7 +35,9 @@ class Exports:
     malformed   how many datagrams made no sense, from some point on; reasons has why, the first of them
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rate_untold: int = 1) -> None:
+        """rate_untold is the sampling rate of exporters that do not tell theirs: one in so many packets."""
+        self._rate_untold = rate_untold
         self.malformed = 0
         self.reasons: list[str] = []
         self._exporters: dict[tuple[str, str, str], Exporter] = {}
@@ -100,7 +102,9 @@ class Exports:
             key = (address, port, kind, domain)
             if key not in self._netflow:
                 _make_room(self._netflow)
-                self._netflow[key] = netflow.Session(self._exporter(address, kind, str(domain)), Sequence())
+                self._netflow[key] = netflow.Session(
+                    self._exporter(address, kind, str(domain)), Sequence(), self._rate_untold
+                )
             return self._netflow[key]
 
         netflow.decode(datagram, version, session, found)
@@ -125,9 +129,9 @@ class CannotListen(ScitagsError):
 class ExportListener:
     """UDP ports to which exporters send; a datagram's first octets tell its format."""
 
-    def __init__(self, addresses: list[tuple[str, int]]) -> None:
+    def __init__(self, addresses: list[tuple[str, int]], rate_untold: int = 1) -> None:
         """Pairs of address and port; an empty address is all, of both IP versions. Raises CannotListen."""
-        self.exports = Exports()
+        self.exports = Exports(rate_untold)
         self._sockets: list[socket.socket] = []
         self._dropped: dict[int, int] = {}
         for address, port in addresses:

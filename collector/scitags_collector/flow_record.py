@@ -79,7 +79,7 @@ class FlowReader:
     def _place(self, *elements: int) -> int | None:
         return next((self._places[0, one] for one in elements if (0, one) in self._places), None)
 
-    def rate(self, record: Record, rates: dict[int | None, int]) -> int:
+    def rate(self, record: Record, rates: dict[int | None, int]) -> int | None:
         """One in so many packets was looked at, by the record itself or by what its exporter told of sampling."""
         told = self._rates.rate(record)
         if told is not None:
@@ -90,7 +90,7 @@ class FlowReader:
                 return rates[selector]
         if None in rates:
             return rates[None]
-        return next(iter(rates.values())) if len(rates) == 1 else 1
+        return next(iter(rates.values())) if len(rates) == 1 else None
 
     def read(self, record: Record, clock: Clock, rate: int) -> list[Exported]:
         """One direction or both, or a sampled packet; nothing when the record does not tell who and how much."""

@@ -36,10 +36,14 @@ class _Known(msgspec.Struct, frozen=True, eq=False):
 
 
 class Session(msgspec.Struct):
-    """What an exporter has told so far, in one observation domain over one pair of UDP ports."""
+    """What an exporter has told so far, in one observation domain over one pair of UDP ports.
+
+    rate_untold    the sampling rate where it tells none
+    """
 
     exporter: Exporter
     sequence: Sequence
+    rate_untold: int = 1
     templates: dict[int, _Known] = msgspec.field(default_factory=dict)
     rates: dict[int | None, int] = msgspec.field(default_factory=dict)
     waiting: dict[int, list[tuple[bytes, Clock]]] = msgspec.field(default_factory=dict)
@@ -179,7 +183,7 @@ class _Message:
                 if rate is not None:
                     session.rates[known.sampling.selector(record)] = rate
                 continue
-            rate = reader.rate(record, session.rates)
+            rate = reader.rate(record, session.rates) or session.rate_untold
             found = reader.read(record, clock, rate)
             if not found:
                 exporter.unusable += 1
