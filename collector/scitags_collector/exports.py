@@ -18,7 +18,8 @@ from scitags_core.errors import ScitagsError
 if TYPE_CHECKING:
     from scitags_collector.observation import Observation
 
-Key, Kept = TypeVar("Key"), TypeVar("Kept")
+Key = TypeVar("Key")
+Kept = TypeVar("Kept")
 
 SESSIONS_KEPT = 10_000
 BUFFER_OCTETS = 16 << 20

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from scitags_collector.flows import Flow, Strand
-from scitags_collector.observation import Observation
+from scitags_collector.observation import NANOSECONDS, Observation
 from scitags_core.cli.output import json_line
 from scitags_core.errors import ScitagsError
 from scitags_core.tag import Tag
@@ -33,8 +33,8 @@ def _record(observation: Observation, flow: Flow, strand: Strand, announced: lis
     tag, header = strand.tag, strand.header_tag
     called = observation.registry.names(tag) if tag else None
     return {
-        "first": flow.first,
-        "last": strand.last,
+        "first": flow.first / NANOSECONDS,
+        "last": strand.last / NANOSECONDS,
         "ip_version": flow.version,
         "src": source,
         "src_port": int.from_bytes(ports[:2], "big") if ports else None,
@@ -78,10 +78,14 @@ def write_parquet(observation: Observation, path: Path) -> None:
     schema = _schema(pyarrow)
     try:
         with parquet.ParquetWriter(path, schema) as writer:
-            for some in _some_at_once(records(observation)):
+            for some in _some_at_once(map(_with_microseconds, records(observation))):
                 writer.write_table(pyarrow.Table.from_pylist(some, schema=schema))
     except OSError as error:
         raise ParquetUnavailable(f"{path}: {error.strerror or error}") from None
+
+
+def _with_microseconds(record: dict[str, Any]) -> dict[str, Any]:
+    return record | {name: round(record[name] * 1_000_000) for name in ("first", "last")}
 
 
 def _some_at_once(of: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
@@ -96,7 +100,7 @@ def _some_at_once(of: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]
 
 
 def _schema(arrow: Any) -> Any:
-    moment = arrow.timestamp("ns", tz="UTC")
+    moment = arrow.timestamp("us", tz="UTC")
     kinds = {
         "first": moment,
         "last": moment,
