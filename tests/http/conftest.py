@@ -114,7 +114,13 @@ class Service:
                 stdout=log,
                 stderr=log,
                 cwd=ROOT,
-                env={**os.environ, "SCITAGS_AGENT": str(site.agent.socket), **(environment or {})},
+                # gunicorn keeps something at home.
+                env={
+                    **os.environ,
+                    "HOME": str(site.agent.directory),
+                    "SCITAGS_AGENT": str(site.agent.socket),
+                    **(environment or {}),
+                },
             )
         self._site = site
 
