@@ -75,6 +75,7 @@ class FlowReader:
         self._selector = self._place(*_SELECTORS)
         self._rates = SamplingReader(template)
         self.is_total = self._counters == _TOTALS
+        self._directions = self._places_of_counters()
 
     def _place(self, *elements: int) -> int | None:
         return next((self._places[0, one] for one in elements if (0, one) in self._places), None)
@@ -97,7 +98,7 @@ class FlowReader:
         if self._frame is not None or self._ip_section is not None:
             return self._sampled(record, clock, rate)
         ends = self._endpoints(record)
-        if ends is None or self._counters is None:
+        if ends is None:
             return []
         version, source, destination = ends
         protocol = _number(record, self._protocol)
@@ -106,7 +107,7 @@ class FlowReader:
             ports = _port(record, self._ports[0]), _port(record, self._ports[1])
         first, last = self._times(record, clock)
         found = []
-        for is_reverse, (octets_in, packets_in) in self._directions():
+        for is_reverse, (octets_in, packets_in) in self._directions:
             octets, packets = _number(record, octets_in) * rate, _number(record, packets_in) * rate
             if not octets and not packets:
                 continue
@@ -120,8 +121,9 @@ class FlowReader:
             found.append(Exported(packet, first, last, packets, octets))
         return found
 
-    def _directions(self) -> list[tuple[bool, tuple[int | None, int | None]]]:
-        assert self._counters is not None
+    def _places_of_counters(self) -> list[tuple[bool, tuple[int | None, int | None]]]:
+        if self._counters is None:
+            return []
         octets, packets = self._counters
         found = [(False, (self._place(octets), self._place(packets)))]
         if self._reverse is not None:

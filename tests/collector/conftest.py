@@ -1,5 +1,5 @@
 """The two hosts of the kernel's tests, for capturing between them."""
 
-from tests.netns.conftest import pair, root
+from tests.netns.conftest import bpf, pair, root
 
-__all__ = ["pair", "root"]
+__all__ = ["bpf", "pair", "root"]

@@ -24,6 +24,7 @@ from tests.collector.test_observation import NOON
 from tests.collector.test_observe import OBSERVE
 from tests.netns import packets as p
 from tests.netns.conftest import ALICE, BOB, Pair
+from tests.netns.watching import MEGABYTE, run, running, start, transfer
 
 ATLAS, CMS = Tag(2, 15), Tag(3, 14)
 COUNT, OCTETS = 20, 1000
@@ -143,6 +144,27 @@ def test_flow_labels_in_information_element_31(
     plain = flows_by_port(found)[4002]
     assert (plain["packets"], [one["label"] for one in plain["labels"]]) == (COUNT, [0])
     assert not any(one["experiment"] == "cms" for one in found["rows"])  # no such exporter tells extension headers
+
+
+@needs_pmacct
+def test_connections_that_the_marker_tagged(bpf: None, pair: Pair, observed: Observed, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(pair.alice) as marker:
+            await marker.handle([start()])
+            transfer(pair, 40000)
+            transfer(pair, 40001)
+
+    fields = tmp_path / "fields"
+    fields.write_text(LABEL_FIELD)
+    configuration = NETFLOW.format(receiver=f"127.0.0.1:{observed.port}", version=10, more=",flowlabel")
+    configuration += f"plugins: nfprobe[x]\naggregate_primitives: {fields}\n"
+    export(pair, tmp_path, configuration, lambda: run(scenario()))
+    found = observed.result()
+    atlas, flows = row(found, "atlas"), flows_by_port(found)
+    assert atlas["flows"] == 1
+    assert atlas["octets"] == flows[40000]["octets"] > len(MEGABYTE)
+    assert [one["label"] for one in flows[40001]["labels"]] == [0]
+    assert flows[40001]["octets"] > len(MEGABYTE)
 
 
 @needs_pmacct
