@@ -72,18 +72,20 @@ def run(arguments: argparse.Namespace) -> int:
     from scitags_collector.observation import Observation  # noqa: PLC0415
     from scitags_collector.pcap import DamagedFile  # noqa: PLC0415
 
+    if arguments.parquet:
+        records.load_parquet()  # said now, not when everything has been seen
     source = names.choose(arguments)
     observation = Observation(source.registry, bucket=arguments.bucket)
     status = 0
     with _open(arguments) as captured:
-        if arguments.ready:
-            arguments.ready.touch()
 
         def show() -> None:
             text = report.as_text(observation, source, captured.dropped(), exporters=_exporters(captured))
             print(CLEAR + text, flush=True)
 
         with _Turns(arguments.duration, show if arguments.live else None) as turns:
+            if arguments.ready:  # from here on a signal ends it with a report
+                arguments.ready.touch()
             try:
                 _take(captured, observation, turns.go_on)
             except (DamagedFile, CaptureUnavailable) as error:
@@ -92,8 +94,6 @@ def run(arguments: argparse.Namespace) -> int:
                 print(f"scitags observe: {error}; what came before is reported", file=sys.stderr)
                 status = 1
         dropped, notes, exporters = captured.dropped(), captured.notes(), _exporters(captured)
-    if arguments.parquet:
-        records.write_parquet(observation, arguments.parquet)
     with _destination(arguments.output) as file:
         if arguments.json_lines:
             records.write_json_lines(observation, file)
@@ -106,6 +106,8 @@ def run(arguments: argparse.Namespace) -> int:
                 observation, source, dropped, notes=notes, exporters=exporters, with_flows=arguments.flows
             )
             print(text, file=file)
+    if arguments.parquet:
+        records.write_parquet(observation, arguments.parquet)
     return status
 
 

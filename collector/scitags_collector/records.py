@@ -68,13 +68,19 @@ def write_json_lines(observation: Observation, file: TextIO) -> None:
     file.writelines(json_line(record) + "\n" for record in records(observation))
 
 
-def write_parquet(observation: Observation, path: Path) -> None:
-    """A Parquet file of the records, times as timestamps. Raises ParquetUnavailable."""
+def load_parquet() -> tuple[Any, Any]:
+    """pyarrow and its module for Parquet. Raises ParquetUnavailable."""
     try:
         import pyarrow  # noqa: PLC0415
         from pyarrow import parquet  # noqa: PLC0415
     except ImportError as error:
         raise ParquetUnavailable(f"--parquet needs pyarrow: pip install 'scitags-suite[collector]' ({error})") from None
+    return pyarrow, parquet
+
+
+def write_parquet(observation: Observation, path: Path) -> None:
+    """A Parquet file of the records, times as timestamps. Raises ParquetUnavailable."""
+    pyarrow, parquet = load_parquet()
     schema = _schema(pyarrow)
     try:
         with parquet.ParquetWriter(path, schema) as writer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import time
@@ -131,6 +132,24 @@ def test_a_port_that_is_taken_is_1(run: Run) -> None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 1
     assert f"UDP port {port} of 127.0.0.1: Address already in use" in done.stderr
+
+
+def test_parquet_without_its_library_is_1_at_once(tmp_path: Path) -> None:
+    (tmp_path / "pyarrow.py").write_text("raise ImportError('not here')")
+    command = [*OBSERVE, "--listen", "127.0.0.1:0", "--parquet", str(tmp_path / "seen.parquet")]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, env=environment)
+    assert done.returncode == 1
+    assert "--parquet needs pyarrow: pip install 'scitags-suite[collector]' (not here)" in done.stderr
+
+
+def test_a_parquet_file_that_cannot_be_written_is_1_after_the_report(tmp_path: Path) -> None:
+    path = str(tmp_path / "nowhere" / "seen.parquet")
+    command = [*OBSERVE, "--listen", "127.0.0.1:0", "--duration", "0.3", "--parquet", path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 1
+    assert "By chance" in done.stdout
+    assert path in done.stderr
 
 
 @pytest.mark.parametrize("bad", ["x", "70000", "host:1", "1.2.3:5", "[::1]", ""])
