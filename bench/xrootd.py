@@ -1,6 +1,7 @@
 """What the plug-in costs a real xrootd: opening and closing files, and the throughput of a download.
 
-Two servers on loopback, one with the plug-in and an agent, one without, asked in turn.
+Servers on loopback, without the plug-in and with it, asked in turn. Files are opened from three: the third one's plug-in tells
+a program that only reads, which is what the plug-in costs by itself; an agent on the same processors costs its own work.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import statistics
 import subprocess
+import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,7 +18,7 @@ from tests.xrootd.certificate import Authority
 from tests.xrootd.host import Agent
 from tests.xrootd.server import CONFIG, Server, free_port
 
-OPENS, ROUNDS, DOWNLOADS = 1_000, 15, 4
+OPENS, ROUNDS, DOWNLOADS = 1_000, 15, 20
 OPENED = OPENS * ROUNDS + 200  # with those before the first round
 OCTETS = 4_000_000_000
 BARE = "\n".join(line for line in CONFIG.splitlines() if "{library}" not in line and "{lines}" not in line)
@@ -41,6 +43,17 @@ for _ in range(rounds):
 print(json.dumps(found))
 """
 
+READER = """
+import os, socket, sys
+listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+listener.bind(sys.argv[1])
+os.chmod(sys.argv[1], 0o666)
+while True:
+    for descriptor in socket.recv_fds(listener, 65536, 64)[1]:
+        os.close(descriptor)
+"""
+WITHOUT, AGENT, READ = "without the plug-in", "with it, told to an agent", "with it, told to one who only reads"
+
 
 def main() -> None:
     with ExitStack() as stack:
@@ -49,9 +62,14 @@ def main() -> None:
         agent = Agent(None, backends="")
         stack.callback(agent.close)
         agent.start()
+        socket = agent.directory / "reader.sock"
+        reader = subprocess.Popen([sys.executable, "-c", READER, socket])
+        stack.callback(reader.wait)
+        stack.callback(reader.kill)
         servers = {
-            "without": Server(authority, "", root_port=free_port(), http_port=free_port(), config=BARE),
-            "with": Server(authority, f"scitags.socket {agent.socket}", root_port=free_port(), http_port=free_port()),
+            WITHOUT: Server(authority, "", root_port=free_port(), http_port=free_port(), config=BARE),
+            AGENT: Server(authority, f"scitags.socket {agent.socket}", root_port=free_port(), http_port=free_port()),
+            READ: Server(authority, f"scitags.socket {socket}", root_port=free_port(), http_port=free_port()),
         }
         for server in servers.values():
             stack.callback(server.close)
@@ -59,26 +77,35 @@ def main() -> None:
             with server.put("file", b"").open("r+b") as file:
                 file.truncate(OCTETS)
         before = {name: _busy(server) for name, server in servers.items()}
-        opens = _opens(list(servers.values()))
+        opens = dict(zip(servers, _opens(list(servers.values())), strict=True))
         busy = {
             name: [(after - was) / OPENED / 1000 for after, was in zip(_busy(server), before[name], strict=True)]
             for name, server in servers.items()
         }
-        print(f"\nopen and close of a file, {ROUNDS} rounds of {OPENS} each, interleaved")
-        without, with_ = (statistics.median(one) for one in opens)
-        more = statistics.median(b - a for a, b in zip(*opens, strict=True))
-        print(f"  {'without the plug-in':<44} {without:>10.1f} us")
-        print(f"  {'with it':<44} {with_:>10.1f} us   {more:+.1f} us")
-        print("processor time of the server for each, threads that serve; the plug-in's own thread")
+        print(f"\nopen and close of a file, {ROUNDS} rounds of {OPENS} each, interleaved: the client's time;")
+        print("processor time of the server's threads that serve; of the plug-in's own thread")
         for name, (serving, sending) in busy.items():
-            print(f"  {name:<44} {serving:>10.1f} us; {sending:.1f} us", flush=True)
-        rates = _downloads(servers)
+            more = f"{serving - busy[WITHOUT][0]:+.1f} us" if name != WITHOUT else ""
+            client = statistics.median(opens[name])
+            print(f"  {name:<44} {client:>10.1f} us; {serving:.1f} us {more}; {sending:.1f} us", flush=True)
+        del servers[READ]
+        downloads = _downloads(servers)
     print(f"\ndownloads of {OCTETS:,} octets, {DOWNLOADS} of each, interleaved")
-    for name, found in rates.items():
-        print(f"  {name:<44} {statistics.median(found) / 1e6:>10,.0f} MB/s")
-    ratio = statistics.median(b / a for a, b in zip(rates["without"], rates["with"], strict=True))
-    print(f"  {'with / without':<44} {ratio:>10.4f}")
-    print(json.dumps({"open_close_us": {"without": without, "more": more}, "throughput_ratio": ratio}))
+    for name, each in downloads.items():
+        rate, busy_seconds = (statistics.median(values) for values in zip(*each, strict=True))
+        print(f"  {name:<44} {rate / 1e6:>10,.0f} MB/s {busy_seconds:>8.2f} s of the server's processor time")
+    ratios = {}
+    for number, what in enumerate(("throughput", "processor time")):
+        pairs = zip(downloads[WITHOUT], downloads[AGENT], strict=True)
+        parts = [with_[number] / without[number] for without, with_ in pairs]
+        low, middle, high = statistics.quantiles(parts, n=4)
+        ratios[what.replace(" ", "_")] = middle
+        print(f"  {what + ', with / without':<44} {middle:>10.4f}   quartiles {low:.4f} to {high:.4f}")
+    print(
+        json.dumps(
+            {"open_close_processor_us": {name: serving for name, (serving, _) in busy.items()}, "ratios": ratios}
+        )
+    )
 
 
 def _busy(server: Server) -> tuple[int, int]:
@@ -99,20 +126,18 @@ def _opens(servers: list[Server]) -> list[list[float]]:
     return found
 
 
-def _downloads(servers: dict[str, Server]) -> dict[str, list[float]]:
-    rates: dict[str, list[float]] = {name: [] for name in servers}
-    for server in servers.values():  # the file is in memory from then on
-        subprocess.run(
-            ["xrdcp", "--nopbar", "--force", "--silent", server.url("root", "127.0.0.1", "file"), "/dev/null"],
-            check=True,
-        )
-    for number in range(DOWNLOADS):
+def _downloads(servers: dict[str, Server]) -> dict[str, list[tuple[float, float]]]:
+    """Octets per second, and seconds for which the server's threads ran, of each download."""
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in servers}
+    for number in range(DOWNLOADS + 1):
         for name in servers if number % 2 else reversed(servers):
             url = servers[name].url("root", "127.0.0.1", "file?scitag.flow=143")
-            began = time.perf_counter()
+            before, began = sum(_busy(servers[name])), time.perf_counter()
             subprocess.run(["xrdcp", "--nopbar", "--force", "--silent", url, "/dev/null"], check=True)
-            rates[name].append(OCTETS / (time.perf_counter() - began))
-    return rates
+            rate = OCTETS / (time.perf_counter() - began)
+            if number:  # the file is in memory from the first on
+                found[name].append((rate, (sum(_busy(servers[name])) - before) / 1e9))
+    return found
 
 
 if __name__ == "__main__":

@@ -86,6 +86,7 @@ class Reporter {
 
   // Of the thread alone.
   Streams streams_;
+  std::chrono::steady_clock::time_point busy_at_{};
   Message message_;
   bool has_said_ = false;
   std::uint64_t drops_said_ = 0;
