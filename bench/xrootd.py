@@ -1,7 +1,8 @@
 """What the plug-in costs a real xrootd: opening and closing files, and the throughput of a download.
 
-Servers on loopback, without the plug-in and with it, asked in turn. Files are opened from three: the third one's plug-in tells
-a program that only reads, which is what the plug-in costs by itself; an agent on the same processors costs its own work.
+Servers on loopback, without the plug-in and with it, asked in turn. Files are opened from three: the plug-in of the
+third tells a program that only reads, which is what it costs by itself; an agent on the same processors has work of
+its own.
 """
 
 from __future__ import annotations

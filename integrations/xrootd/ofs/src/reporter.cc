@@ -24,7 +24,7 @@ constexpr int kFirstCopy = 64;
 constexpr int kBusyMilliseconds = 200;
 constexpr milliseconds kFirstRetry(50), kLastRetry(1000);
 // To wake a thread costs the server more than all else here does: for a moment after an event ours looks by itself.
-constexpr std::chrono::microseconds kLookEvery(200);
+constexpr std::chrono::microseconds kLookEvery(500);
 constexpr milliseconds kLookFor(5);
 constexpr auto kDropsSaidEvery = std::chrono::minutes(1);
 
