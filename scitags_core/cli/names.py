@@ -67,13 +67,14 @@ def add_tag_options(parser: argparse.ArgumentParser) -> None:
 def choose_tag(arguments: argparse.Namespace) -> Tag:
     """The tag that the options of add_tag_options ask for. Raises ScitagsError."""
     registry = choose(arguments).registry
-    owner = registry.experiment(_name_or_id(arguments.experiment))
+    owner = registry.experiment(name_or_id(arguments.experiment))
     return Tag(
-        owner.id, registry.activity(owner.id, _name_or_id(arguments.activity), use_default=not arguments.strict).id
+        owner.id, registry.activity(owner.id, name_or_id(arguments.activity), use_default=not arguments.strict).id
     )
 
 
-def _name_or_id(text: str) -> str | int:
+def name_or_id(text: str) -> str | int:
+    """An id where the text is one, else the name."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 6 else text  # noqa: PLR2004
 
 

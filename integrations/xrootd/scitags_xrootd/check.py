@@ -6,10 +6,10 @@ import re
 import socket
 from collections.abc import Callable, Iterator, Sequence
 
+from scitags_core.cli.finding import Finding
 from scitags_core.registry import Registry
 from scitags_xrootd.config import PARAMETER, SPELLINGS
 from scitags_xrootd.directives import Directive, named
-from scitags_xrootd.finding import Finding
 from scitags_xrootd.plugin_lines import check_plugin, loading
 from scitags_xrootd.pmark_lines import PmarkLines
 from scitags_xrootd.server import ALL_TAGS, Version

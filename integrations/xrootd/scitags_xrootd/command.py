@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from scitags_core.cli import names
-from scitags_core.cli.output import json_line
+from scitags_core.cli import finding, names
 from scitags_core.roles import Command
 from scitags_xrootd import check, config, directives, mapping, server
 
@@ -47,15 +46,9 @@ def _check(arguments: argparse.Namespace) -> int:
         _version(arguments),
         resolve=None if arguments.offline else check.has_address,
     )
-    if arguments.json:
-        print(json_line(found))
-    else:
-        for one in found:
-            print(one)
-        if not found:
-            print(f"{arguments.file}: nothing to say")
+    if not arguments.json:
         names.tell(source)
-    return 1 if any(one.severity == "error" for one in found) else 0
+    return finding.tell(found, arguments.file, as_json=arguments.json)
 
 
 def _defsfile(arguments: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ from typing import Literal
 
 import msgspec
 
+from scitags_core.cli.names import name_or_id
 from scitags_core.errors import InvalidValue, shown
 from scitags_core.registry import Activity, Experiment, Registry
 
@@ -65,8 +66,3 @@ def defsfile(registry: Registry) -> str:
 
 def _form(kind: Kind) -> str:
     return "EXPERIMENT[:ACTIVITY]" if kind == "default" else f"{kind.upper()}=EXPERIMENT[:ACTIVITY]"
-
-
-def name_or_id(text: str) -> str | int:
-    """An id where the text is one, else the name."""
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 6 else text  # noqa: PLR2004

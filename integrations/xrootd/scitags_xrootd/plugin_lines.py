@@ -6,13 +6,13 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from scitags_core.cli.finding import Finding
+from scitags_core.cli.names import name_or_id
 from scitags_core.errors import RegistryError, ScitagsError, shown
 from scitags_core.label import EXPERIMENT_MAX as LABEL_EXPERIMENT_MAX
 from scitags_core.registry import Registry
 from scitags_core.registry import parse as parse_registry
 from scitags_xrootd.directives import Directive, named
-from scitags_xrootd.finding import Finding
-from scitags_xrootd.mapping import name_or_id
 from scitags_xrootd.server import HANDLERS_WITHOUT_HTTPS, Version
 
 _PLUGIN = re.compile(r"(^|/)libXrdScitags(-\d+)?\.so$")

@@ -6,10 +6,10 @@ import json
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
+from scitags_core.cli.finding import Finding
 from scitags_core.errors import shown
 from scitags_core.registry import Registry
 from scitags_xrootd.directives import Directive, named
-from scitags_xrootd.finding import Finding
 from scitags_xrootd.server import ALL_TAGS, FAIL_IN_DEFSFILE, ORIGIN_BY_DEFAULT, Version
 
 
