@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import signal
 import subprocess
 import time
@@ -91,3 +93,13 @@ def test_a_header_in_any_case(make_server: Callable[[str], Server], agent: Agent
     server.put("file", content(10))
     here("curl", "-sf", "-H", f"{header}: {TAG}", "-o", "/dev/null", server.url("http", "127.0.0.1", "file"))
     assert one(agent)[0].scitag == TAG
+
+
+def test_the_rule_for_an_authenticated_user(make_server: Callable[[str], Server], agent: Agent) -> None:
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    lines = f"scitags.map user nobody 3 12\nscitags.map user {user} 3 14\nscitags.default 1 1\n"
+    server = make_server(f"xrootd.seclib libXrdSec.so\nsec.protocol unix\n{lines}")
+    server.put("down", content(10))
+    here(*XRDCP, server.url("root", "127.0.0.1", "down"), "/dev/null")
+    start, _ = one(agent)
+    assert (start.experiment_id, start.activity_id) == (3, 14)
