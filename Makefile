@@ -4,6 +4,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
 READY_FOR_TESTS := $(VENV)/.ready-for-tests
+MATRIX := tests/xrootd/test_matrix.py tests/xrootd/test_third_party.py tests/xrootd/test_opaques.py
 
 .PHONY: help setup demo test test-sanitized lint format bench clean
 
@@ -25,7 +26,7 @@ $(READY_FOR_TESTS): pyproject.toml hatch_build.py tools/setup.sh $(wildcard bpf/
 	tools/setup.sh $(VENV) tests
 	@touch $(READY) $@
 
-# The plug-in for xrootd as GCC's sanitizers build it, through the same tests: some ten minutes.
+# The plug-in for xrootd as GCC's sanitizers build it, through all of its tests; `make test` has the matrix of transfers.
 test-sanitized: $(READY_FOR_TESTS)
 	SCITAGS_SANITIZER=address $(PYTHON) -m pytest tests/xrootd
 	SCITAGS_SANITIZER=thread $(PYTHON) -m pytest tests/xrootd
@@ -35,6 +36,8 @@ demo: $(READY)
 
 test: $(READY_FOR_TESTS)
 	$(PYTHON) -m pytest
+	SCITAGS_SANITIZER=address $(PYTHON) -m pytest $(MATRIX)
+	SCITAGS_SANITIZER=thread $(PYTHON) -m pytest $(MATRIX)
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .
