@@ -161,7 +161,7 @@ def test_no_packet_outgrows_the_mtu_and_none_is_cut_in_two(pair: Pair, mtu: int,
     def in_part(packets: list[Packet], segment: int) -> float:
         """The share of packets that are not full."""
         sizes = [one.payload for one in packets if one.payload]
-        assert sum(sizes) == octets
+        assert sum(sizes) >= octets  # more where the kernel sent something again
         return sum(size != segment for size in sizes) / len(sizes)
 
     async def scenario() -> None:
