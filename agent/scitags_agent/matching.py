@@ -19,9 +19,11 @@ when it was idle or hardly used as the start came and moves data now: a client t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Collection, Iterable, Mapping
+from datetime import UTC, datetime
 
 import msgspec
 
@@ -33,8 +35,12 @@ from scitags_core.flow import UNKNOWN_PORT, FlowEvent, FlowKey, FlowState, Trans
 
 WAIT_SECONDS = 5.0
 # While something waits, so often at most, and for no more than this share of the time.
-LOOK_SECONDS = 0.01
+LOOK_SECONDS = 0.003
 LOOK_SHARE = 0.1
+# Whoever comes while others wait is worth an earlier look, but not for more than this share of the time.
+EARLY_LOOK_SHARE = 0.3
+# From a start until its client can have been sent to the pool, and have connected.
+REDIRECT_SECONDS = 0.0015
 # What came so shortly before we heard of a start can have come after it was sent: we may be behind.
 YOUNG_SECONDS = 0.05
 # After so long without a new connection, those that were there before are considered.
@@ -46,6 +52,7 @@ MATCHES_REMEMBERED = 1 << 17
 DISPUTES_REMEMBERED = 1 << 14
 SOCKETS_AT_ONCE = 256
 
+_MICROSECONDS_OF_AGES = 1 << 62
 _FOREVER_AGO = float("-inf")
 _Ports = tuple[Transport, int, int]  # near, far; one of them 0, which stands for any
 _Options = dict[int, Connection]  # by cookie
@@ -78,16 +85,30 @@ class _Place(msgspec.Struct, frozen=True):
 
 
 class _AsItWas(msgspec.Struct, frozen=True):
-    """A connection at some moment: octets moved, and for how long none were, in either direction and in one of them."""
+    """A connection at some moment: octets of data, seconds in which some of ours were under way, and for how long
+    none moved, in either direction and in one of them."""
 
-    moved: int
+    sent: int
+    received: int
+    busy: float
     idle: float
     half_idle: float
 
     @property
+    def moved(self) -> int:
+        return self.sent + self.received
+
+    @property
     def is_young(self) -> bool:
-        """Whether a start that has just been heard can mean it; the kernel takes a socket's birth for activity."""
-        return self.moved <= HARDLY_USED_OCTETS and self.half_idle <= YOUNG_SECONDS
+        """Whether a start that has just been heard can mean it; the kernel takes a socket's birth for activity.
+
+        Many octets are no sign of age where they went one way, in no longer than that: a fast link moves them before we
+        look. While we have sent nothing, half_idle is the connection's age.
+        """
+        if self.half_idle > YOUNG_SECONDS:
+            return False
+        is_one_way = self.received <= HARDLY_USED_OCTETS and self.busy <= YOUNG_SECONDS
+        return self.moved <= HARDLY_USED_OCTETS or is_one_way or not self.sent
 
     @property
     def is_unused(self) -> bool:
@@ -104,6 +125,7 @@ class _Waiting(msgspec.Struct, eq=False):
     found: asyncio.Future[FlowKey | None]
     acted_on: asyncio.Event
     before: dict[int, _AsItWas] | None = None  # by cookie; None until the first look
+    is_prompt: bool = False  # its connection was not there yet at the first look
     ambiguous: bool = False  # a connection that it could mean is in dispute
 
 
@@ -117,6 +139,7 @@ class Matcher:
         self._presence = Presence(self._lookup)
         self._waiting: list[_Waiting] = []
         self._looking: asyncio.Task[None] | None = None
+        self._somebody_came = asyncio.Event()
         # When each connection was first seen, by our clock and by cookie, while something waited for its ports.
         self._sightings: dict[_Ports, dict[int, float]] = {}
         self._disputed: OrderedDict[int, None] = OrderedDict()
@@ -193,6 +216,7 @@ class Matcher:
         loop = asyncio.get_running_loop()
         one = _Waiting(event, place, time.monotonic(), loop.create_future(), asyncio.Event())
         self._waiting.append(one)
+        self._somebody_came.set()
         if self._looking is None or self._looking.done():
             self._looking = loop.create_task(self._look_while_waiting())
         try:
@@ -205,6 +229,7 @@ class Matcher:
     async def _look_while_waiting(self) -> None:
         while self._waiting:
             began = time.monotonic()
+            self._somebody_came.clear()
             try:
                 await self._look()
             except OSError:  # whoever waits is let go in time, and another look may succeed
@@ -213,7 +238,11 @@ class Matcher:
             for one in self._waiting:
                 if now - one.arrived >= self._wait:
                     self._give_up(one)
-            await asyncio.sleep(max(LOOK_SECONDS, (now - began) / LOOK_SHARE))
+            early = (now - began) / EARLY_LOOK_SHARE
+            await asyncio.sleep(early)
+            with contextlib.suppress(TimeoutError):
+                pause = max(LOOK_SECONDS, (now - began) / LOOK_SHARE) - early
+                await asyncio.wait_for(self._somebody_came.wait(), pause)
         self._sightings.clear()  # what comes while nobody waits is not seen coming
 
     async def _look(self) -> None:
@@ -229,6 +258,7 @@ class Matcher:
         }
         for one in waiting:
             if one.before is None:
+                one.is_prompt = _came_just_now(one.event)
                 one.before = {cookie: _as_it_is(c) for cookie, c in fitting[one.place].items()}
         for place, connections in fitting.items():
             here = [one for one in waiting if one.place == place]
@@ -265,7 +295,9 @@ class Matcher:
     def _new_ones(self, one: _Waiting, connections: _Options) -> _Options:
         seen = self._sightings[one.place.ports]
         since = one.arrived - YOUNG_SECONDS
-        return {cookie: c for cookie, c in self._free(connections).items() if seen[cookie] >= since}
+        others = (one.before or {}) if one.is_prompt else {}
+        free = self._free(connections)
+        return {cookie: c for cookie, c in free.items() if seen[cookie] >= since and cookie not in others}
 
     def _used_again(self, one: _Waiting, connections: _Options) -> _Options:
         free = self._free(connections)
@@ -368,12 +400,20 @@ def _settle(one: _Waiting, key: FlowKey | None) -> None:
         one.found.set_result(key)
 
 
+def _came_just_now(event: FlowEvent) -> bool:
+    """Whether it was sent so lately that its client cannot have connected: what is there now is of others."""
+    if event.current_time is None:
+        return False
+    return 0 <= (datetime.now(UTC) - event.current_time).total_seconds() <= REDIRECT_SECONDS
+
+
 def _as_it_is(connection: Connection) -> _AsItWas:
     info = tcp_info.decode(connection.attributes().get(INFO, b""))
     if not info:
-        return _AsItWas(0, 0.0, 0.0)
+        return _AsItWas(0, 0, 0.0, 0.0, 0.0)
     idle = sorted((info["last_data_sent"] / 1000, info["last_data_recv"] / 1000))
-    return _AsItWas(tcp_info.payload_sent(info) + tcp_info.payload_received(info), *idle)
+    busy = info.get("busy_time", _MICROSECONDS_OF_AGES) / 1_000_000  # since Linux 4.10
+    return _AsItWas(tcp_info.payload_sent(info), tcp_info.payload_received(info), busy, *idle)
 
 
 def _place(key: FlowKey) -> _Place | None:

@@ -17,7 +17,7 @@ import pytest
 
 from scitags_agent import connections, presence
 from scitags_agent.connections import SockDiagError
-from scitags_agent.matching import GRACE_SECONDS, HARDLY_USED_OCTETS, Matcher
+from scitags_agent.matching import GRACE_SECONDS, HARDLY_USED_OCTETS, YOUNG_SECONDS, Matcher
 from scitags_core.flow import FlowEvent, FlowKey, FlowState
 from scitags_core.tag import Tag
 from tests.netns.conftest import ALICE, BOB, Pair
@@ -119,6 +119,7 @@ def test_the_connection_that_comes_next_is_meant_and_the_end_follows(run: Run) -
     async def test(site: Site) -> None:
         other = site.connect()  # of an earlier transfer
         other.move(HARDLY_USED_OCTETS + 1)
+        await asyncio.sleep(2 * YOUNG_SECONDS)
         start = asyncio.create_task(site.matcher.match(report()))
         await site.waiting()
         link = site.connect()

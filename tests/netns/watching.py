@@ -11,6 +11,8 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from scitags_agent.backends.marker import Marker, MarkerSettings
 from scitags_core.flow import FlowChange, FlowEvent, FlowKey, FlowState
 from scitags_core.roles import Inheritance
@@ -27,6 +29,14 @@ ETH_P_ALL = 0x0003  # a tap for one protocol alone does not see what is sent
 IPV6 = 6
 
 
+class Packet(msgspec.Struct, frozen=True):
+    """Source and destination port, traffic class and label (28 bits), octets of data."""
+
+    ports: tuple[int, int]
+    word: int
+    octets: int
+
+
 class Seen:
     """The first words of all IPv6 TCP packets that an interface receives or sends, by their two ports."""
 
@@ -40,6 +50,13 @@ class Seen:
     def words(self) -> dict[tuple[int, int], Counter[int]]:
         """The packets since the last call: traffic class and label (28 bits), by source and destination port."""
         found: dict[tuple[int, int], Counter[int]] = {}
+        for packet in self.packets():
+            found.setdefault(packet.ports, Counter())[packet.word] += 1
+        return found
+
+    def packets(self) -> list[Packet]:
+        """The packets since the last call, in their order."""
+        found: list[Packet] = []
         self._socket.settimeout(0.2)
         with contextlib.suppress(TimeoutError):
             while True:
@@ -53,7 +70,8 @@ class Seen:
                     protocol, at = packet[at], at + 8 * (packet[at + 1] + 1)
                 if protocol == socket.IPPROTO_TCP:
                     ports = int.from_bytes(packet[at : at + 2], "big"), int.from_bytes(packet[at + 2 : at + 4], "big")
-                    found.setdefault(ports, Counter())[int.from_bytes(packet[:4], "big") & 0xFFFFFFF] += 1
+                    octets = 40 + int.from_bytes(packet[4:6], "big") - at - 4 * (packet[at + 12] >> 4)
+                    found.append(Packet(ports, int.from_bytes(packet[:4], "big") & 0xFFFFFFF, octets))
         return found
 
     def labels(self) -> dict[tuple[int, int], set[int]]:

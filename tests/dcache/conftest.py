@@ -1,0 +1,60 @@
+"""A pool's host with a real agent that marks, and a client's host, where arrivals are watched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import msgspec
+import pytest
+
+from scitags_agent.client import AgentClient
+from scitags_core.tag import Tag
+from tests.agent.conftest import START_SECONDS, wait_for
+from tests.dcache.pool import Download, Pool
+from tests.netns.conftest import ALICE, BOB, Pair, bpf, pair, root
+from tests.netns.namespaces import add_address
+from tests.netns.watching import Seen
+from tests.xrootd.host import MARKER, Agent
+
+__all__ = ["bpf", "pair", "root"]
+
+CAROL = "2001:db8::3"  # another client
+SOURCE = """
+[[source]]
+kind = "firefly"
+dialect = "dcache"
+"""
+
+
+class Site(msgspec.Struct):
+    """alice is the pool's host; bob and carol, whose address is at bob's host, are clients."""
+
+    pair: Pair
+    agent: Agent
+    pool: Pool
+    seen: Seen
+    stack: ExitStack
+
+    def download(self, tag: Tag | None, *, client: str = BOB) -> Download:
+        one = Download(self.pool, self.pair.bob, client, tag)
+        self.stack.callback(one.close)
+        return one
+
+    def matching(self) -> dict[str, int]:
+        """What became of reports (Matcher.counters)."""
+        with AgentClient(str(self.agent.socket)) as client:
+            return dict(client.status()["matching"])
+
+
+@pytest.fixture
+def site(pair: Pair, bpf: None) -> Iterator[Site]:
+    with ExitStack() as stack:
+        add_address(pair.bob, "bob0", CAROL, 64)
+        agent = Agent(pair.alice, backends=MARKER + SOURCE)
+        stack.callback(agent.close)
+        agent.start()
+        wait_for(lambda: "is ready" in agent.log_text(), START_SECONDS, "an agent that hears fireflies")
+        seen = Seen(pair.bob, "bob0")
+        stack.callback(seen.close)
+        yield Site(pair, agent, stack.enter_context(Pool(pair.alice, ALICE)), seen, stack)

@@ -1,0 +1,108 @@
+"""What a pool tells as dCache's do, on the wire: its data connections are marked, and nobody else's."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from datetime import UTC, datetime
+
+from scitags_agent.matching import YOUNG_SECONDS
+from scitags_core import label
+from scitags_core.tag import Tag
+from tests.dcache.conftest import CAROL, Site
+from tests.dcache.pool import POOL
+from tests.netns.conftest import ALICE, BOB
+
+PRODUCTION, ANALYSIS = Tag(2, 15), Tag(3, 14)
+OCTETS = 2_000_000
+REPEATED = 50
+APART = 0.010
+REDIRECT_SECONDS = (0.002, 0.003, 0.005)  # from the pool's start to the client's connection
+
+
+def tags_in_order(site: Site) -> dict[tuple[int, int], list[Tag | None]]:
+    """Of the packets with data that have come since the last look, by their ports; None for label 0."""
+    found: dict[tuple[int, int], list[Tag | None]] = {}
+    for packet in site.seen.packets():
+        if packet.octets:
+            bits = packet.word & label.LABEL_MAX
+            found.setdefault(packet.ports, []).append(label.decode(bits).tag if bits else None)
+    return found
+
+
+def test_a_download_is_marked_and_its_neighbours_are_not(site: Site) -> None:
+    busy = site.download(None)  # the same client's, of an earlier transfer that nobody tagged
+    busy.connect()
+    busy.send(100_000)
+    time.sleep(2 * YOUNG_SECONDS)
+    one, neighbour = site.download(PRODUCTION), site.download(None, client=CAROL)
+    one.tell()
+    for download in (neighbour, one):
+        download.connect()
+    (start,) = site.agent.wait_for(bool, "the start")
+    site.seen.words()
+    for download in (one, busy, neighbour) * 3:
+        download.send(OCTETS // 3)
+    seen = tags_in_order(site)
+    assert set(seen) == {one.ports, busy.ports, neighbour.ports}
+    assert min(len(tags) for tags in seen.values()) > 100
+    assert set(seen[one.ports]) == {PRODUCTION}
+    assert set(seen[busy.ports]) | set(seen[neighbour.ports]) == {None}
+    # The start is the one that was heard, and the end is no later than now.
+    key = (BOB, one.ports[1], ALICE, POOL)
+    one.end()
+    (end,) = site.agent.wait_for(bool, "the end")
+    assert (start.state, end.state, end.ends, end.scitag) == ("start", "end", key, PRODUCTION.scitag)
+    assert end.octets[1] == 3 * (OCTETS // 3)
+    assert end.start_time == start.start_time < end.end_time < f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}"
+    assert site.matching()["matched"] == 1
+    for download in (busy, neighbour):
+        download.end()
+
+
+def test_data_that_comes_at_once(site: Site) -> None:
+    """Nothing waits for the agent: what is not marked is what left before the match, and nothing after it."""
+    unmarked = []
+    for _ in range(10):
+        download = site.download(PRODUCTION)
+        download.tell()
+        time.sleep(0.002)
+        download.connect()
+        for _chunk in range(OCTETS // 50_000):
+            download.send(50_000)
+            time.sleep(0.005)
+        tags = tags_in_order(site)[download.ports]
+        download.end()
+        first = tags.index(PRODUCTION)
+        assert set(tags[first:]) == {PRODUCTION}
+        unmarked.append((first, len(tags)))
+    lost, whole = (sum(column) for column in zip(*unmarked, strict=True))
+    print(f"unmarked before the match: {lost} of {whole} packets with data")
+    assert lost < whole / 2
+
+
+def test_two_of_one_client_ten_milliseconds_apart(site: Site) -> None:
+    """Each has its own tag, or none where two could be meant; never the other's."""
+    outcomes: Counter[str] = Counter()
+    for round_ in range(REPEATED):
+        tags = (PRODUCTION, ANALYSIS) if round_ % 2 else (ANALYSIS, PRODUCTION)
+        pair = [site.download(tag) for tag in tags]
+        began = time.monotonic()
+        for number, download in enumerate(pair):
+            time.sleep(max(0.0, began + number * APART - time.monotonic()))
+            download.tell()
+            time.sleep(REDIRECT_SECONDS[round_ % len(REDIRECT_SECONDS)])
+            download.connect()
+        site.agent.wait_for(lambda records: sum(one.state == "start" for one in records) == 2, "both starts")
+        for download in pair:
+            download.send(20_000)
+        seen = tags_in_order(site)
+        for download in pair:
+            (said,) = set(seen[download.ports])
+            outcomes["right" if said == download.tag else "in doubt" if said is None else "wrong"] += 1
+            download.end()
+    matching = site.matching()
+    print(f"{dict(outcomes)} of {2 * REPEATED}, {matching}")
+    assert outcomes["wrong"] == 0
+    assert (outcomes["right"], outcomes["in doubt"]) == (matching["matched"], matching["ambiguous"])
+    assert outcomes["right"] > REPEATED
