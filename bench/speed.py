@@ -77,6 +77,8 @@ def hosts(mtu: int, bits_per_second: float) -> Iterator[tuple[Namespace, Namespa
         link(alice, "alice0", bob, "bob0", mtu=mtu)
         add_address(alice, "alice0", ALICE, 64)
         add_address(bob, "bob0", BOB, 64)
+        # Each waits for its turn longer than its window would live.
+        alice.set_sysctl("ipv4/tcp_slow_start_after_idle", "0")
         if bits_per_second:
             with alice.entered(), IPRoute() as netlink:
                 index = netlink.link_lookup(ifname="alice0")[0]
