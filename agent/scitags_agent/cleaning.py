@@ -8,10 +8,10 @@ from pathlib import Path
 
 import msgspec
 
-from scitags_agent.backends.marker import CLSACT, PROGRAMS
 from scitags_agent.bpf.attach import tcx_programs
 from scitags_agent.bpf.layout import BPF_PROG_DETACH, BPF_PROG_GET_FD_BY_ID, BPF_TCX_EGRESS, ProgAttach, ProgId
 from scitags_agent.bpf.libbpf import library
+from scitags_agent.bpf.placement import CLSACT, PROGRAMS
 from scitags_agent.ledger import Ledger
 
 
