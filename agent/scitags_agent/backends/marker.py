@@ -36,11 +36,11 @@ from scitags_agent.bpf.loader import DEFAULT_MAX_FLOWS, MarkerProgram, Placed
 from scitags_agent.bpf.placement import Placement
 from scitags_agent.local_address import can_bind
 from scitags_agent.socket_labels import SocketLabels, Wanted
-from scitags_agent.unmarked import why_unmarked
+from scitags_agent.unmarked import shown_reason, why_unmarked
 from scitags_core import label
 from scitags_core.errors import ConfigError
 from scitags_core.flow import FlowChange, FlowKey
-from scitags_core.roles import KEEP, BackendKind, Inheritance
+from scitags_core.roles import KEEP, BackendKind, FlowMark, Inheritance
 from scitags_core.tag import Tag
 
 log = logging.getLogger(__name__)
@@ -146,6 +146,7 @@ class Marker:
         self._unmarked: dict[FlowKey, str] = {}  # why, for those that are under way
         self._counters: Counter[str] = Counter()
         self._by_kernel = 0
+        self._why_not_kernel = ""
         self._watch: asyncio.Task[None] | None = None
         self._home: Path | None = None
         self._seed = zlib.crc32(os.urandom(SECRET_OCTETS))  # of entropy
@@ -229,6 +230,22 @@ class Marker:
             **({"failed_scans": failed} if failed else {}),
             **self._counters,
         }
+
+    def mark_of(self, key: FlowKey) -> FlowMark | None:
+        """Who writes a flow's label, and why not the kernel."""
+        mark = self._marks.get(_canonical(key))
+        if mark is None:
+            reason = self._unmarked.get(key)
+            return None if reason is None else FlowMark("unmarked", shown_reason(reason))
+        if mark.is_by_kernel:
+            return FlowMark("label: kernel")
+        if self._is_kernels_alone:
+            return FlowMark("label: kernel", "its connection has not been seen yet")
+        if self._why_not_kernel:
+            return FlowMark("label: tc", self._why_not_kernel)
+        return FlowMark(
+            "label: tc", "the kernel has not begun yet" if key.protocol == "tcp" else shown_reason("not_tcp")
+        )
 
     def _count_unmarked(self, key: FlowKey, reason: str) -> None:
         """Count a flow once, however many events speak of it."""
@@ -353,14 +370,16 @@ class Marker:
         """Have the kernel label sockets, if that is wanted. MarkerUnavailable when nothing else is, and it cannot."""
         settings = self._settings
         if settings.label == "tc":
+            self._why_not_kernel = "not asked for"
             return None
-        if settings.label == "auto":
-            if self._static:
-                log.info("labels are written at tc: there are static tags for all that the program does not know")
-                return None
-            if settings.interfaces != ["*"]:
-                log.info("labels are written at tc: the kernel would label on other interfaces too")
-                return None
+        if settings.label == "auto" and (self._static or settings.interfaces != ["*"]):
+            self._why_not_kernel = (
+                "there are static tags for all that the program does not know"
+                if self._static
+                else "the kernel would label on other interfaces too"
+            )
+            log.info("labels are written at tc: %s", self._why_not_kernel)
+            return None
         try:
             kernel = KernelLabels(settings.max_flows, all_namespaces=bool(settings.namespaces))
             labels = SocketLabels(kernel, settings.namespaces, self._wanted_label, self._note_begun)
@@ -368,6 +387,7 @@ class Marker:
         except (MarkerUnavailable, OSError) as error:
             if settings.label == "kernel":
                 raise MarkerUnavailable(str(error)) from None
+            self._why_not_kernel = str(error)
             log.info("labels are written at tc, and not by the kernel: %s", error)
             return None
         return labels

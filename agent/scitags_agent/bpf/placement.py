@@ -77,6 +77,11 @@ class Placement:
         """On how many interfaces it is."""
         return len(self._attached)
 
+    def covers(self, namespace: str, index: int) -> bool:
+        """Whether the program is on this interface; before the start, whether that cannot be said yet."""
+        attached = list(self._attached)
+        return not attached or any((one.namespace, one.index) == (namespace, index) for one in attached)
+
     async def start(self) -> None:
         """Attach to what is there. MarkerUnavailable when none of that can be attached to."""
         await asyncio.to_thread(self._look)
