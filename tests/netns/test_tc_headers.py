@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,24 +13,19 @@ import pytest
 from scitags_agent.backends.extension_header import ExtensionHeader, ExtensionHeaderSettings
 from scitags_agent.reserved_routes import PROTOCOL
 from scitags_agent.rtnetlink import RouteSocket
-from scitags_core import label
-from scitags_core.flow import FlowKey
 from scitags_core.roles import Inheritance
-from scitags_core.tag import Tag
-from tests.netns.conftest import ALICE, BOB, Pair
-from tests.netns.namespaces import Namespace, allow_big_tcp, set_mtu, switch_off_segmentation
+from tests.netns.conftest import BOB, Pair
+from tests.netns.namespaces import Namespace, set_mtu, switch_off_segmentation
 from tests.netns.test_extension_header import (
     DESTINATION,
     FIXED,
     HOP_BY_HOP,
-    IPV6_DSTOPTS,
-    OWN,
     Packet,
     Tap,
     headers_of,
     until,
 )
-from tests.netns.watching import ATLAS, CMS, FLOW, OTHER, Seen, deliver, end, run, running, start
+from tests.netns.watching import ATLAS, CMS, FLOW, deliver, end, run, start
 
 TCP_WITH_TIME_STAMPS = 32
 MARKED = ((DESTINATION, ATLAS),)
@@ -40,7 +34,7 @@ MARKED = ((DESTINATION, ATLAS),)
 @contextlib.asynccontextmanager
 async def at_tc(host: Namespace, directory: Path | None = None, **settings: Any) -> AsyncIterator[ExtensionHeader]:
     """The backend on the host, its thread too."""
-    backend = ExtensionHeader(ExtensionHeaderSettings(**{"mode": "tc", "linger": 0, "rescan": 0.1} | settings))
+    backend = ExtensionHeader(ExtensionHeaderSettings(linger=0, rescan=0.1, **({"mode": "tc"} | settings)))
     with host.entered():
         await backend.start(Inheritance(directory=directory))
     try:
@@ -102,9 +96,7 @@ def test_every_packet_bears_it_from_the_syn_on_until_the_end(
 
 @pytest.mark.parametrize("mtu", [1500, 9000])
 @pytest.mark.parametrize("segmentation", [True, False], ids=["TSO", "no TSO"])
-def test_no_packet_outgrows_the_mtu_and_none_is_cut_in_two(
-    pair: Pair, bpf: None, mtu: int, segmentation: bool
-) -> None:
+def test_no_packet_outgrows_the_mtu_and_none_is_cut_in_two(pair: Pair, bpf: None, mtu: int, segmentation: bool) -> None:
     for host, interface in ((pair.alice, "alice0"), (pair.bob, "bob0")):
         set_mtu(host, interface, mtu)
     if not segmentation:

@@ -18,8 +18,9 @@ import contextlib
 import heapq
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -83,6 +84,8 @@ class ExtensionHeader:
         for pattern in settings.interfaces:
             check_pattern(pattern)
         self._sockets = SocketHeaders(settings.header, settings.namespaces)
+        # A thread of our own, as it is in the network namespace in which it was made, whoever leaves that meanwhile.
+        self._worker = ThreadPoolExecutor(1, "scitags-sockets")
         self._tc: TcHeaders | None = None
         self._why_no_sockets = "" if settings.mode in ("auto", "socket") else "not asked for"
         self._why_no_tc = ""
@@ -105,7 +108,7 @@ class ExtensionHeader:
         if inheritance.directory is not None:
             (inheritance.directory / KEEP).unlink(missing_ok=True)
         if not self._why_no_sockets:
-            self._try_sockets()
+            await self._try_sockets()
         if self._settings.mode != "socket":
             await self._load_for_tc()
         if not self._why_no_sockets:
@@ -154,8 +157,9 @@ class ExtensionHeader:
         if keep and directory is not None:
             (directory / KEEP).touch()
         elif self._borne:
-            await asyncio.to_thread(self._sockets.do, [Job(key, None) for key in self._borne])
+            await self._in_thread(self._sockets.do, [Job(key, None) for key in self._borne])
         self._borne.clear()
+        self._worker.shutdown()
         if self._tc is not None:
             await self._tc.close(keep=keep)
             self._tc = None
@@ -226,14 +230,17 @@ class ExtensionHeader:
 
     # --- on sockets --------------------------------------------------------------------------------
 
-    def _try_sockets(self) -> None:
+    async def _try_sockets(self) -> None:
         """Raises SockDiagError where nothing else is asked for."""
         try:
-            Lookup().close()
+            await self._in_thread(_try_lookup)
         except SockDiagError as error:
             if self._settings.mode == "socket":
                 raise
             self._why_no_sockets = str(error)
+
+    def _in_thread(self, function: Callable[..., None], *arguments: Any) -> asyncio.Future[None]:
+        return asyncio.get_running_loop().run_in_executor(self._worker, function, *arguments)
 
     def _plan(self, key: FlowKey, when: float) -> None:
         self._due[key] = when
@@ -249,7 +256,7 @@ class ExtensionHeader:
                 Job(key, self._wanted[key], passed_sockets.take(key)) for key in self._take_due(loop.time(), AT_ONCE)
             ]
             if jobs:
-                await asyncio.to_thread(self._sockets.do, jobs)
+                await self._in_thread(self._sockets.do, jobs)
                 without = [job.key for job in jobs if self._is_to_have_room(job, loop.time())]
                 if without and self._tc is not None:
                     await self._tc.reserve(without)
@@ -330,6 +337,11 @@ class ExtensionHeader:
         if self._unmarked.get(key) != reason:
             self._unmarked[key] = reason
             self._counters[f"unmarked_{reason}"] += 1
+
+
+def _try_lookup() -> None:
+    """Raises SockDiagError where the kernel has no sock_diag."""
+    Lookup().close()
 
 
 KIND = BackendKind("extension_header", ExtensionHeaderSettings, ExtensionHeader)
