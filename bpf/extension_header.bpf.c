@@ -30,6 +30,7 @@ char LICENSE[] SEC("license") = "GPL";
 #define LINEAR_OCTETS 256
 #define FIXED_OCTETS 40
 #define UDP_OCTETS 8
+#define TCP_OCTETS 20
 #define HEADER_OCTETS 8
 #define IPV6_MIN_MTU 1280
 #define MAX_PAYLOAD 65535
@@ -44,8 +45,13 @@ struct inet_connection_sock {
 	__u32 icsk_pmtu_cookie;
 };
 
+struct tcp_options_received {
+	__u16 mss_clamp;
+};
+
 struct tcp_sock {
 	struct inet_connection_sock inet_conn;
+	struct tcp_options_received rx_opt;
 };
 
 struct tcp6_sock {
@@ -70,7 +76,7 @@ struct {
 	__type(value, __u64);
 } header_outcomes SEC(".maps");
 
-struct header_ports ports;
+struct header_state state;
 
 struct vlan {
 	__be16 tci;
@@ -120,7 +126,7 @@ static __always_inline int port_is_known(__be16 port)
 {
 	__u32 bit = bpf_ntohs(port);
 
-	return ports.source_ports[(bit >> 6) & (PORTS / 64 - 1)] >> (bit & 63) & 1;
+	return state.source_ports[(bit >> 6) & (PORTS / 64 - 1)] >> (bit & 63) & 1;
 }
 
 /* Step over the link layer. The offset of the IPv6 header, 0 when it is another protocol, -1 when too short. */
@@ -233,10 +239,23 @@ static __always_inline enum search look(struct __sk_buff *skb, __u32 at, struct 
 	return FOUND;
 }
 
+/* The longest packet that the other end of a connection says it takes. The kernel keeps to it whatever the path, and
+ * room that is kept free below the path MTU is none below this: it is told, so that the route can follow. */
+static __always_inline __u32 peer_mtu(const struct tcp6_sock *tcp, struct header_mark *mark)
+{
+	__u32 peer = tcp->tcp.rx_opt.mss_clamp + FIXED_OCTETS + TCP_OCTETS;
+
+	if (mark->reserved && peer < mark->path_mtu && peer > IPV6_MIN_MTU && mark->peer_mtu != peer) {
+		mark->peer_mtu = peer;
+		__sync_fetch_and_add(&state.narrowed, 1);
+	}
+	return peer;
+}
+
 /* How long a packet of the flow may be. What the kernel knows of the path of a TCP connection is asked of its socket:
  * it learns sooner than the agent that the path has become narrower. What it knows is what its route says, or less;
  * where the route says less than the path lets through, the difference is ours. */
-static __always_inline __u32 longest(struct __sk_buff *skb, const struct header_mark *mark)
+static __always_inline __u32 longest(struct __sk_buff *skb, struct header_mark *mark)
 {
 	struct bpf_sock *sock = skb->sk;
 	struct tcp6_sock *tcp = sock ? bpf_skc_to_tcp6_sock(sock) : 0;
@@ -245,6 +264,9 @@ static __always_inline __u32 longest(struct __sk_buff *skb, const struct header_
 	if (tcp) {
 		known = tcp->tcp.inet_conn.icsk_pmtu_cookie;
 		if (!mark->reserved || known < mark->reserved)
+			longest = known;
+		known = peer_mtu(tcp, mark);
+		if (known < longest)
 			longest = known;
 	}
 	bpf_check_mtu(skb, 0, &device, 0, 0);

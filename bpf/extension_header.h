@@ -12,6 +12,7 @@ struct header_mark {
 	__u32 tag;	/* experiment << 8 | activity */
 	__u32 path_mtu; /* what the path is known to let through; 0: not known */
 	__u32 reserved; /* what the route lets the kernel fill, where the room of our headers is kept free; else 0 */
+	__u32 peer_mtu; /* the program tells: the other end takes no longer packets than this, which is less; or 0 */
 };
 
 /* What became of the packets of known flows. */
@@ -34,12 +35,14 @@ struct header_settings {
 	__u8 pad[6];
 };
 
-/* Most packets belong to no known flow, and most of those are told by one load. */
-struct header_ports {
-	__u64 source_ports[PORTS / 64]; /* a bit for each source port of any flow */
+/* What user space sees through a mapping.
+ * Most packets belong to no known flow, and most of those are told by one load. */
+struct header_state {
+	__u64 source_ports[PORTS / 64]; /* a bit for each source port of any flow; user space writes */
+	__u64 narrowed;			/* how often a peer_mtu was told */
 };
 
-_Static_assert(sizeof(struct header_mark) == 12, "header_program.py");
+_Static_assert(sizeof(struct header_mark) == 16, "header_program.py");
 _Static_assert(sizeof(struct header_settings) == 8, "header_program.py");
 
 #endif

@@ -65,7 +65,7 @@ class Room(msgspec.Struct, frozen=True):
 
 
 class _Reservation(msgspec.Struct):
-    """learned is a path MTU that the kernel was told of on the way, believed until then."""
+    """learned is a path MTU that was told of on the way, believed until then; peer what the other end takes at most."""
 
     source: str
     users: int = 0
@@ -74,6 +74,7 @@ class _Reservation(msgspec.Struct):
     interfaces: Sequence[int] = ()
     learned: int = 0
     learned_until: float = 0.0
+    peer: int = 0
 
 
 class ReservedRoutes:
@@ -171,6 +172,28 @@ class ReservedRoutes:
                 self._stale.update(place for place in list(self._reservations) if place[0] == namespace)
         return bool(self._stale)
 
+    def learn(self, destination: str, path_mtu: int, now: float) -> bool:
+        """A router has said what goes on to a destination; whether a look is due.
+
+        The kernel passes over what it is told when its own packets, without our headers, would fit.
+        """
+        found = False
+        for place, one in list(self._reservations.items()):
+            if place[1] == destination and path_mtu < one.room.path_mtu:
+                one.learned, one.learned_until = max(path_mtu, IPV6_MIN_MTU), now + _LEARNED_SECONDS
+                self._stale.add(place)
+                found = True
+        return found
+
+    def learn_of_peer(self, place: Place, mtu: int) -> bool:
+        """The other end takes no longer packets than this, as long as room is kept for it; whether a look is due."""
+        one = self._reservations.get(place)
+        if one is None or mtu >= (one.peer or one.room.path_mtu):
+            return False
+        one.peer = mtu
+        self._stale.add(place)
+        return True
+
     def look(self, now: float) -> dict[Place, Room]:
         """See whether all is still as it should be, and make it so; the rooms that are other than before."""
         stale, self._stale = self._stale, set()
@@ -226,8 +249,8 @@ class ReservedRoutes:
                 one.interfaces = base.interfaces
                 of_links = _mtu_of_links(base.interfaces)
                 own = base.mtu or of_links
-                path_mtu = min(asked.resolved(address, one.source).mtu or own, one.learned or own)
-                if path_mtu < own and not one.learned:
+                path_mtu = min(asked.resolved(address, one.source).mtu or own, one.learned or own, one.peer or own)
+                if path_mtu < own and not one.learned and not one.peer:
                     one.learned, one.learned_until = path_mtu, now + _LEARNED_SECONDS
                 reserved = path_mtu - self._room
                 one.room = Room(path_mtu, 0, self._why_not(namespace, base, reserved))

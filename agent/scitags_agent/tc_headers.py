@@ -18,8 +18,10 @@ import msgspec
 
 from scitags_agent.bpf.attach import Way
 from scitags_agent.bpf.header_program import Header, HeaderProgram, room_of
+from scitags_agent.bpf.namespaces import entered
 from scitags_agent.bpf.placement import Placement
 from scitags_agent.reserved_routes import ROUTES, Place, ReservedRoutes, Room
+from scitags_agent.too_big import TooBigMessages
 from scitags_core.flow import FlowKey
 from scitags_core.tag import Tag
 
@@ -28,7 +30,8 @@ Answer = TypeVar("Answer")
 log = logging.getLogger(__name__)
 
 FILTER_NAME = "scitags_header"
-CHANGE_SECONDS = 0.05  # changes of routes and links come in bursts
+CHANGE_SECONDS = 0.02  # changes of routes and links come in bursts
+PEERS_SECONDS = 0.05
 NO_ROOM = Room(why="no room is kept free for it yet")
 
 
@@ -68,7 +71,8 @@ class TcHeaders:
         self.why_no_routes = "" if settings.reserve else "not asked for"
         # A thread of our own, as it is in the network namespace in which it was made, whoever leaves that meanwhile.
         self._worker = ThreadPoolExecutor(1, "scitags-routes")
-        self._watch: asyncio.Task[None] | None = None
+        self._too_big: list[TooBigMessages] = []
+        self._chores: list[asyncio.Task[None]] = []
         self._due = asyncio.Event()
         self.counters_of_failures: Counter[str] = Counter()
         try:
@@ -95,19 +99,27 @@ class TcHeaders:
             self._routes = await self._in_thread(
                 ReservedRoutes, room_of(settings.header), settings.namespaces, self._placement.covers
             )
+            for namespace in ("", *settings.namespaces):
+                self._too_big.append(await self._in_thread(_open_too_big, namespace))
         except OSError as error:
-            self.why_no_routes = f"the routes cannot be looked at: {error.strerror}"
+            routes, self._routes = self._routes, None
+            if routes is not None:
+                await self._in_thread(routes.close, False)
+            self.why_no_routes = f"routes and ICMPv6 are out of reach: {error.strerror}"
             log.warning("no room is kept free for headers: %s", self.why_no_routes)
 
     async def start(self) -> None:
         """Attach, with the flows that are known by now. MarkerUnavailable where it cannot be attached to any."""
+        loop = asyncio.get_running_loop()
         await self._placement.start()
         if self._routes is not None:
             for listener in self._routes.listeners:
-                asyncio.get_running_loop().add_reader(listener, self._hear)
+                loop.add_reader(listener, self._hear)
+            for one in self._too_big:
+                loop.add_reader(one, self._hear_too_big, one)
             # What an earlier agent left, and no flow that is under way has asked for.
             await self._in_thread(self._routes.forget_left)
-        self._watch = asyncio.create_task(self._keep_looking())
+        self._chores = [asyncio.create_task(chore()) for chore in (self._keep_looking, self._watch_peers)]
 
     def put(self, key: FlowKey, tag: Tag) -> None:
         """Mark a connection's packets from now on. Raises OSError (E2BIG) when there is no room for it in the map."""
@@ -167,14 +179,17 @@ class TcHeaders:
 
     async def close(self, *, keep: bool) -> None:
         """Take program and routes away, unless they are to be kept for the next agent."""
-        if self._watch is not None:
-            self._watch.cancel()
-            await asyncio.gather(self._watch, return_exceptions=True)
-        if not keep:
-            await self._placement.detach()
+        for chore in self._chores:
+            chore.cancel()
+        await asyncio.gather(*self._chores, return_exceptions=True)
+        loop = asyncio.get_running_loop()
+        for one in self._too_big:
+            loop.remove_reader(one)
+            one.close()
+        await self._placement.close(keep=keep)
         if self._routes is not None:
             for listener in self._routes.listeners:
-                asyncio.get_running_loop().remove_reader(listener)
+                loop.remove_reader(listener)
             routes, self._routes = self._routes, None
             await self._in_thread(routes.close, keep)
         if not keep and self._home is not None:
@@ -219,6 +234,27 @@ class TcHeaders:
         if self._routes is not None and self._routes.heard():
             self._due.set()
 
+    def _hear_too_big(self, listener: TooBigMessages) -> None:
+        now = asyncio.get_running_loop().time()
+        for key, mtu in listener.heard():
+            # Whoever makes such a message up must know a flow at least.
+            if self._routes is not None and _canonical(key) in self._flows and self._routes.learn(key.dst, mtu, now):
+                self._due.set()
+
+    async def _watch_peers(self) -> None:
+        """For connections whose other end takes less than the path lets through, room is to be kept below that."""
+        seen = 0
+        while True:
+            await asyncio.sleep(PEERS_SECONDS)
+            narrowed = self._program.narrowed
+            if narrowed == seen or self._routes is None:
+                continue
+            seen = narrowed
+            for flow in list(self._flows.values()):
+                found = [self._program.peer_mtu(one) for one in (flow.key, flow.key.reversed())] if flow.place else []
+                if any(found) and flow.place and self._routes.learn_of_peer(flow.place, min(filter(None, found))):
+                    self._due.set()
+
     async def _keep_looking(self) -> None:
         """At interfaces and routes: when something has changed, and every so often."""
         while True:
@@ -262,6 +298,11 @@ def _reserve(routes: ReservedRoutes, keys: Sequence[FlowKey], now: float) -> lis
         else:
             found.append((None, Room(why=place)))
     return found
+
+
+def _open_too_big(namespace: str) -> TooBigMessages:
+    with entered(namespace):
+        return TooBigMessages()
 
 
 def _canonical(key: FlowKey) -> FlowKey:

@@ -209,10 +209,9 @@ class Marker:
         if self._socket_labels is not None:
             await self._socket_labels.close(give_back=0 if home else GIVE_BACK_SECONDS)
             self._socket_labels = None
-        if home is None:
-            if self._placement is not None:
-                await self._placement.detach()
-        else:
+        if self._placement is not None:
+            await self._placement.close(keep=home is not None)
+        if home is not None:
             (home / KEEP).touch()
         if self._program is not None:
             self._program.close()

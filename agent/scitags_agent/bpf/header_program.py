@@ -22,7 +22,7 @@ OBJECT_NAME = "extension_header.bpf.o"
 Header = Literal["destination-options", "hop-by-hop", "both"]
 
 _SETTINGS = struct.Struct("=BB6x")
-_MARK = struct.Struct("=III")
+_MARK = struct.Struct("=IIII")
 _HOP_BY_HOP_AND_DESTINATION: dict[Header, tuple[bool, bool]] = {
     "destination-options": (False, True),
     "hop-by-hop": (True, False),
@@ -70,7 +70,7 @@ class HeaderProgram:
             raise
         self._octets = memoryview(self._mapping)
         # Words are stored whole, by one instruction each: a reader sees the old or the new.
-        self._words = self._octets[: PORTS // 8].cast("Q")
+        self._words = self._octets[: PORTS // 8 + 8].cast("Q")
 
     def close(self) -> None:
         """Give all back to the kernel."""
@@ -91,7 +91,7 @@ class HeaderProgram:
         Raises OSError (E2BIG: no room for more flows).
         """
         packed = pack_key(key)
-        mark = _MARK.pack(tag.experiment << 8 | tag.activity, path_mtu, reserved)
+        mark = _MARK.pack(tag.experiment << 8 | tag.activity, path_mtu, reserved, 0)
         self._lib.call("bpf_map_update_elem", self._marks, packed.octets, mark, BPF_ANY)
         if key not in self._known:
             self._known.add(key)
@@ -110,6 +110,20 @@ class HeaderProgram:
         self._ports_used[port] -= 1
         if not self._ports_used[port]:
             self._words[port >> 6] &= ~(1 << (port & 63))
+
+    @property
+    def narrowed(self) -> int:
+        """How often it was found that the other end of a connection takes less than its path lets through."""
+        return self._words[PORTS // 64]
+
+    def peer_mtu(self, key: FlowKey) -> int:
+        """What the other end takes at most, if that was found since put(); else 0."""
+        value = ctypes.create_string_buffer(_MARK.size)
+        try:
+            self._lib.call("bpf_map_lookup_elem", self._marks, pack_key(key).octets, value)
+        except FileNotFoundError:
+            return 0
+        return int(_MARK.unpack(value.raw)[3])
 
     @property
     def program_ids(self) -> list[int]:

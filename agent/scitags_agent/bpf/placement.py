@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -67,8 +67,9 @@ class Placement:
         self._attached: dict[Interface, Attachment] = {}
         self._unattachable: dict[Interface, str] = {}
         self._closed_namespaces: set[str] = set()
-        # Attaching speaks netlink, which waits for its answers: it is done in a thread.
-        self._attaching = threading.Lock()
+        # Attaching speaks netlink, which waits for its answers: it is done in a thread. One of our own, as it is in the
+        # network namespace in which it was made, whoever leaves that meanwhile.
+        self._worker = ThreadPoolExecutor(1, "scitags-interfaces")
         self._closing = False
         self._earlier = self._note_programs(home) if home is not None else None
         self.failed_looks = 0
@@ -84,7 +85,7 @@ class Placement:
 
     async def start(self) -> None:
         """Attach to what is there. MarkerUnavailable when none of that can be attached to."""
-        await asyncio.to_thread(self._look)
+        await self._in_thread(self._look)
         if not self._attached:
             if self._unattachable:
                 reasons = "; ".join(f"{one.name}: {why}" for one, why in self._unattachable.items())
@@ -96,17 +97,22 @@ class Placement:
     async def look(self) -> None:
         """Attach to interfaces that have come, forget those that have gone. A failure is counted."""
         try:
-            await asyncio.to_thread(self._look)
+            await self._in_thread(self._look)
         except Exception as error:  # whatever it was, the next look may go well
             self.failed_looks += 1
             if self.failed_looks == 1:
                 log.error("the interfaces cannot be looked at: %s (said once, counted from here)", error)
 
-    async def detach(self) -> None:
-        """Take the program off all interfaces, and forget it."""
-        await asyncio.to_thread(self._detach_all)
-        if self._home is not None:
+    async def close(self, *, keep: bool) -> None:
+        """Take the program off all interfaces and forget it, unless it is to be kept there."""
+        if not keep:
+            await self._in_thread(self._detach_all)
+        self._worker.shutdown()
+        if not keep and self._home is not None:
             (self._home / PROGRAMS).unlink(missing_ok=True)
+
+    def _in_thread(self, function: Callable[[], None]) -> asyncio.Future[None]:
+        return asyncio.get_running_loop().run_in_executor(self._worker, function)
 
     def _note_programs(self, home: Path) -> list[int]:
         """Write down the ids of our programs, before they are anywhere; those that earlier agents wrote down."""
@@ -123,16 +129,14 @@ class Placement:
     # --- in a thread -------------------------------------------------------------------------------
 
     def _detach_all(self) -> None:
-        with self._attaching:
-            self._closing = True
-            for interface, attachment in self._attached.items():
-                _detach(interface, attachment)
-            self._attached.clear()
+        self._closing = True
+        for interface, attachment in self._attached.items():
+            _detach(interface, attachment)
+        self._attached.clear()
 
     def _look(self) -> None:
-        with self._attaching:
-            if not self._closing:
-                self._follow_interfaces()
+        if not self._closing:
+            self._follow_interfaces()
 
     def _follow_interfaces(self) -> None:
         present = self._present()
