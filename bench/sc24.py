@@ -45,11 +45,15 @@ LOOK_SECONDS = 0.3  # at the end of the settling
 SAMPLE_SECONDS = 0.25
 DELAY, PACKETS_PER_SECOND, QUEUE = 0.005, 20_000.0, 200
 UNMARKED = "unmarked"
-OF_PEER = "the peer's objects, at tc"
 CONTENDERS: Mapping[str, tuple[str, ...]] = {
-    "the kernel's label, headers on sockets": (UNMARKED, "label, by the kernel", "header, on the socket"),
-    "label and headers at tc": (UNMARKED, "label, at tc", "header, at tc"),
-    OF_PEER: (UNMARKED, PEER_LABEL, PEER_HEADER),
+    "sockets": (UNMARKED, "label, by the kernel", "header, on the socket"),
+    "tc": (UNMARKED, "label, at tc", "header, at tc"),
+    "peer": (UNMARKED, PEER_LABEL, PEER_HEADER),
+}
+TITLES = {
+    "sockets": "ours, on sockets, by the kernel",
+    "tc": "ours, at tc",
+    "peer": "a peer's, at tc",
 }
 OBSERVER_SECONDS = 20.0
 
@@ -125,7 +129,7 @@ def run(
             hosts = stack.enter_context(joined(settings.mtu, limits_of(settings)))
             ways = opened(stack, names, hosts.alice, SENDING, peers_of(settings))
             if settings.observe:
-                stack.enter_context(_observer(hosts, settings.observe / f"{_file_name(contender)}-{repetition}.jsonl"))
+                stack.enter_context(_observer(hosts, settings.observe / f"{contender}-{repetition}.jsonl"))
             streams = stack.enter_context(Streams(hosts, tags))
             samples = [streams.sample()]
             spans = [_part(hosts, streams, way, settings.seconds, samples) for way in ways.values()]
@@ -231,10 +235,6 @@ def _observer(hosts: Joined, output: Path) -> Iterator[None]:
             ready.unlink(missing_ok=True)
 
 
-def _file_name(contender: str) -> str:
-    return "".join(letter if letter.isalnum() else "-" for letter in contender)
-
-
 def show(found: Found) -> None:
     """The table."""
     between = "veth" if found.limits is None else f"a path of {found.limits.packets_per_second:,.0f} packets a second"
@@ -242,7 +242,7 @@ def show(found: Found) -> None:
     print("  " + " ".join(f"{one.experiment}/{one.activity}" for one in found.tags))
     for contender in dict.fromkeys(one.contender for one in found.runs):
         runs = [one for one in found.runs if one.contender == contender]
-        print(f"\n  {contender}" + (f", medians of {len(runs)} runs" if len(runs) > 1 else ""))
+        print(f"\n  {TITLES[contender]}" + (f", medians of {len(runs)} runs" if len(runs) > 1 else ""))
         print(
             f"    {'':<24} {'Gbit/s':>7} {'ratio':>6} {'busy':>5} {'softirq':>7} {'packets/s':>10} "
             f"{'runts':>8} {'sent again':>10} {'DSACKs':>7} {'reordered':>9} {'window':>7} {'marked':>7}"
@@ -277,6 +277,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--queue", type=int, default=QUEUE, help="packets that wait there at most")
     found.add_argument("--delay", type=float, default=DELAY, help="seconds in each direction")
     found.add_argument("--skew", type=float, default=0.0, help="seconds that headers keep packets behind those without")
+    found.add_argument("--contenders", nargs="+", choices=CONTENDERS, metavar="NAME", help=", ".join(CONTENDERS))
     add_peers(found)
     found.add_argument("--picture", type=Path, metavar="STEM", help="write STEM.png and STEM.svg (needs matplotlib)")
     found.add_argument(
@@ -300,7 +301,7 @@ def limits_of(settings: argparse.Namespace) -> Limits | None:
 
 
 def contenders(peers: Mapping[str, Path]) -> dict[str, tuple[str, ...]]:
-    """Those that can run here: a peer's where both its objects are given, ours where we have the way."""
+    """Those that can run here: ours, and a peer's where both its objects are given."""
     can = {UNMARKED, *OURS, *peers}
     return {name: ways for name, ways in CONTENDERS.items() if can.issuperset(ways)}
 
@@ -312,6 +313,7 @@ def measured(settings: argparse.Namespace) -> Found:
         run(name, ways, repetition, tags, settings)
         for repetition in range(settings.repeats)
         for name, ways in contenders(peers_of(settings)).items()
+        if not settings.contenders or name in settings.contenders
     ]
     return Found(settings.seed, tags, settings.mtu, limits_of(settings), tuple(runs))
 

@@ -114,11 +114,12 @@ class Turns:
                 self.senders.append(sender)
                 ends.append(self._stack.enter_context(server.accept()[0]))
         self._ends = ends
+        self.receiver = 0  # the far end's process, once they may send
 
     def __enter__(self) -> Self:
         orders, self._order = os.pipe()
         self._told, tell = os.pipe()
-        self._stack.enter_context(forked(lambda: self._receive(orders, tell)))
+        self.receiver = self._stack.enter_context(forked(lambda: self._receive(orders, tell)))
         os.close(orders)
         os.close(tell)
         stay_on_cpu(0)
@@ -137,6 +138,10 @@ class Turns:
             while left:
                 left -= self._ends[turn[0]].recv_into(buffer, min(left, len(buffer)))
             os.write(tell, _SECONDS.pack(time.thread_time() - began))
+
+    def segment_octets(self) -> list[int]:
+        """What the kernel fills a segment of each connection with."""
+        return [one.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) for one in self.senders]
 
     def take(self, number: int) -> tuple[float, float]:
         """Send a slice by that connection: seconds until it has arrived, and processor seconds of both ends."""
@@ -170,7 +175,7 @@ def measured(mtu: int, rounds: int, bits_per_second: float, peers: Mapping[str, 
                     slice_taken = turns.take(number)
                     if round_number >= 0:
                         taken[names[number]].append(slice_taken)
-            sizes = [one.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) for one in turns.senders]
+            sizes = turns.segment_octets()
     finally:
         os.sched_setaffinity(0, allowed)
     return [_speed(name, mtu, size, taken[name], taken[UNMARKED]) for name, size in zip(names, sizes, strict=True)]
