@@ -43,7 +43,7 @@ from tests.netns.conftest import ALICE
 HEADER = "header, on the socket"
 NAMES = (UNMARKED, SHORT, HEADER)
 MTUS = (1500, 9000, 9008)
-ROUNDS, SLICES = 4, 40
+ROUNDS, SLICES = 4, 30
 SAMPLES_A_SECOND = 4000
 PERF_BEGINS_SECONDS = 0.4
 EVERYTHING = "all"
@@ -111,7 +111,7 @@ def _looked_at(turns: Turns, number: int, slices: int, data: Path) -> Counter[st
     told = subprocess.run(report, capture_output=True, text=True, check=True).stdout
     samples: Counter[str] = Counter()
     for line in told.splitlines():
-        # "  1234  [k] tcp_sendmsg_locked"
+        # Such as: 1234 [k] tcp_sendmsg_locked
         fields = line.split()
         if len(fields) > 2 and fields[0].isdecimal():
             samples[fields[2]] += int(fields[0])

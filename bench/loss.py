@@ -82,7 +82,9 @@ def _found(name: str, mtu: int, path: PathCounters, first: Sample, last: Sample)
 
 def show(found: Sequence[Lossy], limits: Limits) -> None:
     """The table."""
-    print(f"\n{STREAMS} streams, one data packet in {1 / limits.loss:,.0f} lost, round trip {2e3 * limits.delay:g} ms")
+    lost = f"one data packet in {1 / limits.loss:,.0f} lost" if limits.loss else "none lost"
+    ahead = f", headers {1e3 * limits.skew:g} ms behind" if limits.skew else ""
+    print(f"\n{STREAMS} streams, {lost}, round trip {2e3 * limits.delay:g} ms{ahead}")
     print(
         f"  {'':<24} {'MTU':>5} {'packets':>10} {'headers':>8} {'runts':>7} {'lost':>5} {'queue':>6} "
         f"{'sent again':>10} {'DSACKs':>7} {'reordered':>9} {'Gbit/s':>7}"
