@@ -23,7 +23,7 @@ from scitags_agent.local_path import admit, group_id, parse_mode
 from scitags_agent.mapped import MappedFile
 from scitags_core.errors import ConfigError, FlowEventError
 from scitags_core.flow import FlowEvent
-from scitags_core.pipe_line import last_beginning, parse_line
+from scitags_core.pipe_line import LineReader, last_beginning, parse_line
 from scitags_core.roles import EventSink, SourceKind
 
 log = logging.getLogger(__name__)
@@ -120,6 +120,7 @@ class NamedPipe:
         self._mode = parse_mode(settings.mode)
         self._group = group_id(settings.group)
         self._buffer = LineBuffer()
+        self._reader = LineReader()
         self._spool: Spool | None = None
         self._made = False
         self._waiting: int | None = None  # the descriptor that is not read for the moment
@@ -244,15 +245,13 @@ class NamedPipe:
         return len(octets)
 
     def _take(self, octets: bytes, sink: EventSink) -> None:
-        events: list[FlowEvent] = []
-        now = datetime.now(UTC)
-        for line in self._buffer.feed(octets):
-            try:
-                events.append(parse_line(line, now))
-            except FlowEventError as error:
-                if line.strip():
-                    sink.refuse(str(error))
-                    events += rescued(line)
+        def mend(line: bytes, error: FlowEventError) -> list[FlowEvent]:
+            if not line.strip():
+                return []
+            sink.refuse(str(error))
+            return rescued(line)
+
+        events = self._reader.read(self._buffer.feed(octets), datetime.now(UTC), mend)
         position = b""
         if self._spool is not None:
             position = msgspec.msgpack.encode(Position(self._spool.number, self._buffer.rest))
