@@ -99,25 +99,33 @@ class MarkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     static: list[StaticMark] = []
 
 
-class Mark(msgspec.Struct):
-    """What a connection bears; a tag for each name under which it was reported, the newest last.
+class Mark(msgspec.Struct, gc=False):
+    """What a connection bears: the tag of its newest report, which names it by key.
 
     directions   those that leave this host
     placed       those of them that are in the program's table: what the kernel labels itself is not
+    other_tag    what it was reported with by the reversed key, when it is reported from both its ends
     removal      when it goes, by the event loop's clock; 0 while somebody uses it
     """
 
     directions: tuple[PackedKey, ...]
     placed: Placed
     entropy: int
-    tags: dict[FlowKey, Tag]
+    key: FlowKey
+    tag: Tag
+    other_tag: Tag | None = None
     removal: float = 0.0
     is_offered: bool = False  # to the kernel
     is_by_kernel: bool = False  # of which it labels one direction at least
 
     @property
     def label(self) -> int:
-        return _label(next(reversed(self.tags.values())), self.entropy)
+        return _label(self.tag, self.entropy)
+
+    @property
+    def keys(self) -> tuple[FlowKey, ...]:
+        """The names under which it is reported."""
+        return (self.key,) if self.other_tag is None else (self.key, self.key.reversed())
 
 
 class _StaticLabel(msgspec.Struct, frozen=True):
@@ -147,8 +155,9 @@ class Marker:
         self._attaching = threading.Lock()
         self._closing = False
         self._marks: dict[FlowKey, Mark] = {}  # by the direction whose key sorts first
-        self._removals: deque[tuple[float, FlowKey]] = deque()  # the next first
+        self._removals: deque[tuple[float, list[FlowKey]]] = deque()  # the next first
         self._remover: asyncio.TimerHandle | None = None
+        self._now = 0.0  # by the event loop's clock, when the changes in work came
         self._closed_namespaces: set[str] = set()
         self._local: dict[str, bool] = {}  # addresses of this host, until the next look at the interfaces
         self._unmarked: dict[FlowKey, str] = {}  # why, for those that are under way
@@ -185,6 +194,7 @@ class Marker:
     async def handle(self, changes: Sequence[FlowChange]) -> None:
         apply, release, unmarked = self._apply, self._release, self._unmarked
         kernels_alone = self._is_kernels_alone
+        self._now = asyncio.get_running_loop().time()
         for change in changes:
             key, tag = change.event.key, change.mark
             if tag is not None and tag.experiment <= label.EXPERIMENT_MAX and key.src_port and key.dst_port:
@@ -246,47 +256,49 @@ class Marker:
         name = _canonical(key)
         mark = self._marks.get(name)
         if mark is None:
-            first = pack_key(name)
-            # With static tags, what the flow's first packets bore already, before anybody told us of it.
-            entropy = (
-                static_entropy(first) if self._static else zlib.crc32(first.octets, self._seed) & label.ENTROPY_MAX
-            )
-            directions: tuple[PackedKey, ...]
-            # Of a connection of this host only what it sends comes by here; what is local here may be far away in
-            # another namespace.
-            local = self._local
-            near, far = local.get(name.src), local.get(name.dst)
-            near = self._look_up_local(name.src) if near is None else near
-            far = self._look_up_local(name.dst) if far is None else far
-            if near is far or self._settings.namespaces:
-                directions = (first, pack_key(name.reversed()))
-            else:
-                directions = (first,) if near else (pack_key(name.reversed()),)
-            if self._is_kernels_alone:
-                self._marks[name] = Mark(directions, [], entropy, {key: tag}, is_offered=True)
-                self._socket_labels.put(name)  # type: ignore[union-attr]
-                return
-            try:
-                placed = self._program.add(directions, _label(tag, entropy))  # type: ignore[union-attr]
-            except OSError as error:
-                self._count_refused(name, (key,), error)
-                return
-            self._marks[name] = Mark(directions, placed, entropy, {key: tag})
-            if self._socket_labels is not None and key.protocol == "tcp":
-                self._socket_labels.offer(name)
-            if self._unmarked:
-                self._unmarked.pop(key, None)
+            self._begin(name, key, tag)
             return
         if mark.removal:
             mark.removal = 0.0
             # What lingers is over; only what goes on counts beside the new one.
-            mark.tags.clear()
-        if mark.tags.get(key) == tag:
+            mark.other_tag = None
+        elif tag == (mark.tag if key == mark.key else mark.other_tag):
             # Nothing new: two names that disagree do not take turns at every ongoing.
             return
-        mark.tags.pop(key, None)
-        mark.tags[key] = tag
+        elif key != mark.key:
+            mark.other_tag = mark.tag
+        mark.key, mark.tag = key, tag
         self._write(name, mark)
+
+    def _begin(self, name: FlowKey, key: FlowKey, tag: Tag) -> None:
+        first = pack_key(name)
+        # With static tags, what the flow's first packets bore already, before anybody told us of it.
+        entropy = static_entropy(first) if self._static else zlib.crc32(first.octets, self._seed) & label.ENTROPY_MAX
+        # Of a connection of this host only what it sends comes by here; what is local here may be far away in
+        # another namespace.
+        local = self._local
+        near, far = local.get(name.src), local.get(name.dst)
+        near = self._look_up_local(name.src) if near is None else near
+        far = self._look_up_local(name.dst) if far is None else far
+        directions: tuple[PackedKey, ...]
+        if near is far or self._settings.namespaces:
+            directions = (first, pack_key(name.reversed()))
+        else:
+            directions = (first,) if near else (pack_key(name.reversed()),)
+        if self._is_kernels_alone:
+            self._marks[name] = Mark(directions, [], entropy, key, tag, is_offered=True)
+            self._socket_labels.put(name)  # type: ignore[union-attr]
+            return
+        try:
+            placed = self._program.add(directions, _label(tag, entropy))  # type: ignore[union-attr]
+        except OSError as error:
+            self._count_refused(name, (key,), error)
+            return
+        self._marks[name] = Mark(directions, placed, entropy, key, tag)
+        if self._socket_labels is not None and key.protocol == "tcp":
+            self._socket_labels.offer(name)
+        if self._unmarked:
+            self._unmarked.pop(key, None)
 
     def _look_up_local(self, address: str) -> bool:
         if len(self._local) >= ADDRESSES_REMEMBERED:
@@ -297,30 +309,38 @@ class Marker:
     def _release(self, key: FlowKey) -> None:
         name = _canonical(key)
         mark = self._marks.get(name)
-        if mark is None or mark.removal or key not in mark.tags:
+        if mark is None or mark.removal:
             return
-        if len(mark.tags) > 1:
+        if key != mark.key:
+            mark.other_tag = None
+        elif mark.other_tag is not None:
             # Reported from both its ends, and only one of the two has ended.
-            del mark.tags[key]
+            mark.key, mark.tag, mark.other_tag = key.reversed(), mark.other_tag, None
             self._write(name, mark)
         elif self._settings.linger:
-            loop = asyncio.get_running_loop()
-            mark.removal = loop.time() + self._settings.linger
-            self._removals.append((mark.removal, name))
-            if self._remover is None:
-                self._remover = loop.call_at(mark.removal, self._remove_due)
+            self._remove_later(name, mark)
         else:
             self._remove(name)
+
+    def _remove_later(self, name: FlowKey, mark: Mark) -> None:
+        mark.removal = due = self._now + self._settings.linger
+        if self._removals and self._removals[-1][0] == due:
+            self._removals[-1][1].append(name)
+            return
+        self._removals.append((due, [name]))
+        if self._remover is None:
+            self._remover = asyncio.get_running_loop().call_at(due, self._remove_due)
 
     def _remove_due(self) -> None:
         """Take away the marks that have lingered long enough. All linger equally long: the queue is in order."""
         loop = asyncio.get_running_loop()
         now = loop.time()
         while self._removals and self._removals[0][0] <= now:
-            due, name = self._removals.popleft()
-            mark = self._marks.get(name)
-            if mark is not None and mark.removal == due:  # else it has been used again meanwhile
-                self._remove(name)
+            due, names = self._removals.popleft()
+            for name in names:
+                mark = self._marks.get(name)
+                if mark is not None and mark.removal == due:  # else it has been used again meanwhile
+                    self._remove(name)
         self._remover = loop.call_at(self._removals[0][0], self._remove_due) if self._removals else None
 
     def _remove(self, name: FlowKey) -> None:
@@ -345,10 +365,10 @@ class Marker:
                 self._socket_labels.put(name)
         except OSError as error:
             self._remove(name)
-            self._count_refused(name, mark.tags, error)
+            self._count_refused(name, mark.keys, error)
         else:
             if self._unmarked:
-                for key in mark.tags:
+                for key in mark.keys:
                     self._unmarked.pop(key, None)
 
     @property
