@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 RESOLVE_SECONDS = 300.0
 RESOLVE_AGAIN_SECONDS = 10.0
-SENT_AT_ONCE = 16  # datagrams that are not worth another thread
+SENT_AT_ONCE = 256  # datagrams that are not worth another thread
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=PORT_MAX)]
 
