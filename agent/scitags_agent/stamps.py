@@ -25,7 +25,7 @@ def sent_at(notes: Notes) -> float | None:
     for level, kind, octets in notes:
         if level == socket.SOL_SOCKET and kind == SO_TIMESTAMPNS and len(octets) == _TIMESPEC.size:
             seconds, nanoseconds = _TIMESPEC.unpack(octets)
-            return (seconds * 1_000_000_000 + nanoseconds + _monotonic_minus_wall_clock()) / 1e9
+            return float(seconds * 1_000_000_000 + nanoseconds + _monotonic_minus_wall_clock()) / 1e9
     return None
 
 
