@@ -63,6 +63,7 @@ class Server:
         root_port: int = ROOT_PORT,
         http_port: int = HTTP_PORT,
         config: str = CONFIG,
+        options: tuple[str, ...] = (),
     ) -> None:
         # Not below pytest's directories, which are closed to the user that the server runs as.
         self.directory = Path(tempfile.mkdtemp(prefix="scitags-xrootd-"))
@@ -71,7 +72,7 @@ class Server:
         self.addresses = addresses
         self.root_port, self.http_port = root_port, http_port
         self.config = self.directory / "xrootd.cfg"
-        self._namespace, self._sanitizer = namespace, sanitizer
+        self._namespace, self._sanitizer, self._options = namespace, sanitizer, options
         self.root.mkdir()
         (self.directory / "admin").mkdir()
         library = built(sanitizer)
@@ -104,7 +105,7 @@ class Server:
     def start_without_waiting(self) -> None:
         for path in (self.directory, *self.directory.rglob("*")):
             shutil.chown(path, USER, USER)
-        command = [*self._under_sanitizer(), "xrootd", "-c", str(self.config), "-n", "tests"]
+        command = [*self._under_sanitizer(), "xrootd", "-c", str(self.config), "-n", "tests", *self._options]
         if os.geteuid() == 0:
             command = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", *command]
         with self.log.open("ab") as log:
