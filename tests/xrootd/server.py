@@ -23,7 +23,7 @@ START_SECONDS = 60.0
 STOP_SECONDS = 20.0
 COPY_PROGRAM = "/usr/bin/xrdcp"
 CONFIG = """
-all.role server
+{role}
 all.export /
 all.adminpath {directory}/admin
 all.pidpath {directory}/admin
@@ -64,6 +64,7 @@ class Server:
         http_port: int = HTTP_PORT,
         config: str = CONFIG,
         options: tuple[str, ...] = (),
+        role: str = "server",
     ) -> None:
         # Not below pytest's directories, which are closed to the user that the server runs as.
         self.directory = Path(tempfile.mkdtemp(prefix="scitags-xrootd-"))
@@ -85,6 +86,7 @@ class Server:
             root_port=root_port,
             http_port=http_port,
             lines=lines,
+            role=f"all.role {role}" if role else "",
         )
         if sanitizer:  # is preloaded, and not for the program that moves third-party copies
             text = text.replace(COPY_PROGRAM, f"/usr/bin/env --unset=LD_PRELOAD {COPY_PROGRAM}")

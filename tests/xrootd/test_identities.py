@@ -1,4 +1,4 @@
-"""Rules by VO, role, user and host, with clients that have them: proxies with VOMS attributes, a grid-mapfile, names."""
+"""Rules by VO, role, user and host with clients that have them: by VOMS attributes, a grid-mapfile, names of hosts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from tests.xrootd.server import Server, free_port
 LINES = """
 setenv X509_VOMS_DIR = {directory}/vomsdir
 setenv X509_CERT_DIR = {authority}
-xrd.network dnr
 xrootd.seclib libXrdSec.so
 sec.protocol gsi -certdir:{authority} -cert:{directory}/certificate.pem -key:{directory}/key.pem -crl:0 -gmapopt:1 \
  -gridmap:{directory}/gridmap -vomsat:1 -vomsfun:default
@@ -64,7 +63,10 @@ class Grid(msgspec.Struct):
     authority: Authority
 
     def environment(self) -> dict[str, str]:
-        directories = {"X509_CERT_DIR": str(self.authority.directory), "X509_VOMS_DIR": str(self.server.directory / "vomsdir")}
+        directories = {
+            "X509_CERT_DIR": str(self.authority.directory),
+            "X509_VOMS_DIR": str(self.server.directory / "vomsdir"),
+        }
         return {**os.environ, **directories, "XRD_CONNECTIONRETRY": "1", "XrdSecGSISRVNAMES": "*"}
 
     def run(self, command: list[str | Path], environment: dict[str, str] | None = None) -> None:
@@ -77,8 +79,18 @@ class Grid(msgspec.Struct):
         who, vo, attributes = PROXIES[name]
         path = self.directory / f"proxy of {name}"
         if not path.exists():
-            certificate: list[str | Path] = ["-cert", self.directory / f"{who}.pem", "-key", self.directory / f"{who}.key"]
-            server: list[str | Path] = ["-hostcert", self.directory / "voms.pem", "-hostkey", self.directory / "voms.key"]
+            certificate: list[str | Path] = [
+                "-cert",
+                self.directory / f"{who}.pem",
+                "-key",
+                self.directory / f"{who}.key",
+            ]
+            server: list[str | Path] = [
+                "-hostcert",
+                self.directory / "voms.pem",
+                "-hostkey",
+                self.directory / "voms.key",
+            ]
             signed = [*server, "-voms", vo, "-uri", "voms.test:15000"] if vo else []
             granted = [word for one in attributes for word in ("-fqan", f"{one}/Capability=NULL")]
             options: list[str | Path] = ["-certdir", self.authority.directory, "-rfc", "-bits", "2048", "-quiet"]
@@ -101,7 +113,9 @@ def grid(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iter
             authority.certify_name(directory / f"{file}.pem", directory / f"{file}.key", name)
         for vo in {vo for _, vo, _ in PROXIES.values() if vo}:
             (server.directory / "vomsdir" / vo).mkdir(parents=True)
-            (server.directory / "vomsdir" / vo / "voms.test.lsc").write_text(f"/CN={VOMS_SERVER}\n/CN={authority.name}\n")
+            (server.directory / "vomsdir" / vo / "voms.test.lsc").write_text(
+                f"/CN={VOMS_SERVER}\n/CN={authority.name}\n"
+            )
         (server.directory / "gridmap").write_text('"/CN=carol" carol\n')
         lines = LINES.format(
             authority=authority.directory,
@@ -109,7 +123,8 @@ def grid(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iter
             name=socket.gethostbyaddr("127.0.0.1")[0],
             socket=agent.socket,
         )
-        server.config.write_text(server.config.read_text() + lines)
+        # The name of a client's host is to be looked up here.
+        server.config.write_text(server.config.read_text().replace("xrd.network nodnr", "") + lines)
         for name in ("file", "by-name"):
             server.put(name, bytes(10))
         server.start()

@@ -102,8 +102,15 @@ def test_an_agent_that_is_started_again(make_server: Callable[[Agent], Server], 
 
 def test_without_it_only_the_first_packets_are_not_marked(site: Site) -> None:
     lines = f"scitags.socket {site.alice.agent.socket}"
-    ports = {"root_port": 2094, "http_port": 9443}
-    server = Server(site.authority, lines, namespace=site.pair.alice, addresses=(ALICE,), sanitizer=SANITIZER, **ports)
+    server = Server(
+        site.authority,
+        lines,
+        namespace=site.pair.alice,
+        addresses=(ALICE,),
+        sanitizer=SANITIZER,
+        root_port=2094,
+        http_port=9443,
+    )
     try:
         server.start()
         server.put("get", content(OCTETS))
