@@ -6,7 +6,6 @@ import ctypes
 import errno
 import ipaddress
 import mmap
-from array import array
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -14,37 +13,46 @@ from typing import NamedTuple
 
 from scitags_agent.bpf.layout import (
     BPF_OBJ_GET_INFO_BY_FD,
-    FLOW_KEY_OCTETS,
-    OVERFLOWED_AT,
-    PORTS,
-    SETS,
-    SLOT_OCTETS,
-    SLOTS_AT,
-    STATE_OCTETS,
+    COUNTER_WORDS,
+    COUNTERS_OCTETS,
+    ELSEWHERE_AT,
+    EMPTY,
+    HINTS_AT,
+    IN_MAP_AT,
+    SET_OCTETS,
     WAYS,
+    WAYS_AT,
     InfoByFd,
     Outcome,
     PackedKey,
     ProgInfo,
     TestRunOpts,
+    hint_of,
     label_word,
     pack_key,
     pack_label,
     pack_static_key,
+    second_set_of,
 )
 from scitags_agent.bpf.libbpf import BPF_ANY, BpfObject, MarkerUnavailable, library
 from scitags_core.flow import FlowKey
 
 OBJECT_NAME = "marker.bpf.o"
+IN_PLACE_OBJECT_NAME = "marker_in_place.bpf.o"
 DEFAULT_MAX_FLOWS = 1 << 20
 _OUT_OCTETS = 1 << 16
-# In words of 64 bits: where the first slot's mark is, and how far the next is from it.
-_MARK_AT = (SLOTS_AT + FLOW_KEY_OCTETS) // 8
-_SLOT_WORDS = SLOT_OCTETS // 8
+# In the order of enum go_on_in.
+_GO_ON_IN = ("scitags_in_place", "scitags_in_place_l3", "scitags_by_helper", "scitags_by_helper_l3")
 OVERFLOWED = -1  # in place of a slot: the flow is in the overflow map
-Placed = list[tuple[int, PackedKey]]  # slots, and what is in them
-# By the ways of a set that are taken, a bit for each: the first that is free.
+Placed = list[tuple[int, PackedKey]]  # where slots begin, in octets of struct state, and what is in them
+# In a slot: the octets of the addresses, and where the words after them are.
+_ADDRESSES = 32
+_PORTS_AT, _MARK_AT = 4, 5
+_UPPER_HALF = 0xFFFFFFFF << 32
+_NEXT_NUMBER = 1 << 32
+# By the ways of a set that are taken, a bit for each: the first that is free, and the bit of that.
 _FREE_WAY = [next((way for way in range(WAYS) if not taken >> way & 1), None) for taken in range(1 << WAYS)]
+_WAY_AT = {at: way for way, at in enumerate(WAYS_AT)}
 
 
 class TestRun(NamedTuple):
@@ -66,10 +74,9 @@ class MarkerProgram:
         self._max_flows = max_flows
         self._named: dict[FlowKey, Placed] = {}  # what set() has added
         self._static: dict[bytes, int] | None = {} if static else None
-        self._object = BpfObject(object_path(), {"overflow": max_flows})
+        self._object, self.why_not_in_place = _load({"overflow": max_flows})
         self._lib = self._object.lib
         try:
-            self._outcomes = self._object.map_fd("outcomes")
             self._cpus = self._lib.call("libbpf_num_possible_cpus")
             self._table = FlowTable(self._object)
         except (MarkerUnavailable, OSError):
@@ -136,12 +143,7 @@ class MarkerProgram:
 
     def outcomes(self) -> dict[str, int]:
         """Packets by what happened to them, over all interfaces; those of no known flow are not counted."""
-        values = (ctypes.c_uint64 * self._cpus)()
-        totals = {}
-        for outcome in Outcome:
-            self._lib.call("bpf_map_lookup_elem", self._outcomes, pack_index(outcome), ctypes.byref(values))
-            totals[outcome.name.lower()] = sum(values)
-        return totals
+        return {outcome.name.lower(): self._table.counted(outcome, self._cpus) for outcome in Outcome}
 
     def program_fd(self, *, ethernet: bool) -> int:
         """The entry point for devices with an Ethernet header, or for those with none."""
@@ -156,7 +158,9 @@ class MarkerProgram:
 class FlowTable:
     """The flows as the program sees them: struct state, mapped into this process, and the overflow map.
 
-    The order of writes is what keeps a packet from being given another flow's label (bpf/marker.h).
+    The order of writes is what keeps a packet from being given another flow's label (bpf/marker.h). It holds where the
+    processor makes stores visible in their order, as x86 does: elsewhere, barriers have to go between them, here and in
+    the program.
     """
 
     def __init__(self, loaded: BpfObject) -> None:
@@ -164,85 +168,124 @@ class FlowTable:
         self._lib = loaded.lib
         self._overflow = loaded.map_fd("overflow")
         descriptor, octets = loaded.global_variables()
-        if octets != STATE_OCTETS:
+        sets, rest = divmod(octets - COUNTERS_OCTETS, SET_OCTETS)
+        if sets <= 0 or rest or sets & (sets - 1):
             raise MarkerUnavailable(f"{OBJECT_NAME} is of another version than the agent: install again")
-        self._mapping = mmap.mmap(descriptor, STATE_OCTETS, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        self._set_mask = sets - 1
+        self._mapping = mmap.mmap(descriptor, octets, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         self._octets = memoryview(self._mapping)
         # Words are stored whole, by one instruction each: a reader sees the old or the new.
         self._words = self._octets.cast("Q")
-        self._overflowed_of = self._octets[OVERFLOWED_AT:SLOTS_AT].cast("I")
-        self._numbers = array("I", bytes(4 * SETS * WAYS))  # how many keys each slot has had
-        self._occupied = bytearray(SETS)  # a bit for each way
+        self._halves = self._octets.cast("I")
+        self._counters_at = sets * SET_OCTETS >> 3
+        self._occupied = bytearray(sets)  # a bit for each way
         self.count = 0
-        self._port_users = array("I", bytes(4 * PORTS))
+        # Empty slots hold zeros at first, and so does a packet's key that is all zeros; it would be looked for here.
+        self._words[_PORTS_AT] = EMPTY
 
     def close(self) -> None:
-        for view in (self._words, self._overflowed_of, self._octets):
+        for view in (self._words, self._halves, self._octets):
             view.release()
         self._mapping.close()
 
     def __len__(self) -> int:
         return self.count
 
+    def counted(self, outcome: Outcome, cpus: int) -> int:
+        """Packets with this outcome, on all processors."""
+        first = self._counters_at + outcome
+        return sum(self._words[first : first + cpus * COUNTER_WORDS : COUNTER_WORDS])
+
+    def set_number(self, packed: PackedKey) -> int:
+        """The set that a key belongs to."""
+        return packed.set & self._set_mask
+
+    @property
+    def in_map(self) -> int:
+        """How many flows are in the overflow map."""
+        return sum(self._halves[IN_MAP_AT >> 2 : self._counters_at * 2 : SET_OCTETS >> 2])
+
     def add(self, directions: tuple[PackedKey, ...], label: int) -> Placed:
         """Add flows that are not there. Raises OSError, and has added none then."""
-        marks, occupied, numbers, port_users = self._words, self._occupied, self._numbers, self._port_users
+        occupied, mask = self._occupied, self._set_mask
         word = label_word(label)
         placed: Placed = []
         for packed in directions:
-            number = packed.set
-            taken = occupied[number]
-            way = _FREE_WAY[taken]
+            number = packed.set & mask
+            way = _FREE_WAY[occupied[number]]
             if way is None:
                 try:
-                    self._lib.call("bpf_map_update_elem", self._overflow, packed.octets, pack_label(label), BPF_ANY)
+                    at = self._add_elsewhere(number, packed, label)
                 except OSError:
                     self.remove(placed)
                     raise
-                self._overflowed_of[number] += 1
-                slot = OVERFLOWED
             else:
-                occupied[number] = taken | 1 << way
-                slot = number * WAYS + way
-                key_number = numbers[slot] = numbers[slot] + 1 & 0xFFFFFFFF
-                at = SLOTS_AT + slot * SLOT_OCTETS
-                mark_at = _MARK_AT + slot * _SLOT_WORDS
-                # The label is 0 since the slot's last key was taken away; the number changes before the key does.
-                marks[mark_at] = key_number << 32
-                self._octets[at : at + FLOW_KEY_OCTETS] = packed.octets
-                marks[mark_at] = key_number << 32 | word
-            port = packed.port
-            users = port_users[port]
-            port_users[port] = users + 1
-            if not users:
-                marks[port >> 6] |= 1 << (port & 63)
-            placed.append((slot, packed))
+                at = self._fill(number, way, packed, word)
+            placed.append((at, packed))
             self.count += 1
         return placed
 
     def change(self, placed: Placed, label: int) -> None:
         """Give flows another label. Raises OSError."""
-        word = label_word(label)
-        for slot, packed in placed:
-            if slot == OVERFLOWED:
+        words, word = self._words, label_word(label)
+        for at, packed in placed:
+            if at == OVERFLOWED:
                 self._lib.call("bpf_map_update_elem", self._overflow, packed.octets, pack_label(label), BPF_ANY)
             else:
-                self._words[_MARK_AT + slot * _SLOT_WORDS] = self._numbers[slot] << 32 | word
+                mark_at = (at >> 3) + _MARK_AT
+                words[mark_at] = words[mark_at] & _UPPER_HALF | word
 
     def remove(self, placed: Placed) -> None:
         """Take flows away."""
-        for slot, packed in placed:
-            if slot == OVERFLOWED:
+        for at, packed in placed:
+            home = packed.set & self._set_mask
+            if at == OVERFLOWED:
                 self._lib.call("bpf_map_delete_elem", self._overflow, packed.octets)
-                self._overflowed_of[packed.set] -= 1
+                self._count(IN_MAP_AT, home, -1)
+                self._count(ELSEWHERE_AT, home, -1)
             else:
-                self._words[_MARK_AT + slot * _SLOT_WORDS] = self._numbers[slot] << 32
-                self._occupied[packed.set] &= ~(1 << slot % WAYS)
-            port = packed.port
-            users = self._port_users[port] = self._port_users[port] - 1
-            if not users:
-                self._words[port >> 6] &= ~(1 << (port & 63))
+                self._words[(at >> 3) + _PORTS_AT] = EMPTY
+                way = _WAY_AT[at & SET_OCTETS - 1]
+                if way:
+                    self._octets[(at & -SET_OCTETS) + HINTS_AT + way - 1] = 0
+                number = at // SET_OCTETS
+                self._occupied[number] &= ~(1 << way)
+                if number != home:
+                    self._count(ELSEWHERE_AT, home, -1)
             self.count -= 1
+
+    def _fill(self, number: int, way: int, packed: PackedKey, word: int) -> int:
+        """Put a flow into an empty slot of a set, with its label's word; where that slot begins."""
+        words, octets = self._words, packed.octets
+        self._occupied[number] |= 1 << way
+        at = number * SET_OCTETS + WAYS_AT[way]
+        ports_at = (at >> 3) + _PORTS_AT
+        mark_at = ports_at + 1
+        # Nobody finds the slot before the last store; who found its last key sees by the first that it is another.
+        mark = (words[mark_at] & _UPPER_HALF) + _NEXT_NUMBER & _UPPER_HALF
+        words[mark_at] = mark
+        self._octets[at : at + _ADDRESSES] = octets[:_ADDRESSES]
+        words[mark_at] = mark | word
+        words[ports_at] = packed.ports
+        if way:
+            self._octets[number * SET_OCTETS + HINTS_AT + way - 1] = hint_of(octets)
+        return at
+
+    def _add_elsewhere(self, home: int, packed: PackedKey, label: int) -> int:
+        """Put a flow whose set is full into a second one, or into the map. Raises OSError."""
+        number = second_set_of(packed.octets) & self._set_mask
+        way = _FREE_WAY[self._occupied[number]]
+        if way is not None:
+            at = self._fill(number, way, packed, label_word(label))
+        else:
+            self._lib.call("bpf_map_update_elem", self._overflow, packed.octets, pack_label(label), BPF_ANY)
+            self._count(IN_MAP_AT, home, 1)
+            at = OVERFLOWED
+        self._count(ELSEWHERE_AT, home, 1)
+        return at
+
+    def _count(self, field: int, number: int, change: int) -> None:
+        self._halves[number * SET_OCTETS + field >> 2] += change
 
 
 def pack_index(index: int) -> bytes:
@@ -274,15 +317,32 @@ def program_id(descriptor: int) -> int:
     return int(info.id)
 
 
-def object_path() -> Path:
-    """Where the compiled program is. MarkerUnavailable when it was not built."""
-    path = Path(str(resources.files("scitags_agent.bpf").joinpath(OBJECT_NAME)))
+def object_path(name: str = OBJECT_NAME) -> Path:
+    """Where a compiled program is. MarkerUnavailable when it was not built."""
+    path = Path(str(resources.files("scitags_agent.bpf").joinpath(name)))
     if not path.is_file():
         raise MarkerUnavailable(
-            f"{OBJECT_NAME} is not in this installation: it was built without clang. "
+            f"{name} is not in this installation: it was built without clang. "
             "Install a wheel that was built with it, or clang and libbpf-dev, and install again"
         )
     return path
+
+
+def _load(max_entries: dict[str, int]) -> tuple[BpfObject, str | None]:
+    """The object that writes in place where the kernel takes it, else the other one and why. MarkerUnavailable."""
+    try:
+        loaded = BpfObject(object_path(IN_PLACE_OBJECT_NAME), max_entries)
+    except MarkerUnavailable as error:
+        return BpfObject(object_path(), max_entries), str(error)
+    try:
+        programs = loaded.map_fd("programs")
+        for index, name in enumerate(_GO_ON_IN):
+            descriptor = pack_index(loaded.program_fd(name))
+            loaded.lib.call("bpf_map_update_elem", programs, pack_index(index), descriptor, BPF_ANY)
+    except OSError as error:
+        loaded.close()
+        return BpfObject(object_path(), max_entries), str(error)
+    return loaded, None
 
 
 def probe() -> str | None:
