@@ -6,6 +6,7 @@ import ctypes
 import errno
 import ipaddress
 import mmap
+import sys
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -19,6 +20,7 @@ from scitags_agent.bpf.layout import (
     EMPTY,
     HINTS_AT,
     IN_MAP_AT,
+    MAX_CPUS,
     SET_OCTETS,
     WAYS,
     WAYS_AT,
@@ -66,18 +68,24 @@ class TestRun(NamedTuple):
 class MarkerProgram:
     """The program, loaded and not yet attached to anything; every interface shares its flows."""
 
-    def __init__(self, max_flows: int = DEFAULT_MAX_FLOWS, *, static: bool = False) -> None:
-        """max_flows counts directions: a connection takes two. static: packets of no known flow may bear labels too.
+    def __init__(self, max_flows: int = DEFAULT_MAX_FLOWS, *, static: bool = False, in_place: bool = True) -> None:
+        """Load it. Raises MarkerUnavailable.
 
-        Raises MarkerUnavailable.
+        max_flows   counts directions: a connection takes two
+        static      packets of no known flow may bear labels too
+        in_place    have labels written in place where that is safe and the kernel tells; why_not_in_place then says
+                    why it is not done
         """
         self._max_flows = max_flows
         self._named: dict[FlowKey, Placed] = {}  # what set() has added
         self._static: dict[bytes, int] | None = {} if static else None
-        self._object, self.why_not_in_place = _load({"overflow": max_flows})
+        self.why_not_in_place: str | None = "not asked for"
+        if in_place:
+            self._object, self.why_not_in_place = _load({"overflow": max_flows})
+        else:
+            self._object = BpfObject(object_path(), {"overflow": max_flows})
         self._lib = self._object.lib
         try:
-            self._cpus = self._lib.call("libbpf_num_possible_cpus")
             self._table = FlowTable(self._object)
         except (MarkerUnavailable, OSError):
             self._object.close()
@@ -137,13 +145,18 @@ class MarkerProgram:
                 self._static[key] = label
 
     @property
+    def in_map(self) -> int:
+        """How many flows are not in the table, as both of their sets are full. Looks at the whole table."""
+        return self._table.in_map
+
+    @property
     def program_ids(self) -> list[int]:
         """What the kernel calls the entry points."""
         return [program_id(self.program_fd(ethernet=ethernet)) for ethernet in (True, False)]
 
     def outcomes(self) -> dict[str, int]:
         """Packets by what happened to them, over all interfaces; those of no known flow are not counted."""
-        return {outcome.name.lower(): self._table.counted(outcome, self._cpus) for outcome in Outcome}
+        return {outcome.name.lower(): self._table.counted(outcome) for outcome in Outcome}
 
     def program_fd(self, *, ethernet: bool) -> int:
         """The entry point for devices with an Ethernet header, or for those with none."""
@@ -167,46 +180,60 @@ class FlowTable:
         """MarkerUnavailable when the object was compiled from other sources than ours."""
         self._lib = loaded.lib
         self._overflow = loaded.map_fd("overflow")
-        descriptor, octets = loaded.global_variables()
+        self._descriptor, octets = loaded.global_variables()
         sets, rest = divmod(octets - COUNTERS_OCTETS, SET_OCTETS)
         if sets <= 0 or rest or sets & (sets - 1):
             raise MarkerUnavailable(f"{OBJECT_NAME} is of another version than the agent: install again")
         self._set_mask = sets - 1
-        self._mapping = mmap.mmap(descriptor, octets, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        self._occupied = bytearray(sets)  # a bit for each way
+        self.count = 0
+        # A mapping counts whole as memory of this process from the moment that it is made: an agent without flows has
+        # none of the table.
+        self._mapping: mmap.mmap | None = None
+        cpus = self._lib.call("libbpf_num_possible_cpus")
+        self._counters = mmap.mmap(
+            self._descriptor,
+            min(cpus, MAX_CPUS) * COUNTER_WORDS * 8,
+            mmap.MAP_SHARED,
+            mmap.PROT_READ,
+            offset=sets * SET_OCTETS,
+        )
+        # Empty slots hold zeros at first, and so does a packet's key that is all zeros; it would be looked for here.
+        with mmap.mmap(self._descriptor, mmap.PAGESIZE, mmap.MAP_SHARED) as beginning:
+            beginning[_PORTS_AT * 8 : _PORTS_AT * 8 + 8] = EMPTY.to_bytes(8, sys.byteorder)
+
+    def _map(self) -> None:
+        self._mapping = mmap.mmap(self._descriptor, len(self._occupied) * SET_OCTETS, mmap.MAP_SHARED)
         self._octets = memoryview(self._mapping)
         # Words are stored whole, by one instruction each: a reader sees the old or the new.
         self._words = self._octets.cast("Q")
         self._halves = self._octets.cast("I")
-        self._counters_at = sets * SET_OCTETS >> 3
-        self._occupied = bytearray(sets)  # a bit for each way
-        self.count = 0
-        # Empty slots hold zeros at first, and so does a packet's key that is all zeros; it would be looked for here.
-        self._words[_PORTS_AT] = EMPTY
 
     def close(self) -> None:
-        for view in (self._words, self._halves, self._octets):
-            view.release()
-        self._mapping.close()
+        self._counters.close()
+        if self._mapping is not None:
+            for view in (self._words, self._halves, self._octets):
+                view.release()
+            self._mapping.close()
+            self._mapping = None
 
     def __len__(self) -> int:
         return self.count
 
-    def counted(self, outcome: Outcome, cpus: int) -> int:
+    def counted(self, outcome: Outcome) -> int:
         """Packets with this outcome, on all processors."""
-        first = self._counters_at + outcome
-        return sum(self._words[first : first + cpus * COUNTER_WORDS : COUNTER_WORDS])
-
-    def set_number(self, packed: PackedKey) -> int:
-        """The set that a key belongs to."""
-        return packed.set & self._set_mask
+        with memoryview(self._counters) as octets, octets.cast("Q") as words:
+            return sum(words[outcome::COUNTER_WORDS])
 
     @property
     def in_map(self) -> int:
         """How many flows are in the overflow map."""
-        return sum(self._halves[IN_MAP_AT >> 2 : self._counters_at * 2 : SET_OCTETS >> 2])
+        return sum(self._halves[IN_MAP_AT >> 2 :: SET_OCTETS >> 2]) if self._mapping is not None else 0
 
     def add(self, directions: tuple[PackedKey, ...], label: int) -> Placed:
         """Add flows that are not there. Raises OSError, and has added none then."""
+        if self._mapping is None:
+            self._map()
         occupied, mask = self._occupied, self._set_mask
         word = label_word(label)
         placed: Placed = []
