@@ -58,6 +58,15 @@ class Outcome(enum.IntEnum):
     STATIC = 5
 
 
+class GoOnIn(enum.IntEnum):
+    """enum go_on_in: what the programs that are attached go on in."""
+
+    IN_PLACE_ETHERNET = 0
+    IN_PLACE_L3 = 1
+    BY_HELPER_ETHERNET = 2
+    BY_HELPER_L3 = 3
+
+
 class PackedKey(msgspec.Struct, frozen=True, gc=False):
     """struct flow_key of one direction; its last word; the set that it belongs to where there are as many as can be."""
 

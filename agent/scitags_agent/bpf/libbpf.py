@@ -49,6 +49,9 @@ class Library:
             ("bpf_object__find_map_by_name", pointer, (pointer, text)),
             ("bpf_object__next_map", pointer, (pointer, pointer)),
             ("bpf_object__find_program_by_name", pointer, (pointer, text)),
+            ("bpf_object__next_program", pointer, (pointer, pointer)),
+            ("bpf_program__name", text, (pointer,)),
+            ("bpf_map__set_pin_path", integer, (pointer, text)),
             ("bpf_map__set_max_entries", integer, (pointer, ctypes.c_uint32)),
             ("bpf_map__name", text, (pointer,)),
             ("bpf_map__value_size", ctypes.c_uint32, (pointer,)),
@@ -138,8 +141,13 @@ def library() -> Library:
 class BpfObject:
     """A loaded object file. Raises MarkerUnavailable when the kernel does not take it."""
 
-    def __init__(self, path: Path, max_entries: dict[str, int], constants: bytes = b"") -> None:
-        """max_entries sizes maps by name, before they are made; constants are the program's settings."""
+    def __init__(self, path: Path, max_entries: dict[str, int], constants: bytes = b"", *, pinned: bool = True) -> None:
+        """Load it.
+
+        max_entries   sizes maps by name, before they are made
+        constants     the program's settings
+        pinned        maps that ask to be pinned to the file system are; ours do not ask
+        """
         self.lib = library()
         self.lib.take_messages()
         self._handle = self.lib.pointer("bpf_object__open_file", os.fsencode(path), None)
@@ -148,6 +156,9 @@ class BpfObject:
         try:
             for name, entries in max_entries.items():
                 self.lib.call("bpf_map__set_max_entries", self._map(name), entries)
+            if not pinned:
+                for one in self._maps():
+                    self.lib.call("bpf_map__set_pin_path", one, None)
             if constants:
                 self.lib.call("bpf_map__set_initial_value", self._variables(".rodata"), constants, len(constants))
             self.lib.call("bpf_object__load", self._handle)
@@ -202,6 +213,15 @@ class BpfObject:
 
     def program_fd(self, name: str) -> int:
         return self.lib.call("bpf_program__fd", self.program(name))
+
+    def program_names(self) -> list[str]:
+        """In the order of the object."""
+        names = []
+        current = self.lib.pointer("bpf_object__next_program", self._handle, None)
+        while current is not None:
+            names.append(self.lib.text("bpf_program__name", current))
+            current = self.lib.pointer("bpf_object__next_program", self._handle, current)
+        return names
 
 
 def _why_not(error: OSError, messages: str) -> str:

@@ -24,6 +24,7 @@ from scitags_agent.bpf.layout import (
     SET_OCTETS,
     WAYS,
     WAYS_AT,
+    GoOnIn,
     InfoByFd,
     Outcome,
     PackedKey,
@@ -43,8 +44,12 @@ OBJECT_NAME = "marker.bpf.o"
 IN_PLACE_OBJECT_NAME = "marker_in_place.bpf.o"
 DEFAULT_MAX_FLOWS = 1 << 20
 _OUT_OCTETS = 1 << 16
-# In the order of enum go_on_in.
-_GO_ON_IN = ("scitags_in_place", "scitags_in_place_l3", "scitags_by_helper", "scitags_by_helper_l3")
+_GO_ON_IN = {
+    GoOnIn.IN_PLACE_ETHERNET: "scitags_in_place",
+    GoOnIn.IN_PLACE_L3: "scitags_in_place_l3",
+    GoOnIn.BY_HELPER_ETHERNET: "scitags_by_helper",
+    GoOnIn.BY_HELPER_L3: "scitags_by_helper_l3",
+}
 OVERFLOWED = -1  # in place of a slot: the flow is in the overflow map
 Placed = list[tuple[int, PackedKey]]  # where slots begin, in octets of struct state, and what is in them
 # In a slot: the octets of the addresses, and where the words after them are.
@@ -81,20 +86,20 @@ class MarkerProgram:
         self._static: dict[bytes, int] | None = {} if static else None
         self.why_not_in_place: str | None = "not asked for"
         if in_place:
-            self._object, self.why_not_in_place = _load({"overflow": max_flows})
+            self.object, self.why_not_in_place = _load({"overflow": max_flows})
         else:
-            self._object = BpfObject(object_path(), {"overflow": max_flows})
-        self._lib = self._object.lib
+            self.object = BpfObject(object_path(), {"overflow": max_flows})
+        self._lib = self.object.lib
         try:
-            self._table = FlowTable(self._object)
+            self._table = FlowTable(self.object)
         except (MarkerUnavailable, OSError):
-            self._object.close()
+            self.object.close()
             raise
 
     def close(self) -> None:
         """Give all back to the kernel."""
         self._table.close()
-        self._object.close()
+        self.object.close()
 
     def __len__(self) -> int:
         return len(self._table)
@@ -134,7 +139,7 @@ class MarkerProgram:
         and stays the same is not touched. Only where static was asked for. Raises OSError (ENOSPC: MAX_STATIC).
         """
         assert self._static is not None
-        labels_map = self._object.map_fd("static_labels")
+        labels_map = self.object.map_fd("static_labels")
         wanted = {pack_static_key(*place): label for place, label in labels.items()}
         for key in self._static.keys() - wanted.keys():
             self._lib.call("bpf_map_delete_elem", labels_map, key)
@@ -161,7 +166,7 @@ class MarkerProgram:
     def program_fd(self, *, ethernet: bool) -> int:
         """The entry point for devices with an Ethernet header, or for those with none."""
         of_static = "" if self._static is None else "_all"
-        return self._object.program_fd(f"scitags_label{of_static}{'' if ethernet else '_l3'}")
+        return self.object.program_fd(f"scitags_label{of_static}{'' if ethernet else '_l3'}")
 
     def test_run(self, packet: bytes, *, ethernet: bool = True, repeat: int = 1) -> TestRun:
         """Run the program on a packet in the kernel without sending it. Raises OSError."""
@@ -363,7 +368,7 @@ def _load(max_entries: dict[str, int]) -> tuple[BpfObject, str | None]:
         return BpfObject(object_path(), max_entries), str(error)
     try:
         programs = loaded.map_fd("programs")
-        for index, name in enumerate(_GO_ON_IN):
+        for index, name in _GO_ON_IN.items():
             descriptor = pack_index(loaded.program_fd(name))
             loaded.lib.call("bpf_map_update_elem", programs, pack_index(index), descriptor, BPF_ANY)
     except OSError as error:
