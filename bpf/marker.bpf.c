@@ -19,18 +19,8 @@
 #include <linux/ipv6.h>
 #include <linux/pkt_cls.h>
 
-#include <bpf/bpf_core_read.h>
-#include <bpf/bpf_endian.h>
-#include <bpf/bpf_helpers.h>
-
 #include "marker.h"
-
-/* The kernel lets only programs under the GPL look at its own description of a packet. */
-#ifdef IN_PLACE
-char LICENSE[] SEC("license") = "GPL";
-#else
-char LICENSE[] SEC("license") = "Apache-2.0";
-#endif
+#include "marker_maps.h"
 
 #define ETH_P_8021Q_BE bpf_htons(ETH_P_8021Q)
 #define ETH_P_8021AD_BE bpf_htons(ETH_P_8021AD)
@@ -40,32 +30,7 @@ char LICENSE[] SEC("license") = "Apache-2.0";
 #define HEADER_OCTETS 256
 #define LABEL_MASK bpf_htonl(0x000fffff)
 
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 1); /* the loader sets it */
-	__type(key, struct flow_key);
-	__type(value, __be32);
-} overflow SEC(".maps");
-
-/* The label, without entropy, of what goes to a network by an interface. */
-struct {
-	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, MAX_STATIC);
-	__type(key, struct static_key);
-	__type(value, __be32);
-} static_labels SEC(".maps");
-
 #ifdef IN_PLACE
-/* The kernel empties it when the last process that holds it ends: what is still attached then does all by itself. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
-	__uint(max_entries, GO_ON_IN);
-	__type(key, __u32);
-	__type(value, __u32);
-} programs SEC(".maps");
-
 /* The kernel's own, as much as is looked at; libbpf finds where it is in the kernel that runs. */
 struct sk_buff {
 	__u8 cloned : 1;
@@ -78,17 +43,9 @@ struct sk_buff {
 extern void *bpf_cast_to_kern_ctx(void *skb) __ksym;
 #endif
 
-struct state state;
-
-/* Keep the compiler from moving loads across. */
-#define barrier() asm volatile("" ::: "memory")
 /* Keep the compiler from knowing what it knows of a value: it would work it out a second time instead of keeping it,
  * or make one switch of two comparisons, the common one last. */
 #define opaque(value) asm volatile("" : "+r"(value))
-#define likely(condition) __builtin_expect(!!(condition), 1)
-#define unlikely(condition) __builtin_expect(!!(condition), 0)
-/* Kept out of the way of what is common. */
-#define SELDOM __attribute__((noinline, cold, section(".text")))
 
 struct extension {
 	__u8 next;
@@ -119,7 +76,10 @@ enum search {
 
 static __always_inline void count(__u32 outcome)
 {
-	state.counters[bpf_get_smp_processor_id() & (MAX_CPUS - 1)].packets[outcome]++;
+	struct state *state = the_state();
+
+	if (state)
+		state->counters[bpf_get_smp_processor_id() & (MAX_CPUS - 1)].packets[outcome]++;
 }
 
 #define MIX 0x9e3779b97f4a7c15ULL
@@ -154,9 +114,9 @@ static __always_inline __be32 label_in(struct slot *slot, const __u64 *wanted)
 	return *(volatile __u64 *)&slot->mark >> 32 == mark >> 32 ? mark : 0;
 }
 
-static __always_inline __be32 find_in_set(__u32 number, const __u64 *wanted)
+static __always_inline __be32 find_in_set(struct state *state, __u32 number, const __u64 *wanted)
 {
-	struct set *set = &state.sets[number & (SETS - 1)];
+	struct set *set = &state->sets[number & (SETS - 1)];
 	__be32 label = label_in(&set->first, wanted);
 
 #pragma unroll
@@ -171,15 +131,18 @@ static __always_inline __be32 find_label(const __u64 *wanted)
 {
 	__u64 word = wanted[0] ^ wanted[1] ^ wanted[2] ^ wanted[3] ^ wanted[4];
 	__u32 number = set_of(word * MIX);
-	__be32 label = find_in_set(number, wanted);
-	__be32 *found;
+	struct state *state = the_state();
+	__be32 label, *found;
 
-	if (label || !state.sets[number].elsewhere)
+	if (!state)
+		return 0;
+	label = find_in_set(state, number, wanted);
+	if (label || !state->sets[number].elsewhere)
 		return label;
-	label = find_in_set(set_of(word * SECOND_MIX), wanted);
-	if (label || !state.sets[number].in_map)
+	label = find_in_set(state, set_of(word * SECOND_MIX), wanted);
+	if (label || !state->sets[number].in_map)
 		return label;
-	found = bpf_map_lookup_elem(&overflow, wanted);
+	found = in_overflow(wanted);
 	return found ? *found : 0;
 }
 
@@ -289,13 +252,13 @@ static __always_inline enum search find_key(struct __sk_buff *skb, __u32 at, __u
  * so that those of fragments do not count. */
 static __always_inline __be32 find_static(struct __sk_buff *skb, const __u64 *key, int fragmented)
 {
-	struct static_key where = { .prefix = 32 + 128, .interface = skb->ifindex };
+	struct static_place where = { .prefix = 32 + 128, .interface = skb->ifindex };
 	__u32 ports = fragmented ? 0 : first(key[4]);
 	__u32 entropy;
 	__be32 *found;
 
 	__builtin_memcpy(&where.network, &key[2], sizeof(where.network));
-	found = bpf_map_lookup_elem(&static_labels, &where);
+	found = in_static_labels(&where);
 	if (!found)
 		return 0;
 	ports ^= ports << 16 | ports >> 16;
@@ -380,12 +343,15 @@ static __always_inline int quick(struct __sk_buff *skb, const int at, const int 
 	struct ipv6hdr *ip = data + at;
 	const __u64 *addresses = (const void *)&ip->saddr;
 	__u64 ports_and_protocol, mixed, mark, other;
+	struct state *state = the_state();
 	struct slot *slot;
 	struct set *set;
 	__u8 hint;
 	const __u64 *words, *again;
 	__be32 word;
 
+	if (!state)
+		return TC_ACT_UNSPEC;
 	if (unlikely(data + at + sizeof(*ip) + sizeof(__be32) > end))
 		goto closer;
 	/* The protocol and the version, at once. */
@@ -396,7 +362,7 @@ static __always_inline int quick(struct __sk_buff *skb, const int at, const int 
 	/* As it stands in struct flow_key. Whether the protocol has ports is shown by that a flow has it. */
 	ports_and_protocol = join(*(__u32 *)(ip + 1), bpf_htonl(ip->nexthdr));
 	mixed = (addresses[0] ^ addresses[1] ^ addresses[2] ^ addresses[3] ^ ports_and_protocol) * MIX;
-	slot = &state.sets[set_of(mixed)].first;
+	slot = &state->sets[set_of(mixed)].first;
 	opaque(slot);
 	mark = *(volatile __u64 *)&slot->mark;
 	barrier();

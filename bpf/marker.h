@@ -75,7 +75,7 @@ struct state {
 
 /* Where a packet of no known flow goes, for the labels that whatever goes there bears. The interface always counts
  * whole, so that the length of a prefix is 32 and that of the network. */
-struct static_key {
+struct static_place {
 	__u32 prefix;
 	__u32 interface;
 	struct in6_addr network;
@@ -92,7 +92,7 @@ enum go_on_in {
 	GO_ON_IN,
 };
 
-_Static_assert(sizeof(struct static_key) == 24, "layout.py");
+_Static_assert(sizeof(struct static_place) == 24, "layout.py");
 _Static_assert(sizeof(struct flow_key) == KEY_WORDS * sizeof(__u64), "compared as words");
 _Static_assert(sizeof(struct slot) == 48, "layout.py");
 _Static_assert(sizeof(struct set) == 256, "layout.py; whole lines of the cache");

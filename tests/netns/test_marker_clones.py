@@ -14,8 +14,8 @@ from pyroute2 import IPRoute
 from scitags_agent.bpf.attach import attach
 from scitags_agent.bpf.interfaces import matching
 from scitags_agent.bpf.layout import GoOnIn
-from scitags_agent.bpf.libbpf import BPF_ANY
 from scitags_agent.bpf.loader import MarkerProgram, pack_index
+from scitags_agent.bpf.system_calls import delete_from_map, update_map
 from scitags_core import label
 from scitags_core.flow import FlowKey
 from tests.netns import packets as p
@@ -173,7 +173,7 @@ def test_without_the_other_programs_the_attached_one_does_it_all(pair: Pair, bpf
         marking(pair.alice, "alice0", program),
     ):
         for index in GoOnIn:
-            program.object.lib.call("bpf_map_delete_elem", program.object.map_fd("programs"), pack_index(index))
+            delete_from_map(program.object.map_fd("programs"), pack_index(index))
         send(pair)
         arrived = wire.frames()
     assert labels(arrived, p.UDP) == {LABEL: DATAGRAMS}
@@ -181,7 +181,5 @@ def test_without_the_other_programs_the_attached_one_does_it_all(pair: Pair, bpf
 
 
 def set_program(program: MarkerProgram, index: GoOnIn, descriptor: int) -> None:
-    loaded = program.object
-    loaded.lib.call(
-        "bpf_map_update_elem", loaded.map_fd("programs"), pack_index(index), pack_index(descriptor), BPF_ANY
-    )
+    programs_map = program.object.map_fd("programs")
+    update_map(programs_map, pack_index(index), pack_index(descriptor))

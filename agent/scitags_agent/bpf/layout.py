@@ -106,7 +106,7 @@ def static_entropy(packed: PackedKey) -> int:
 
 
 def pack_static_key(interface: int, network: ipaddress.IPv6Network) -> bytes:
-    """struct static_key."""
+    """struct static_place."""
     return _STATIC_KEY.pack(32 + network.prefixlen, interface, network.network_address.packed)
 
 
@@ -150,6 +150,26 @@ BPF_F_BEFORE = 1 << 3
 BPF_F_AFTER = 1 << 4
 BPF_F_ID = 1 << 5
 BPF_OBJ_GET_INFO_BY_FD = 15
+
+
+BPF_PROG_TYPE_SCHED_CLS = 3
+
+
+class ProgLoad(ctypes.Structure):
+    """The beginning of union bpf_attr for BPF_PROG_LOAD."""
+
+    _fields_ = (
+        ("prog_type", ctypes.c_uint32),
+        ("insn_cnt", ctypes.c_uint32),
+        ("insns", ctypes.c_void_p),
+        ("license", ctypes.c_char_p),
+        ("log_level", ctypes.c_uint32),
+        ("log_size", ctypes.c_uint32),
+        ("log_buf", ctypes.c_uint64),
+        ("kern_version", ctypes.c_uint32),
+        ("prog_flags", ctypes.c_uint32),
+        ("prog_name", ctypes.c_char * 16),
+    )
 
 
 class LinkCreate(ctypes.Structure):
@@ -208,6 +228,17 @@ class ProgInfo(ctypes.Structure):
     """The beginning of struct bpf_prog_info."""
 
     _fields_ = (("type", ctypes.c_uint32), ("id", ctypes.c_uint32))
+
+
+class MapInfo(ctypes.Structure):
+    """The beginning of struct bpf_map_info."""
+
+    _fields_ = (
+        ("type", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("key_size", ctypes.c_uint32),
+        ("value_size", ctypes.c_uint32),
+    )
 
 
 class InfoByFd(ctypes.Structure):

@@ -5,19 +5,18 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import platform
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from scitags_agent.bpf.layout import TestRunOpts
+from scitags_agent.bpf.system_calls import BPF_ANY, bpf
 from scitags_core.errors import ScitagsError
 
+__all__ = ["BPF_ANY", "BpfObject", "Library", "MarkerUnavailable", "library"]
 SONAME = "libbpf.so.1"
-BPF_ANY = 0
 _LOG_LINES = 12
-_SYSCALL_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
 _PRINT = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 _WARNING = 0
 
@@ -117,19 +116,7 @@ class Library:
 
     def syscall(self, command: int, attributes: ctypes.Structure) -> int:
         """bpf(2), for what this libbpf does not know. Raises OSError."""
-        number = _SYSCALL_BPF.get(platform.machine())
-        if number is None:
-            raise OSError(f"the number of bpf(2) on {platform.machine()} is not known")
-        result = self._libc.syscall(
-            ctypes.c_long(number),
-            ctypes.c_int(command),
-            ctypes.byref(attributes),
-            ctypes.c_uint(ctypes.sizeof(attributes)),
-        )
-        if result < 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))
-        return int(result)
+        return bpf(command, attributes)
 
 
 @cache
@@ -200,10 +187,9 @@ class BpfObject:
     def map_fd(self, name: str) -> int:
         return self.lib.call("bpf_map__fd", self._map(name))
 
-    def global_variables(self) -> tuple[int, int]:
-        """The map that holds the program's zero-initialised global variables: its descriptor, its size in octets."""
-        found = self._variables(".bss")
-        return self.lib.call("bpf_map__fd", found), self.lib.call("bpf_map__value_size", found)
+    def global_variables(self) -> int:
+        """The descriptor of the map that holds the program's zero-initialised global variables."""
+        return self.lib.call("bpf_map__fd", self._variables(".bss"))
 
     def program(self, name: str) -> int:
         """libbpf's handle of a program."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 import ctypes
 import errno
 import ipaddress
+import logging
 import mmap
+import os
 import sys
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+from scitags_agent.bpf.bcc import BccObject
 from scitags_agent.bpf.layout import (
     BPF_OBJ_GET_INFO_BY_FD,
     COUNTER_WORDS,
@@ -26,6 +29,7 @@ from scitags_agent.bpf.layout import (
     WAYS_AT,
     GoOnIn,
     InfoByFd,
+    MapInfo,
     Outcome,
     PackedKey,
     ProgInfo,
@@ -37,9 +41,13 @@ from scitags_agent.bpf.layout import (
     pack_static_key,
     second_set_of,
 )
-from scitags_agent.bpf.libbpf import BPF_ANY, BpfObject, MarkerUnavailable, library
+from scitags_agent.bpf.libbpf import BpfObject, MarkerUnavailable, library
+from scitags_agent.bpf.system_calls import bpf, delete_from_map, possible_cpus, update_map
 from scitags_core.flow import FlowKey
 
+log = logging.getLogger(__name__)
+
+Loader = Literal["auto", "libbpf", "bcc"]
 OBJECT_NAME = "marker.bpf.o"
 IN_PLACE_OBJECT_NAME = "marker_in_place.bpf.o"
 DEFAULT_MAX_FLOWS = 1 << 20
@@ -73,25 +81,30 @@ class TestRun(NamedTuple):
 class MarkerProgram:
     """The program, loaded and not yet attached to anything; every interface shares its flows."""
 
-    def __init__(self, max_flows: int = DEFAULT_MAX_FLOWS, *, static: bool = False, in_place: bool = True) -> None:
+    def __init__(
+        self,
+        max_flows: int = DEFAULT_MAX_FLOWS,
+        *,
+        static: bool = False,
+        loader: Loader = "auto",
+        in_place: bool = True,
+    ) -> None:
         """Load it. Raises MarkerUnavailable.
 
         max_flows   counts directions: a connection takes two
         static      packets of no known flow may bear labels too
+        loader      libbpf, bcc, or auto: libbpf where that can be, else bcc
         in_place    have labels written in place where that is safe and the kernel tells; why_not_in_place then says
                     why it is not done
         """
         self._max_flows = max_flows
         self._named: dict[FlowKey, Placed] = {}  # what set() has added
         self._static: dict[bytes, int] | None = {} if static else None
-        self.why_not_in_place: str | None = "not asked for"
-        if in_place:
-            self.object, self.why_not_in_place = _load({"overflow": max_flows})
-        else:
-            self.object = BpfObject(object_path(), {"overflow": max_flows})
-        self._lib = self.object.lib
+        self.object, self.loader, self.why_not_in_place = _load(max_flows, loader, in_place=in_place)
         try:
             self._table = FlowTable(self.object)
+            for ethernet in (True, False):
+                self.program_fd(ethernet=ethernet)
         except (MarkerUnavailable, OSError):
             self.object.close()
             raise
@@ -142,11 +155,11 @@ class MarkerProgram:
         labels_map = self.object.map_fd("static_labels")
         wanted = {pack_static_key(*place): label for place, label in labels.items()}
         for key in self._static.keys() - wanted.keys():
-            self._lib.call("bpf_map_delete_elem", labels_map, key)
+            delete_from_map(labels_map, key)
             del self._static[key]
         for key, label in wanted.items():
             if self._static.get(key) != label:
-                self._lib.call("bpf_map_update_elem", labels_map, key, pack_label(label), BPF_ANY)
+                update_map(labels_map, key, pack_label(label))
                 self._static[key] = label
 
     @property
@@ -181,11 +194,11 @@ class FlowTable:
     the program.
     """
 
-    def __init__(self, loaded: BpfObject) -> None:
+    def __init__(self, loaded: BpfObject | BccObject) -> None:
         """MarkerUnavailable when the object was compiled from other sources than ours."""
-        self._lib = loaded.lib
         self._overflow = loaded.map_fd("overflow")
-        self._descriptor, octets = loaded.global_variables()
+        self._descriptor = loaded.global_variables()
+        octets = value_octets(self._descriptor)
         sets, rest = divmod(octets - COUNTERS_OCTETS, SET_OCTETS)
         if sets <= 0 or rest or sets & (sets - 1):
             raise MarkerUnavailable(f"{OBJECT_NAME} is of another version than the agent: install again")
@@ -195,10 +208,9 @@ class FlowTable:
         # A mapping counts whole as memory of this process from the moment that it is made: an agent without flows has
         # none of the table.
         self._mapping: mmap.mmap | None = None
-        cpus = self._lib.call("libbpf_num_possible_cpus")
         self._counters = mmap.mmap(
             self._descriptor,
-            min(cpus, MAX_CPUS) * COUNTER_WORDS * 8,
+            min(possible_cpus(), MAX_CPUS) * COUNTER_WORDS * 8,
             mmap.MAP_SHARED,
             mmap.PROT_READ,
             offset=sets * SET_OCTETS,
@@ -262,7 +274,7 @@ class FlowTable:
         words, word = self._words, label_word(label)
         for at, packed in placed:
             if at == OVERFLOWED:
-                self._lib.call("bpf_map_update_elem", self._overflow, packed.octets, pack_label(label), BPF_ANY)
+                update_map(self._overflow, packed.octets, pack_label(label))
             else:
                 mark_at = (at >> 3) + _MARK_AT
                 words[mark_at] = words[mark_at] & _UPPER_HALF | word
@@ -272,7 +284,7 @@ class FlowTable:
         for at, packed in placed:
             home = packed.set & self._set_mask
             if at == OVERFLOWED:
-                self._lib.call("bpf_map_delete_elem", self._overflow, packed.octets)
+                delete_from_map(self._overflow, packed.octets)
                 self._count(IN_MAP_AT, home, -1)
                 self._count(ELSEWHERE_AT, home, -1)
             else:
@@ -310,7 +322,7 @@ class FlowTable:
         if way is not None:
             at = self._fill(number, way, packed, label_word(label))
         else:
-            self._lib.call("bpf_map_update_elem", self._overflow, packed.octets, pack_label(label), BPF_ANY)
+            update_map(self._overflow, packed.octets, pack_label(label))
             self._count(IN_MAP_AT, home, 1)
             at = OVERFLOWED
         self._count(ELSEWHERE_AT, home, 1)
@@ -342,10 +354,17 @@ def test_run(program: int, packet: bytes, repeat: int) -> TestRun:
     return TestRun(verdict, data_out.raw[: options.data_size_out], int(options.duration))
 
 
+def value_octets(descriptor: int) -> int:
+    """How large the values of a map are. Raises OSError."""
+    info = MapInfo()
+    bpf(BPF_OBJ_GET_INFO_BY_FD, InfoByFd(descriptor, ctypes.sizeof(info), ctypes.addressof(info)))
+    return int(info.value_size)
+
+
 def program_id(descriptor: int) -> int:
     """The id that the kernel gave a loaded program. Raises OSError."""
     info = ProgInfo()
-    library().syscall(BPF_OBJ_GET_INFO_BY_FD, InfoByFd(descriptor, ctypes.sizeof(info), ctypes.addressof(info)))
+    bpf(BPF_OBJ_GET_INFO_BY_FD, InfoByFd(descriptor, ctypes.sizeof(info), ctypes.addressof(info)))
     return int(info.id)
 
 
@@ -360,21 +379,45 @@ def object_path(name: str = OBJECT_NAME) -> Path:
     return path
 
 
-def _load(max_entries: dict[str, int]) -> tuple[BpfObject, str | None]:
-    """The object that writes in place where the kernel takes it, else the other one and why. MarkerUnavailable."""
+def _load(
+    max_flows: int, loader: Loader, *, in_place: bool
+) -> tuple[BpfObject | BccObject, Literal["libbpf", "bcc"], str | None]:
+    """What was loaded, by which loader, and why labels are not written in place. MarkerUnavailable."""
+    why_not_libbpf = ""
+    if loader != "bcc":
+        try:
+            return _by_libbpf({"overflow": max_flows}, in_place=in_place)
+        except MarkerUnavailable as error:
+            if loader == "libbpf" or os.geteuid() != 0:
+                raise
+            why_not_libbpf = str(error)
+    try:
+        loaded = BccObject(max_flows)
+    except MarkerUnavailable as error:
+        if loader == "bcc":
+            raise
+        raise MarkerUnavailable(f"{why_not_libbpf}; nor can BCC: {error}") from None
+    if why_not_libbpf:
+        log.info("the marker is loaded by BCC, as libbpf cannot: %s", why_not_libbpf)
+    return loaded, "bcc", "it is loaded by BCC"
+
+
+def _by_libbpf(max_entries: dict[str, int], *, in_place: bool) -> tuple[BpfObject, Literal["libbpf"], str | None]:
+    """The object that writes in place where it is wanted and the kernel takes it, else the other one."""
+    if not in_place:
+        return BpfObject(object_path(), max_entries), "libbpf", "not asked for"
     try:
         loaded = BpfObject(object_path(IN_PLACE_OBJECT_NAME), max_entries)
     except MarkerUnavailable as error:
-        return BpfObject(object_path(), max_entries), str(error)
+        return BpfObject(object_path(), max_entries), "libbpf", str(error)
     try:
         programs = loaded.map_fd("programs")
         for index, name in _GO_ON_IN.items():
-            descriptor = pack_index(loaded.program_fd(name))
-            loaded.lib.call("bpf_map_update_elem", programs, pack_index(index), descriptor, BPF_ANY)
+            update_map(programs, pack_index(index), pack_index(loaded.program_fd(name)))
     except OSError as error:
         loaded.close()
-        return BpfObject(object_path(), max_entries), str(error)
-    return loaded, None
+        return BpfObject(object_path(), max_entries), "libbpf", str(error)
+    return loaded, "libbpf", None
 
 
 def probe() -> str | None:
