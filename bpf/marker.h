@@ -65,9 +65,10 @@ struct counters {
 };
 
 /* What user space reads and writes through a mapping while packets pass.
- * A slot is emptied by its key's last word, which becomes one that no packet has (layout.py: EMPTY). It is filled in this order:
- * a new number, the addresses, the label, the last word. The program takes a label only if the mark was the same before
- * and after the comparison of the key, so that it never compares with half a key. */
+ * A slot is emptied by its key's last word, which becomes one that no packet has (layout.py: EMPTY), and then gets a
+ * new number with label 0. It is filled in this order: the addresses, the label, the last word. The program takes a label
+ * only if the mark was the same before and after the comparison of the key, so that it never compares with half a key.
+ */
 struct state {
 	struct set sets[SETS];
 	struct counters counters[MAX_CPUS];

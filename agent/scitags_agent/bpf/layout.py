@@ -43,7 +43,6 @@ _MIX = 0x9E3779B97F4A7C15
 _SECOND_MIX = 0xC2B2AE3D27D4EB4F
 _SET_SHIFT = 64 - SET_BITS
 _HINT_SHIFT = 26
-_WORD = struct.Struct("=Q")
 _PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
 
 
@@ -67,12 +66,22 @@ class GoOnIn(enum.IntEnum):
     BY_HELPER_L3 = 3
 
 
-class PackedKey(msgspec.Struct, frozen=True, gc=False):
-    """struct flow_key of one direction; its last word; the set that it belongs to where there are as many as can be."""
+UNPLACED = -2
+OVERFLOWED = -1
+
+
+class PackedKey(msgspec.Struct, gc=False):
+    """struct flow_key of one direction, and where it is placed.
+
+    ports    its last word, which has the protocol too
+    set      the set that it belongs to, where there are as many as can be
+    slot     where its slot begins in struct state, OVERFLOWED for one that is in the overflow map, or UNPLACED
+    """
 
     octets: bytes
     ports: int
     set: int
+    slot: int = UNPLACED
 
 
 @lru_cache(maxsize=1 << 14)
@@ -92,7 +101,7 @@ def pack_key(key: FlowKey) -> PackedKey:
     """One direction of an IPv6 flow."""
     addresses, words = _pack_addresses(key.src, key.dst)
     ports = _PORTS_AND_PROTOCOL.pack(key.src_port, key.dst_port, _PROTOCOLS[key.protocol])
-    word: int = _WORD.unpack(ports)[0]
+    word = int.from_bytes(ports, sys.byteorder)
     return PackedKey(addresses + ports, word, (words ^ word) * _MIX >> _SET_SHIFT & _MAX_SETS - 1)
 
 

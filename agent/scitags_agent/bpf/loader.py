@@ -9,7 +9,7 @@ import logging
 import mmap
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -24,7 +24,9 @@ from scitags_agent.bpf.layout import (
     HINTS_AT,
     IN_MAP_AT,
     MAX_CPUS,
+    OVERFLOWED,
     SET_OCTETS,
+    UNPLACED,
     WAYS,
     WAYS_AT,
     GoOnIn,
@@ -58,8 +60,6 @@ _GO_ON_IN = {
     GoOnIn.BY_HELPER_ETHERNET: "scitags_by_helper",
     GoOnIn.BY_HELPER_L3: "scitags_by_helper_l3",
 }
-OVERFLOWED = -1  # in place of a slot: the flow is in the overflow map
-Placed = list[tuple[int, PackedKey]]  # where slots begin, in octets of struct state, and what is in them
 # In a slot: the octets of the addresses, and where the words after them are.
 _ADDRESSES = 32
 _PORTS_AT, _MARK_AT = 4, 5
@@ -97,17 +97,18 @@ class MarkerProgram:
         in_place    have labels written in place where that is safe and the kernel tells; why_not_in_place then says
                     why it is not done
         """
-        self._max_flows = max_flows
-        self._named: dict[FlowKey, Placed] = {}  # what set() has added
+        self._named: dict[FlowKey, PackedKey] = {}  # what set() has added
         self._static: dict[bytes, int] | None = {} if static else None
         self.object, self.loader, self.why_not_in_place = _load(max_flows, loader, in_place=in_place)
         try:
-            self._table = FlowTable(self.object)
+            self._table = FlowTable(self.object, max_flows)
             for ethernet in (True, False):
                 self.program_fd(ethernet=ethernet)
         except (MarkerUnavailable, OSError):
             self.object.close()
             raise
+        # Called for every connection.
+        self.add, self.change, self.remove = self._table.add, self._table.change, self._table.remove
 
     def close(self) -> None:
         """Give all back to the kernel."""
@@ -119,31 +120,19 @@ class MarkerProgram:
 
     def set(self, key: FlowKey, label: int) -> None:
         """Mark the packets of an IPv6 flow, one direction. OSError (E2BIG) when there is no room for it."""
-        placed = self._named.get(key)
-        if placed is None:
-            self._named[key] = self.add((pack_key(key),), label)
+        named = self._named.get(key)
+        if named is None:
+            added = pack_key(key)
+            self.add((added,), label)
+            self._named[key] = added
         else:
-            self.change(placed, label)
+            self.change((named,), label)
 
     def unset(self, key: FlowKey) -> None:
         """Stop marking a flow; nothing happens when it was not marked by set()."""
-        placed = self._named.pop(key, None)
-        if placed is not None:
-            self.remove(placed)
-
-    def add(self, directions: tuple[PackedKey, ...], label: int) -> Placed:
-        """Mark the directions of a connection, which must not be marked yet. OSError (E2BIG) when there is no room."""
-        if self._table.count + len(directions) > self._max_flows:
-            raise OSError(errno.E2BIG, f"there is room for {self._max_flows} flows")
-        return self._table.add(directions, label)
-
-    def change(self, placed: Placed, label: int) -> None:
-        """Give marked directions another label."""
-        self._table.change(placed, label)
-
-    def remove(self, placed: Placed) -> None:
-        """Stop marking them."""
-        self._table.remove(placed)
+        named = self._named.pop(key, None)
+        if named is not None:
+            self.remove((named,))
 
     def set_static(self, labels: Mapping[tuple[int, ipaddress.IPv6Network], int]) -> None:
         """What packets of no known flow bear, by the index of the interface and the network that they go to.
@@ -194,8 +183,9 @@ class FlowTable:
     the program.
     """
 
-    def __init__(self, loaded: BpfObject | BccObject) -> None:
+    def __init__(self, loaded: BpfObject | BccObject, max_flows: int) -> None:
         """MarkerUnavailable when the object was compiled from other sources than ours."""
+        self._max_flows = max_flows
         self._overflow = loaded.map_fd("overflow")
         self._descriptor = loaded.global_variables()
         octets = value_octets(self._descriptor)
@@ -247,86 +237,90 @@ class FlowTable:
         """How many flows are in the overflow map."""
         return sum(self._halves[IN_MAP_AT >> 2 :: SET_OCTETS >> 2]) if self._mapping is not None else 0
 
-    def add(self, directions: tuple[PackedKey, ...], label: int) -> Placed:
-        """Add flows that are not there. Raises OSError, and has added none then."""
+    def add(self, directions: Collection[PackedKey], label: int) -> None:
+        """Mark directions of connections that are not placed yet. OSError (E2BIG), and none, when there is no room."""
+        if self.count + len(directions) > self._max_flows:
+            raise OSError(errno.E2BIG, f"there is room for {self._max_flows} flows")
         if self._mapping is None:
             self._map()
         occupied, mask = self._occupied, self._set_mask
         word = label_word(label)
-        placed: Placed = []
         for packed in directions:
             number = packed.set & mask
             way = _FREE_WAY[occupied[number]]
             if way is None:
                 try:
-                    at = self._add_elsewhere(number, packed, label)
+                    self._add_elsewhere(number, packed, label)
                 except OSError:
-                    self.remove(placed)
+                    self.remove(directions)
                     raise
             else:
-                at = self._fill(number, way, packed, word)
-            placed.append((at, packed))
+                self._fill(number, way, packed, word)
             self.count += 1
-        return placed
 
-    def change(self, placed: Placed, label: int) -> None:
-        """Give flows another label. Raises OSError."""
-        words, word = self._words, label_word(label)
-        for at, packed in placed:
-            if at == OVERFLOWED:
+    def change(self, directions: Iterable[PackedKey], label: int) -> None:
+        """Give directions another label, those that are placed. Raises OSError."""
+        word = label_word(label)
+        for packed in directions:
+            slot = packed.slot
+            if slot >= 0:
+                mark_at = (slot >> 3) + _MARK_AT
+                self._words[mark_at] = self._words[mark_at] & _UPPER_HALF | word
+            elif slot == OVERFLOWED:
                 update_map(self._overflow, packed.octets, pack_label(label))
-            else:
-                mark_at = (at >> 3) + _MARK_AT
-                words[mark_at] = words[mark_at] & _UPPER_HALF | word
 
-    def remove(self, placed: Placed) -> None:
-        """Take flows away."""
-        for at, packed in placed:
-            home = packed.set & self._set_mask
-            if at == OVERFLOWED:
+    def remove(self, directions: Iterable[PackedKey]) -> None:
+        """Stop marking directions, those that are placed."""
+        for packed in directions:
+            slot, home = packed.slot, packed.set & self._set_mask
+            if slot >= 0:
+                self._empty(slot, home)
+            elif slot == OVERFLOWED:
                 delete_from_map(self._overflow, packed.octets)
                 self._count(IN_MAP_AT, home, -1)
                 self._count(ELSEWHERE_AT, home, -1)
             else:
-                self._words[(at >> 3) + _PORTS_AT] = EMPTY
-                way = _WAY_AT[at & SET_OCTETS - 1]
-                if way:
-                    self._octets[(at & -SET_OCTETS) + HINTS_AT + way - 1] = 0
-                number = at // SET_OCTETS
-                self._occupied[number] &= ~(1 << way)
-                if number != home:
-                    self._count(ELSEWHERE_AT, home, -1)
+                continue
+            packed.slot = UNPLACED
             self.count -= 1
 
-    def _fill(self, number: int, way: int, packed: PackedKey, word: int) -> int:
-        """Put a flow into an empty slot of a set, with its label's word; where that slot begins."""
+    def _fill(self, number: int, way: int, packed: PackedKey, word: int) -> None:
+        """Put a flow into an empty slot of a set, with its label's word."""
         words, octets = self._words, packed.octets
         self._occupied[number] |= 1 << way
-        at = number * SET_OCTETS + WAYS_AT[way]
-        ports_at = (at >> 3) + _PORTS_AT
-        mark_at = ports_at + 1
-        # Nobody finds the slot before the last store; who found its last key sees by the first that it is another.
-        mark = (words[mark_at] & _UPPER_HALF) + _NEXT_NUMBER & _UPPER_HALF
-        words[mark_at] = mark
-        self._octets[at : at + _ADDRESSES] = octets[:_ADDRESSES]
-        words[mark_at] = mark | word
+        packed.slot = slot = number * SET_OCTETS + WAYS_AT[way]
+        ports_at = (slot >> 3) + _PORTS_AT
+        # Nobody finds the slot before the last store; who has found its last key sees that the number is another.
+        self._octets[slot : slot + _ADDRESSES] = octets[:_ADDRESSES]
+        words[ports_at + 1] |= word
         words[ports_at] = packed.ports
         if way:
             self._octets[number * SET_OCTETS + HINTS_AT + way - 1] = hint_of(octets)
-        return at
 
-    def _add_elsewhere(self, home: int, packed: PackedKey, label: int) -> int:
+    def _empty(self, slot: int, home: int) -> None:
+        words = self._words
+        ports_at = (slot >> 3) + _PORTS_AT
+        words[ports_at] = EMPTY
+        words[ports_at + 1] = (words[ports_at + 1] & _UPPER_HALF) + _NEXT_NUMBER & _UPPER_HALF
+        way = _WAY_AT[slot & SET_OCTETS - 1]
+        if way:
+            self._octets[(slot & -SET_OCTETS) + HINTS_AT + way - 1] = 0
+        number = slot // SET_OCTETS
+        self._occupied[number] &= ~(1 << way)
+        if number != home:
+            self._count(ELSEWHERE_AT, home, -1)
+
+    def _add_elsewhere(self, home: int, packed: PackedKey, label: int) -> None:
         """Put a flow whose set is full into a second one, or into the map. Raises OSError."""
         number = second_set_of(packed.octets) & self._set_mask
         way = _FREE_WAY[self._occupied[number]]
         if way is not None:
-            at = self._fill(number, way, packed, label_word(label))
+            self._fill(number, way, packed, label_word(label))
         else:
             update_map(self._overflow, packed.octets, pack_label(label))
+            packed.slot = OVERFLOWED
             self._count(IN_MAP_AT, home, 1)
-            at = OVERFLOWED
         self._count(ELSEWHERE_AT, home, 1)
-        return at
 
     def _count(self, field: int, number: int, change: int) -> None:
         self._halves[number * SET_OCTETS + field >> 2] += change
