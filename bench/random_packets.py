@@ -2,7 +2,8 @@
 
 Each is whole, cut short, or damaged in a few octets; with VLAN tags, extension headers, fragments. After the program it
 must be octet for octet what it was, or differ in the 20 bits of the label alone, which are a known flow's; and the
-program must pass it on. How many there are is in $PACKETS, ten million unless set.
+program must pass it on. How many there are is in $PACKETS, ten million unless set: one goes through the program that
+writes in place, the next through the one that writes by the kernel's helper, in turn.
 """
 
 from __future__ import annotations
@@ -111,45 +112,52 @@ def damaged(packet: bytes, chance: random.Random) -> bytes:
     return bytes(changed)
 
 
+def put_through(programs: list[MarkerProgram], chance: random.Random) -> Counter[str]:
+    """What became of the packets. SystemExit, with the first that became what it must not."""
+    harnesses, choices = [Harness(program) for program in programs], bases(chance)
+    counts: Counter[str] = Counter()
+    done = 0
+    while done < PACKETS:
+        packet = damaged(choices[int(chance.random() * len(choices))], chance)
+        try:
+            verdict, after = harnesses[done % len(harnesses)].run(packet)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            continue  # too short for its own network header: the kernel makes no such packet for a test
+        done += 1
+        if verdict != PASS_ON:
+            sys.exit(f"verdict {verdict} for {packet.hex()}")
+        if after == packet:
+            counts["octet for octet as they were"] += 1
+        elif only_the_label_differs(packet, after):
+            counts["with a known flow's label, and nothing else changed"] += 1
+        else:
+            sys.exit(f"{packet.hex()} became {after.hex()}")
+    return counts
+
+
 def main() -> None:
     reason = probe() if os.geteuid() == 0 else "needs root"
     if reason is not None:
         print(f"\nrandom packets are left out: {reason}", file=sys.stderr)
         return
-    chance = random.Random(SEED)  # to be the same each time
-    program = MarkerProgram(max_flows=16)
-    counts: Counter[str] = Counter()
+    programs = [MarkerProgram(max_flows=16), MarkerProgram(max_flows=16, in_place=False)]
     try:
-        for flow in FLOWS:
+        for program, flow in itertools.product(programs, FLOWS):
             program.set(flow, LABEL)
-        harness, choices = Harness(program), bases(chance)
         began = time.monotonic()
-        done = 0
-        while done < PACKETS:
-            packet = damaged(choices[int(chance.random() * len(choices))], chance)
-            try:
-                verdict, after = harness.run(packet)
-            except OSError as error:
-                if error.errno != errno.EINVAL:
-                    raise
-                continue  # too short for its own network header: the kernel makes no such packet for a test
-            done += 1
-            if verdict != PASS_ON:
-                sys.exit(f"verdict {verdict} for {packet.hex()}")
-            if after == packet:
-                counts["octet for octet as they were"] += 1
-            elif only_the_label_differs(packet, after):
-                counts["with a known flow's label, and nothing else changed"] += 1
-            else:
-                sys.exit(f"{packet.hex()} became {after.hex()}")
-        seconds = time.monotonic() - began
-        print(f"\n{PACKETS:,} packets at random (seed {SEED}), in {seconds:.0f} s")
+        counts = put_through(programs, random.Random(SEED))  # to be the same each time
+        print(f"\n{PACKETS:,} packets at random (seed {SEED}), in {time.monotonic() - began:.0f} s")
         for text, count in counts.items():
             print(f"  {text:<54} {count:>12,}")
         print("  any other verdict or change would have ended the run, and been shown")
-        print(f"  the program counted: {program.outcomes()}")
+        for program in programs:
+            way = "in place" if program.why_not_in_place is None else f"by helper ({program.why_not_in_place})"
+            print(f"  the program that writes {way} counted: {program.outcomes()}")
     finally:
-        program.close()
+        for program in programs:
+            program.close()
 
 
 if __name__ == "__main__":

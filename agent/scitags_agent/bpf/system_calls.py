@@ -46,7 +46,10 @@ def bpf(command: int, attributes: ctypes.Structure) -> int:
 
 def update_map(descriptor: int, key: bytes, value: bytes) -> None:
     """Put an element into a map, or change it. Raises OSError (E2BIG: it is full)."""
-    bpf(BPF_MAP_UPDATE_ELEM, MapElement(descriptor, 0, key, value, BPF_ANY))
+    try:
+        bpf(BPF_MAP_UPDATE_ELEM, MapElement(descriptor, 0, key, value, BPF_ANY))
+    except OSError as error:
+        raise OSError(error.errno, f"bpf_map_update_elem: {error.strerror}") from None
 
 
 def delete_from_map(descriptor: int, key: bytes) -> None:
