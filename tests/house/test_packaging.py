@@ -35,7 +35,8 @@ class Built(msgspec.Struct):
         code = "import sys; from scitags_core.cli import main; sys.exit(main())"
         return subprocess.run(
             [self.python, "-I", "-c", code, *arguments],
-            env={"PATH": path, "HOME": str(self.python.parent)},
+            # Nor does BCC find the headers of a kernel.
+            env={"PATH": path, "HOME": str(self.python.parent), "BCC_KERNEL_SOURCE": "/nonexistent"},
             capture_output=True,
             text=True,
             timeout=60,
