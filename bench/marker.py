@@ -78,7 +78,7 @@ class Found(msgspec.Struct, frozen=True):
 
     nothing: float
     packets: list[Packet]
-    in_map: dict[int, int]  # by flows: how many of them found no place in the table
+    in_map: dict[int, int]  # by flows: how many of them found no place in the table (8 MiB, of what writes in place)
     transfers: list[Transfer]
 
 
@@ -167,7 +167,8 @@ def our_cases(count: int, in_map: dict[int, int]) -> Iterator[dict[str, list[Cas
             stack.callback(program.close)
             for flow in flows:
                 program.set(flow, LABEL)
-            in_map[count] = max(in_map.get(count, 0), program.in_map)
+            if in_place:
+                in_map[count] = program.in_map
             descriptor = program.program_fd(ethernet=True)
             cases |= {f"{name}{suffix}": [(descriptor, packet)] for name, packet in OF_NO_FLOW.items()}
             cases[f"marked{suffix}"] = [(descriptor, frame(flow)) for flow in sample]
