@@ -105,4 +105,4 @@ def test_two_of_one_client_ten_milliseconds_apart(site: Site) -> None:
     print(f"{dict(outcomes)} of {2 * REPEATED}, {matching}")
     assert outcomes["wrong"] == 0
     assert (outcomes["right"], outcomes["in doubt"]) == (matching["matched"], matching["ambiguous"])
-    assert outcomes["right"] > REPEATED
+    assert outcomes["right"] >= 0.99 * 2 * REPEATED
