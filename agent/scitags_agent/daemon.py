@@ -186,10 +186,7 @@ class Daemon:
         ledger = self._ledger
         if ledger is not None:
             self._write_down(ledger, Frame(source, position, now, list(events)))
-        changes: list[FlowChange] = []
-        apply = self.table.apply
-        for event in events:
-            changes += apply(event, now)
+        changes = self.table.apply_all(events, now)
         if changes:
             self.fanout.put(changes)
         if ledger is not None and ledger.is_long:
@@ -402,8 +399,7 @@ class Daemon:
         changes = list(snapshot.outstanding)
         for frame in frames:
             self._positions[frame.source] = frame.position
-            for event in frame.events:
-                changes += self.table.apply(event, frame.now)
+            changes += self.table.apply_all(frame.events, frame.now)
         if len(self.table):
             log.info("%d transfers are under way since before this agent", self.table.users)
         self.table.forget_totals()
