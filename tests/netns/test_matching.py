@@ -101,8 +101,10 @@ def run(pair: Pair, bpf: None, request: pytest.FixtureRequest) -> Callable[[Call
     async def site() -> AsyncIterator[Site]:
         with ExitStack() as stack:
             one = Site(pair, stack, watch)
-            yield one
-            await one.matcher.close()
+            try:
+                yield one
+            finally:
+                await one.matcher.close()
 
     async def live(test: Callable[[Site], Awaitable[None]]) -> None:
         async with site() as one:
