@@ -87,8 +87,11 @@ class Inlet:
     def status(self) -> dict[str, Any]:
         return self._daemon.status()
 
-    async def match(self, event: FlowEvent) -> FlowEvent | None:
-        return await self._daemon.match(event)
+    def prepare_to_match(self) -> None:
+        self._daemon.prepare_to_match()
+
+    async def match(self, event: FlowEvent, *, sent: float | None = None) -> FlowEvent | None:
+        return await self._daemon.match(event, sent=sent)
 
     def flows(self, first: int = 0, limit: int | None = None) -> list[dict[str, Any]]:
         return self._daemon.flows(first, limit)
@@ -519,10 +522,17 @@ class Daemon:
             except OSError as error:
                 self._count_ledger_failure(error)
 
-    async def match(self, event: FlowEvent) -> FlowEvent | None:
+    def prepare_to_match(self) -> None:
+        """Watch connections from now on."""
+        try:
+            self._matchmaker().begin_to_watch()
+        except OSError as error:
+            log.warning("connections cannot be looked up: %s", error)
+
+    async def match(self, event: FlowEvent, *, sent: float | None = None) -> FlowEvent | None:
         """The event with the 5-tuple of the connection of this host that it means; None when that cannot be said."""
         try:
-            return await self._matchmaker().match(event)
+            return await self._matchmaker().match(event, sent=sent)
         except OSError as error:
             self.failures["sock_diag"] += 1
             if self.failures["sock_diag"] == 1:

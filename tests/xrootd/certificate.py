@@ -1,4 +1,4 @@
-"""A certificate authority for servers in tests."""
+"""A certificate authority for servers and people in tests."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import tempfile
 from pathlib import Path
 
 _SECONDS = 60
+# What VOMS wants to see in a certificate that it is to sign for.
+_OF_PEOPLE = """subjectKeyIdentifier=hash
+authorityKeyIdentifier=keyid
+keyUsage=digitalSignature,keyEncipherment
+"""
 
 
 def _openssl(*arguments: str | Path) -> None:
@@ -16,46 +21,36 @@ def _openssl(*arguments: str | Path) -> None:
 class Authority:
     """Its certificate lies in directory as OpenSSL looks for it."""
 
+    name = "authority of tests"
+
     def __init__(self) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="scitags-authority-")
         Path(self._directory.name).chmod(0o755)
         self.directory = Path(self._directory.name) / "certificates"
         self.directory.mkdir()
         self.certificate, self._key = self.directory / "authority.pem", self.directory.parent / "authority.key"
-        subject = ["-subj", "/CN=authority of tests", "-days", "2", "-nodes", "-newkey", "rsa:2048"]
+        subject = ["-subj", f"/CN={self.name}", "-days", "2", "-nodes", "-newkey", "rsa:2048"]
         _openssl("req", "-x509", *subject, "-keyout", self._key, "-out", self.certificate)
         _openssl("rehash", self.directory)
         self.certificate.chmod(0o644)
 
     def certify(self, certificate: Path, key: Path, addresses: tuple[str, ...]) -> None:
         """Write the certificate and key of a server that is reached by these addresses."""
-        request, names = key.with_suffix(".csr"), key.with_suffix(".ext")
-        names.write_text("subjectAltName=" + ",".join(f"IP:{one}" for one in addresses))
-        _openssl(
-            "req",
-            "-new",
-            "-nodes",
-            "-newkey",
-            "rsa:2048",
-            "-subj",
-            "/CN=server of tests",
-            "-keyout",
-            key,
-            "-out",
-            request,
-        )
-        signer: list[str | Path] = [
-            "-CA",
-            self.certificate,
-            "-CAkey",
-            self._key,
-            "-CAserial",
-            self._key.with_suffix(".srl"),
-            "-CAcreateserial",
-            "-days",
-            "2",
-        ]
-        _openssl("x509", "-req", "-in", request, *signer, "-extfile", names, "-out", certificate)
+        names = "subjectAltName=" + ",".join(f"IP:{one}" for one in addresses)
+        self._sign(certificate, key, "server of tests", names)
+
+    def certify_name(self, certificate: Path, key: Path, name: str) -> None:
+        """Write the certificate and key of someone of this name."""
+        self._sign(certificate, key, name, _OF_PEOPLE)
+
+    def _sign(self, certificate: Path, key: Path, name: str, extensions: str) -> None:
+        request, file = key.with_suffix(".csr"), key.with_suffix(".ext")
+        file.write_text(extensions)
+        made = ["-nodes", "-newkey", "rsa:2048", "-subj", f"/CN={name}"]
+        _openssl("req", "-new", *made, "-keyout", key, "-out", request)
+        serial: list[str | Path] = ["-CAserial", self._key.with_suffix(".srl"), "-CAcreateserial"]
+        signer: list[str | Path] = ["-CA", self.certificate, "-CAkey", self._key, *serial, "-days", "2"]
+        _openssl("x509", "-req", "-in", request, *signer, "-extfile", file, "-out", certificate)
         key.chmod(0o400)
 
     def close(self) -> None:
