@@ -46,7 +46,7 @@ class Table:
             raise OSError(errno.E2BIG, f"there is room for {self.room} flows")
         self.labels.update(dict.fromkeys(keys, value))
         for packed in directions:
-            packed.slot = 0
+            packed.at = 0
 
     def change(self, directions: Collection[PackedKey], value: int) -> None:
         for packed in directions:

@@ -361,7 +361,7 @@ class Marker:
                 self._set_by_kernel(mark, False)
                 if not self._is_kernels_alone:
                     # The kernel follows in a moment; until then the program writes.
-                    self._program.add([one for one in mark.directions if one.slot == UNPLACED], mark.label)
+                    self._program.add([one for one in mark.directions if one.at == UNPLACED], mark.label)
                 self._socket_labels.put(name)
         except OSError as error:
             self._remove([name])

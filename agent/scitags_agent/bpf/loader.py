@@ -6,7 +6,7 @@ import ctypes
 import errno
 import ipaddress
 import mmap
-from array import array
+import sys
 from collections.abc import Collection, Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -14,39 +14,47 @@ from typing import NamedTuple
 
 from scitags_agent.bpf.layout import (
     BPF_OBJ_GET_INFO_BY_FD,
-    FLOW_KEY_OCTETS,
+    COUNTER_WORDS,
+    COUNTERS_OCTETS,
+    ELSEWHERE_AT,
+    EMPTY,
+    HINTS_AT,
+    IN_MAP_AT,
+    MAX_CPUS,
     OVERFLOWED,
-    OVERFLOWED_AT,
-    PORTS,
-    SETS,
-    SLOT_OCTETS,
-    SLOTS_AT,
-    STATE_OCTETS,
+    SET_OCTETS,
     UNPLACED,
     WAYS,
+    WAYS_AT,
     InfoByFd,
     Outcome,
     PackedKey,
     ProgInfo,
     TestRunOpts,
+    hint_of,
     label_word,
     pack_key,
     pack_label,
     pack_static_key,
+    second_set_of,
 )
 from scitags_agent.bpf.libbpf import BPF_ANY, BpfObject, MarkerUnavailable, library
 from scitags_core.flow import FlowKey
 
 OBJECT_NAME = "marker.bpf.o"
+IN_PLACE_OBJECT_NAME = "marker_in_place.bpf.o"
 DEFAULT_MAX_FLOWS = 1 << 20
 _OUT_OCTETS = 1 << 16
-# In words of 64 bits: where the first slot's mark is, and how far the next is from it.
-_MARK_AT = (SLOTS_AT + FLOW_KEY_OCTETS) // 8
-_SLOT_WORDS = SLOT_OCTETS // 8
-_LABEL_MASK = (1 << 32) - 1
-_MARK_MASK = (1 << 64) - 1
-# By the ways of a set that are taken, a bit for each: the first that is free.
+# In the order of enum go_on_in.
+_GO_ON_IN = ("scitags_in_place", "scitags_in_place_l3", "scitags_by_helper", "scitags_by_helper_l3")
+# In a slot: the octets of the addresses, and where the words after them are.
+_ADDRESSES = 32
+_PORTS_AT, _MARK_AT = 4, 5
+_UPPER_HALF = 0xFFFFFFFF << 32
+_NEXT_NUMBER = 1 << 32
+# By the ways of a set that are taken, a bit for each: the first that is free, and the bit of that.
 _FREE_WAY = [next((way for way in range(WAYS) if not taken >> way & 1), None) for taken in range(1 << WAYS)]
+_WAY_AT = {at: way for way, at in enumerate(WAYS_AT)}
 
 
 class TestRun(NamedTuple):
@@ -60,18 +68,23 @@ class TestRun(NamedTuple):
 class MarkerProgram:
     """The program, loaded and not yet attached to anything; every interface shares its flows."""
 
-    def __init__(self, max_flows: int = DEFAULT_MAX_FLOWS, *, static: bool = False) -> None:
-        """max_flows counts directions: a connection takes two. static: packets of no known flow may bear labels too.
+    def __init__(self, max_flows: int = DEFAULT_MAX_FLOWS, *, static: bool = False, in_place: bool = True) -> None:
+        """Load it. Raises MarkerUnavailable.
 
-        Raises MarkerUnavailable.
+        max_flows   counts directions: a connection takes two
+        static      packets of no known flow may bear labels too
+        in_place    have labels written in place where that is safe and the kernel tells; why_not_in_place then says
+                    why it is not done
         """
         self._named: dict[FlowKey, PackedKey] = {}  # what set() has added
         self._static: dict[bytes, int] | None = {} if static else None
-        self._object = BpfObject(object_path(), {"overflow": max_flows})
+        self.why_not_in_place: str | None = "not asked for"
+        if in_place:
+            self._object, self.why_not_in_place = _load({"overflow": max_flows})
+        else:
+            self._object = BpfObject(object_path(), {"overflow": max_flows})
         self._lib = self._object.lib
         try:
-            self._outcomes = self._object.map_fd("outcomes")
-            self._cpus = self._lib.call("libbpf_num_possible_cpus")
             self._table = FlowTable(self._object, max_flows)
         except (MarkerUnavailable, OSError):
             self._object.close()
@@ -121,18 +134,18 @@ class MarkerProgram:
                 self._static[key] = label
 
     @property
+    def in_map(self) -> int:
+        """How many flows are not in the table, as both of their sets are full. Looks at the whole table."""
+        return self._table.in_map
+
+    @property
     def program_ids(self) -> list[int]:
         """What the kernel calls the entry points."""
         return [program_id(self.program_fd(ethernet=ethernet)) for ethernet in (True, False)]
 
     def outcomes(self) -> dict[str, int]:
         """Packets by what happened to them, over all interfaces; those of no known flow are not counted."""
-        values = (ctypes.c_uint64 * self._cpus)()
-        totals = {}
-        for outcome in Outcome:
-            self._lib.call("bpf_map_lookup_elem", self._outcomes, pack_index(outcome), ctypes.byref(values))
-            totals[outcome.name.lower()] = sum(values)
-        return totals
+        return {outcome.name.lower(): self._table.counted(outcome) for outcome in Outcome}
 
     def program_fd(self, *, ethernet: bool) -> int:
         """The entry point for devices with an Ethernet header, or for those with none."""
@@ -147,7 +160,9 @@ class MarkerProgram:
 class FlowTable:
     """The flows as the program sees them: struct state, mapped into this process, and the overflow map.
 
-    The order of writes is what keeps a packet from being given another flow's label (bpf/marker.h).
+    The order of writes is what keeps a packet from being given another flow's label (bpf/marker.h). It holds where the
+    processor makes stores visible in their order, as x86 does: elsewhere, barriers have to go between them, here and in
+    the program.
     """
 
     def __init__(self, loaded: BpfObject, max_flows: int) -> None:
@@ -155,91 +170,143 @@ class FlowTable:
         self._max_flows = max_flows
         self._lib = loaded.lib
         self._overflow = loaded.map_fd("overflow")
-        descriptor, octets = loaded.global_variables()
-        if octets != STATE_OCTETS:
+        self._descriptor, octets = loaded.global_variables()
+        sets, rest = divmod(octets - COUNTERS_OCTETS, SET_OCTETS)
+        if sets <= 0 or rest or sets & (sets - 1):
             raise MarkerUnavailable(f"{OBJECT_NAME} is of another version than the agent: install again")
-        self._mapping = mmap.mmap(descriptor, STATE_OCTETS, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        self._set_mask = sets - 1
+        self._occupied = bytearray(sets)  # a bit for each way
+        self.count = 0
+        # A mapping counts whole as memory of this process from the moment that it is made: an agent without flows has
+        # none of the table.
+        self._mapping: mmap.mmap | None = None
+        cpus = self._lib.call("libbpf_num_possible_cpus")
+        self._counters = mmap.mmap(
+            self._descriptor,
+            min(cpus, MAX_CPUS) * COUNTER_WORDS * 8,
+            mmap.MAP_SHARED,
+            mmap.PROT_READ,
+            offset=sets * SET_OCTETS,
+        )
+        # Empty slots hold zeros at first, and so does a packet's key that is all zeros; it would be looked for here.
+        with mmap.mmap(self._descriptor, mmap.PAGESIZE, mmap.MAP_SHARED) as beginning:
+            beginning[_PORTS_AT * 8 : _PORTS_AT * 8 + 8] = EMPTY.to_bytes(8, sys.byteorder)
+
+    def _map(self) -> None:
+        self._mapping = mmap.mmap(self._descriptor, len(self._occupied) * SET_OCTETS, mmap.MAP_SHARED)
         self._octets = memoryview(self._mapping)
         # Words are stored whole, by one instruction each: a reader sees the old or the new.
         self._words = self._octets.cast("Q")
-        self._overflowed_of = self._octets[OVERFLOWED_AT:SLOTS_AT].cast("I")
-        self._occupied = bytearray(SETS)  # a bit for each way
-        self.count = 0
-        self._port_users = array("I", bytes(4 * PORTS))
+        self._halves = self._octets.cast("I")
 
     def close(self) -> None:
-        for view in (self._words, self._overflowed_of, self._octets):
-            view.release()
-        self._mapping.close()
+        self._counters.close()
+        if self._mapping is not None:
+            for view in (self._words, self._halves, self._octets):
+                view.release()
+            self._mapping.close()
+            self._mapping = None
 
     def __len__(self) -> int:
         return self.count
+
+    def counted(self, outcome: Outcome) -> int:
+        """Packets with this outcome, on all processors."""
+        with memoryview(self._counters) as octets, octets.cast("Q") as words:
+            return sum(words[outcome::COUNTER_WORDS])
+
+    @property
+    def in_map(self) -> int:
+        """How many flows are in the overflow map."""
+        return sum(self._halves[IN_MAP_AT >> 2 :: SET_OCTETS >> 2]) if self._mapping is not None else 0
 
     def add(self, directions: Collection[PackedKey], label: int) -> None:
         """Mark directions of connections that are not placed yet. OSError (E2BIG), and none, when there is no room."""
         if self.count + len(directions) > self._max_flows:
             raise OSError(errno.E2BIG, f"there is room for {self._max_flows} flows")
-        marks, octets, occupied, port_users = self._words, self._octets, self._occupied, self._port_users
+        if self._mapping is None:
+            self._map()
+        occupied, mask = self._occupied, self._set_mask
         word = label_word(label)
-        placed = 0
         for packed in directions:
-            number, port = packed.set, packed.port
-            taken = occupied[number]
-            way = _FREE_WAY[taken]
+            number = packed.set & mask
+            way = _FREE_WAY[occupied[number]]
             if way is None:
                 try:
-                    self._lib.call("bpf_map_update_elem", self._overflow, packed.octets, pack_label(label), BPF_ANY)
+                    packed.at = self._add_elsewhere(number, packed, label)
                 except OSError:
-                    self.count += placed
                     self.remove(directions)
                     raise
-                self._overflowed_of[number] += 1
-                packed.slot = OVERFLOWED
             else:
-                occupied[number] = taken | 1 << way
-                packed.slot = slot = number * WAYS + way
-                at = SLOTS_AT + slot * SLOT_OCTETS
-                octets[at : at + FLOW_KEY_OCTETS] = packed.octets
-                # The label is 0 since the slot's last key was taken away.
-                marks[_MARK_AT + slot * _SLOT_WORDS] |= word
-            users = port_users[port]
-            port_users[port] = users + 1
-            if not users:
-                marks[port >> 6] |= 1 << (port & 63)
-            placed += 1
-        self.count += placed
+                packed.at = self._fill(number, way, packed, word)
+            self.count += 1
 
     def change(self, directions: Iterable[PackedKey], label: int) -> None:
         """Give directions another label, those that are placed. Raises OSError."""
         word = label_word(label)
         for packed in directions:
-            slot = packed.slot
-            if slot >= 0:
-                at = _MARK_AT + slot * _SLOT_WORDS
-                self._words[at] = self._words[at] & ~_LABEL_MASK | word
-            elif slot == OVERFLOWED:
+            at = packed.at
+            if at >= 0:
+                mark_at = (at >> 3) + _MARK_AT
+                self._words[mark_at] = self._words[mark_at] & _UPPER_HALF | word
+            elif at == OVERFLOWED:
                 self._lib.call("bpf_map_update_elem", self._overflow, packed.octets, pack_label(label), BPF_ANY)
 
     def remove(self, directions: Iterable[PackedKey]) -> None:
         """Stop marking directions, those that are placed."""
-        marks, occupied, port_users = self._words, self._occupied, self._port_users
         for packed in directions:
-            slot, port = packed.slot, packed.port
-            if slot >= 0:
-                at = _MARK_AT + slot * _SLOT_WORDS
-                # The next number, and label 0, in one.
-                marks[at] = (marks[at] | _LABEL_MASK) + 1 & _MARK_MASK
-                occupied[packed.set] &= ~(1 << slot % WAYS)
-            elif slot == OVERFLOWED:
-                self._lib.call("bpf_map_delete_elem", self._overflow, packed.octets)
-                self._overflowed_of[packed.set] -= 1
-            else:
+            at = packed.at
+            if at == UNPLACED:
                 continue
-            packed.slot = UNPLACED
-            port_users[port] = users = port_users[port] - 1
-            if not users:
-                marks[port >> 6] &= ~(1 << (port & 63))
+            home = packed.set & self._set_mask
+            if at == OVERFLOWED:
+                self._lib.call("bpf_map_delete_elem", self._overflow, packed.octets)
+                self._count(IN_MAP_AT, home, -1)
+                self._count(ELSEWHERE_AT, home, -1)
+            else:
+                self._words[(at >> 3) + _PORTS_AT] = EMPTY
+                way = _WAY_AT[at & SET_OCTETS - 1]
+                if way:
+                    self._octets[(at & -SET_OCTETS) + HINTS_AT + way - 1] = 0
+                number = at // SET_OCTETS
+                self._occupied[number] &= ~(1 << way)
+                if number != home:
+                    self._count(ELSEWHERE_AT, home, -1)
+            packed.at = UNPLACED
             self.count -= 1
+
+    def _fill(self, number: int, way: int, packed: PackedKey, word: int) -> int:
+        """Put a flow into an empty slot of a set, with its label's word; where that slot begins."""
+        words, octets = self._words, packed.octets
+        self._occupied[number] |= 1 << way
+        at = number * SET_OCTETS + WAYS_AT[way]
+        ports_at = (at >> 3) + _PORTS_AT
+        mark_at = ports_at + 1
+        # Nobody finds the slot before the last store; who found its last key sees by the first that it is another.
+        mark = (words[mark_at] & _UPPER_HALF) + _NEXT_NUMBER & _UPPER_HALF
+        words[mark_at] = mark
+        self._octets[at : at + _ADDRESSES] = octets[:_ADDRESSES]
+        words[mark_at] = mark | word
+        words[ports_at] = packed.ports
+        if way:
+            self._octets[number * SET_OCTETS + HINTS_AT + way - 1] = hint_of(octets)
+        return at
+
+    def _add_elsewhere(self, home: int, packed: PackedKey, label: int) -> int:
+        """Put a flow whose set is full into a second one, or into the map. Raises OSError."""
+        number = second_set_of(packed.octets) & self._set_mask
+        way = _FREE_WAY[self._occupied[number]]
+        if way is not None:
+            at = self._fill(number, way, packed, label_word(label))
+        else:
+            self._lib.call("bpf_map_update_elem", self._overflow, packed.octets, pack_label(label), BPF_ANY)
+            self._count(IN_MAP_AT, home, 1)
+            at = OVERFLOWED
+        self._count(ELSEWHERE_AT, home, 1)
+        return at
+
+    def _count(self, field: int, number: int, change: int) -> None:
+        self._halves[number * SET_OCTETS + field >> 2] += change
 
 
 def pack_index(index: int) -> bytes:
@@ -271,15 +338,32 @@ def program_id(descriptor: int) -> int:
     return int(info.id)
 
 
-def object_path() -> Path:
-    """Where the compiled program is. MarkerUnavailable when it was not built."""
-    path = Path(str(resources.files("scitags_agent.bpf").joinpath(OBJECT_NAME)))
+def object_path(name: str = OBJECT_NAME) -> Path:
+    """Where a compiled program is. MarkerUnavailable when it was not built."""
+    path = Path(str(resources.files("scitags_agent.bpf").joinpath(name)))
     if not path.is_file():
         raise MarkerUnavailable(
-            f"{OBJECT_NAME} is not in this installation: it was built without clang. "
+            f"{name} is not in this installation: it was built without clang. "
             "Install a wheel that was built with it, or clang and libbpf-dev, and install again"
         )
     return path
+
+
+def _load(max_entries: dict[str, int]) -> tuple[BpfObject, str | None]:
+    """The object that writes in place where the kernel takes it, else the other one and why. MarkerUnavailable."""
+    try:
+        loaded = BpfObject(object_path(IN_PLACE_OBJECT_NAME), max_entries)
+    except MarkerUnavailable as error:
+        return BpfObject(object_path(), max_entries), str(error)
+    try:
+        programs = loaded.map_fd("programs")
+        for index, name in enumerate(_GO_ON_IN):
+            descriptor = pack_index(loaded.program_fd(name))
+            loaded.lib.call("bpf_map_update_elem", programs, pack_index(index), descriptor, BPF_ANY)
+    except OSError as error:
+        loaded.close()
+        return BpfObject(object_path(), max_entries), str(error)
+    return loaded, None
 
 
 def probe() -> str | None:

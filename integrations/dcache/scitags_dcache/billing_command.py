@@ -59,7 +59,9 @@ class Consumption:
         except ImportError:
             raise KafkaUnavailable("confluent-kafka is missing: pip install 'scitags-suite[dcache]'") from None
         try:
-            consumer = Consumer({**self._settings, "error_cb": lambda error: self._note("errors", f"Kafka: {error.str()}")})
+            consumer = Consumer(
+                {**self._settings, "error_cb": lambda error: self._note("errors", f"Kafka: {error.str()}")}
+            )
             consumer.subscribe([self._topic])
         except KafkaException as error:
             raise ConfigError(f"Kafka: {error.args[0]}") from None
