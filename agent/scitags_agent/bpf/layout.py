@@ -14,6 +14,7 @@ import msgspec
 
 from scitags_core.flow import FlowKey
 
+PORTS = 65536
 MAX_STATIC = 4096
 FLOW_KEY_OCTETS = 40
 SLOT_OCTETS = 48
