@@ -33,8 +33,8 @@ PIPE_OCTETS = 1 << 20  # the kernel's default bound for a process without privil
 MAX_LINE = 4096  # PIPE_BUF: no writer can hand over a longer line whole
 CHECK_SECONDS = 1.0
 CROWDED_SECONDS = 0.002
-# What is left to gather for a moment, when that much came at once and more is to be expected: half the CPU at 100,000
-# events a second. What comes one by one is never kept waiting.
+# When that much came at once, more is to be expected, and is left to gather: many small batches cost more CPU than a
+# large one. What comes one by one is never kept waiting.
 BUSY_OCTETS = 4096
 GATHER_SECONDS = 0.001
 MADE = "made"  # a file that says that the pipe is ours
