@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import logging
 import os
@@ -456,6 +457,8 @@ class Daemon:
     async def _expire(self) -> None:
         while True:
             await asyncio.sleep(EXPIRY_SECONDS)
+            # What libraries leave behind in circles, for each of their connections, would else pile up for long.
+            gc.collect(0)
             ends = self.table.silent(datetime.now(UTC))
             if ends:
                 self.table.counters["expired"] += len(ends)
