@@ -46,6 +46,9 @@ if [ -n "$for_tests" ]; then
     command -v curl >/dev/null || missing="$missing curl"
     command -v openssl >/dev/null || missing="$missing openssl"
     /usr/bin/python3 -c 'import XRootD' 2>/dev/null || missing="$missing python3-xrootd"
+    # What VOMS says of people, and the server that reads it.
+    command -v voms-proxy-fake >/dev/null || missing="$missing voms-clients"
+    [ -n "$(find /usr/lib -name 'libXrdVoms-*.so' 2>/dev/null)" ] || missing="$missing xrootd-voms-plugins"
     # Servers of data by HTTP. Their services are not started: see below.
     [ -x /usr/sbin/nginx ] || missing="$missing nginx-light"
     [ -e /usr/lib/apache2/modules/mod_lua.so ] || missing="$missing apache2-bin"
