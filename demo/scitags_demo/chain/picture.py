@@ -5,6 +5,7 @@ matplotlib is imported when a picture is drawn, and draws without a display.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,16 +15,17 @@ from scitags_core.registry import Registry
 from scitags_core.tag import Tag
 from scitags_demo.chain.join import LINKS, Chain, Joined
 from scitags_demo.chain.report import state_of
-from scitags_demo.picture import DOTS_AN_INCH, FAINT, FORMATS, INK, UNTAGGED_COLOUR, colours
+from scitags_demo.picture import DOTS_AN_INCH, FAINT, FORMATS, HUES, INK, UNTAGGED_COLOUR, lighter
 from scitags_demo.report import names_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-WIDTH_INCHES, LINE_INCHES, MARGIN_INCHES = 12.5, 0.2, 1.7
+WIDTH_INCHES, LINE_INCHES, MARGIN_INCHES = 13.0, 0.2, 1.7
 RED = "#c4262e"
 GROUND = "#f3f5f7"
 LEAST_BAR_SECONDS = 0.15  # so that the eye finds it
+SHADES = (0.0, 0.35)  # of an experiment's hue, in turn: the names stand beside the lines
 
 
 def draw(joined: Joined, registry: Registry, began: float, stem: Path) -> list[Path]:
@@ -36,14 +38,13 @@ def draw(joined: Joined, registry: Registry, began: float, stem: Path) -> list[P
     from matplotlib import pyplot as plt  # noqa: PLC0415
 
     chains = order(joined.chains)
-    tags = list(dict.fromkeys(one.expected for one in chains))
-    hues = dict(zip(tags, colours(tags), strict=True))
+    hues = colours(list(dict.fromkeys(one.expected for one in chains)))
     stem.parent.mkdir(parents=True, exist_ok=True)
     settings: dict[Any, Any] = {"font.size": 9, "text.color": INK, "axes.labelcolor": INK, "svg.hashsalt": "scitags"}
     with mpl.rc_context(settings):
         height = MARGIN_INCHES + LINE_INCHES * len(chains)
         figure, (links, times) = plt.subplots(
-            1, 2, figsize=(WIDTH_INCHES, height), sharey=True, width_ratios=(1.0, 1.25), layout="constrained"
+            1, 2, figsize=(WIDTH_INCHES, height), sharey=True, width_ratios=(1.2, 1.25), layout="constrained"
         )
         _ground(links, chains)
         _ground(times, chains)
@@ -61,6 +62,16 @@ def draw(joined: Joined, registry: Registry, began: float, stem: Path) -> list[P
 def order(chains: Sequence[Chain]) -> list[Chain]:
     """By experiment and activity, in the order of time; the untagged last."""
     return sorted(chains, key=lambda one: (one.expected is None, one.expected or Tag(0, 0), one.transfer.begin))
+
+
+def colours(tags: Sequence[Tag | None]) -> dict[Tag | None, str]:
+    """A hue for each experiment, its activities in shades that take turns."""
+    experiments = list(dict.fromkeys(tag.experiment for tag in tags if tag))
+    found: dict[Tag | None, str] = {None: UNTAGGED_COLOUR}
+    for experiment, hue in zip(experiments, itertools.cycle(HUES), strict=False):
+        own = [tag for tag in tags if tag and tag.experiment == experiment]
+        found |= {tag: lighter(hue, share) for tag, share in zip(own, itertools.cycle(SHADES), strict=False)}
+    return found
 
 
 def _title(joined: Joined) -> str:
@@ -96,7 +107,7 @@ def _draw_links(axes: Axes, chains: Sequence[Chain], hues: dict[Tag | None, str]
             else:
                 edge: dict[str, Any] = {"color": "white", "markeredgecolor": UNTAGGED_COLOUR}
                 axes.plot(place, line, marker="o", markersize=4, zorder=2, **edge)
-    axes.set_xticks(range(len(LINKS)), list(LINKS))
+    axes.set_xticks(range(len(LINKS)), list(LINKS), fontsize=8)
     axes.xaxis.tick_top()
     axes.set_xlim(-0.6, len(LINKS) - 0.4)
     _head(axes, "filled: it holds    red: it broke    open: has no such link, or was not reached")
@@ -104,9 +115,10 @@ def _draw_links(axes: Axes, chains: Sequence[Chain], hues: dict[Tag | None, str]
 
 def _draw_times(axes: Axes, chains: Sequence[Chain], hues: dict[Tag | None, str], began: float) -> None:
     for line, chain in enumerate(chains):
-        if not chain.finished:
+        first, last = chain.moved or (chain.started, chain.finished)
+        if not last:
             continue
-        begin, seconds = chain.started - began, max(chain.finished - chain.started, LEAST_BAR_SECONDS)
+        begin, seconds = first - began, max(last - first, LEAST_BAR_SECONDS)
         axes.barh(line, seconds, left=begin, height=0.62, color=hues[chain.expected], linewidth=0)
         axes.text(begin + seconds + 0.2, line, _told(chain), va="center", fontsize=7.5, color=FAINT)
     axes.set_xlabel("time (s)")
