@@ -92,18 +92,23 @@ class Chain(msgspec.Struct, kw_only=True):
 
 
 class Chance(msgspec.Struct, frozen=True):
-    """Flows that nobody tagged and whose hosts gave them a label, those of them that bear a listed pair, and how many
-    would if all labels are random."""
+    """Flows that nobody tagged and whose hosts gave them a label.
+
+    matched     those of them that bear a listed pair
+    expected    how many would if all labels are random
+    announced   those that a firefly names, which is never chance
+    """
 
     flows: int
     matched: int
     expected: float
+    announced: int = 0
 
     @property
     def is_likely(self) -> bool:
-        """Whether as many or more are to be expected at least once in a thousand such observations."""
+        """Whether nothing was announced, and as many or more match at least once in a thousand such observations."""
         below = sum(math.exp(-self.expected) * self.expected**n / math.factorial(n) for n in range(self.matched))
-        return 1 - below >= UNLIKELY
+        return not self.announced and 1 - below >= UNLIKELY
 
 
 class Joined(msgspec.Struct, frozen=True):
@@ -328,14 +333,12 @@ class _Wire:
         return min(fitting, key=lambda flow: flow.octets, default=None)
 
     def chance(self) -> Chance:
-        flows = [
-            flow
-            for key, flow in self._observation.flows.items()
-            if ":" in key.src and key not in self._tagged and any(borne.label for borne in flow.labels)
-        ]
+        free = {key: flow for key, flow in self._observation.flows.items() if key not in self._tagged}
+        flows = [one for key, one in free.items() if ":" in key.src and any(borne.label for borne in one.labels)]
         matched = sum(any(borne.tag is not None for borne in flow.labels) for flow in flows)
         pairs = sum(tag.experiment <= EXPERIMENT_MAX for tag in self._registry.tags())
-        return Chance(len(flows), matched, len(flows) * pairs * LABELS_OF_A_PAIR / LABELS)
+        announced = sum(bool(self.announcements(key)) for key in free)
+        return Chance(len(flows), matched, len(flows) * pairs * LABELS_OF_A_PAIR / LABELS, announced)
 
 
 def _count(fireflies: Iterable[Announcement], state: FlowState) -> int:

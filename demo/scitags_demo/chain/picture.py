@@ -25,6 +25,7 @@ WIDTH_INCHES, LINE_INCHES, MARGIN_INCHES = 13.0, 0.2, 1.7
 RED = "#c4262e"
 GROUND = "#f3f5f7"
 LEAST_BAR_SECONDS = 0.15  # so that the eye finds it
+ROOM_FOR_WORDS = 1.2  # behind the last bar
 SHADES = (0.0, 0.35)  # of an experiment's hue, in turn: the names stand beside the lines
 
 
@@ -114,16 +115,17 @@ def _draw_links(axes: Axes, chains: Sequence[Chain], hues: dict[Tag | None, str]
 
 
 def _draw_times(axes: Axes, chains: Sequence[Chain], hues: dict[Tag | None, str], began: float) -> None:
+    end = 0.0
     for line, chain in enumerate(chains):
         first, last = chain.moved or (chain.started, chain.finished)
         if not last:
             continue
         begin, seconds = first - began, max(last - first, LEAST_BAR_SECONDS)
+        end = max(end, begin + seconds)
         axes.barh(line, seconds, left=begin, height=0.62, color=hues[chain.expected], linewidth=0)
         axes.text(begin + seconds + 0.2, line, _told(chain), va="center", fontsize=7.5, color=FAINT)
     axes.set_xlabel("time (s)")
-    axes.set_xlim(left=0)
-    axes.margins(x=0.12)
+    axes.set_xlim(0, (end or 1.0) * ROOM_FOR_WORDS)
     axes.grid(axis="x", color="#e3e6e9", linewidth=0.8)
     axes.set_axisbelow(True)
     _head(axes, "when it was moved, by what, and the share of its packets that bore the tag")

@@ -37,7 +37,7 @@ SETTLE_SECONDS = 0.5  # the last firefly is on its way
 GRACE_SECONDS = 120.0  # beyond the last beginning, before the show is given up
 HEAD_START_SECONDS = 1.0  # between the orders and the first transfer
 DIRECT_SECONDS = 60
-LINK_MBIT = 100
+LINK_MBIT = 50
 SLOTS = 8
 FTS_PORT = 8446  # FTS's own, on the loopback of the centre
 _POLL_SECONDS = 0.05
@@ -122,8 +122,6 @@ class _Stage:
         registry = self._directory / "registry.json"
         registry.write_bytes(dump(self._options.registry))
         self._rucio = rucio.Service(installed, self._directory, self._inside, experiments, registry)
-        self._watch = Watch(self._network.router, self._directory, self._options.registry, storage.FIRST)
-        self._keep(self._watch.process, self._watch.log)
         for side, places in self._places.items():
             storage.prepare(places, self._authority, plugin)
             namespace = self._network.places[side]
@@ -145,13 +143,15 @@ class _Stage:
         if any(one.by == "rucio" for one in self._plan.direct):
             self._start_rest_server()
         self._wait("the storages", lambda: all(map(storage.server_is_ready, self._places.values())))
-        self._wait("the observer", self._watch.is_ready)
 
     def play(self) -> Evidence:
         """The transfers."""
         self._say("Rucio's conveyor-submitter ...")
         requests = self._rucio.submit()
         submitted = sum(bool(one.job) for one in requests)
+        watch = Watch(self._network.router, self._directory, self._options.registry, storage.FIRST)
+        self._keep(watch.process, watch.log)
+        self._wait("the observer", watch.is_ready)
         began = time.time() + HEAD_START_SECONDS
         self._order(began)
         ruled, direct = len(list(self._plan.ruled)), len(list(self._plan.direct))
@@ -161,7 +161,7 @@ class _Stage:
         # What was never submitted is not waited for.
         self._wait("FTS", lambda: len(self._files()) >= submitted, began + last + GRACE_SECONDS - time.time())
         self._wait_for_ends()
-        report = self._watch.report()
+        report = watch.report()
         self._say("Rucio's conveyor-poller and conveyor-finisher ...")
         states = self._rucio.conclude()
         logged = {
