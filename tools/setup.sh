@@ -52,6 +52,9 @@ if [ -n "$for_tests" ]; then
     { command -v ip || [ -x /sbin/ip ]; } >/dev/null || missing="$missing iproute2"
     [ -x /bin/kill ] || missing="$missing procps"
     /usr/bin/python3 -c 'import XRootD' 2>/dev/null || missing="$missing python3-xrootd"
+    # What VOMS says of people, and the server that reads it.
+    command -v voms-proxy-fake >/dev/null || missing="$missing voms-clients"
+    [ -n "$(find /usr/lib -name 'libXrdVoms-*.so' 2>/dev/null)" ] || missing="$missing xrootd-voms-plugins"
     # Servers of data by HTTP. Their services are not started: see below.
     [ -x /usr/sbin/nginx ] || missing="$missing nginx-light"
     [ -e /usr/lib/apache2/modules/mod_lua.so ] || missing="$missing apache2-bin"

@@ -47,7 +47,7 @@ def examine(config: Config | None) -> list[Finding]:
         found += [_capabilities("marker", _MARKERS_CAPABILITIES), _program(), _ways(), _kernel_labels(), _labels()]
         found += _interfaces(config)
     if "extension_header" in backends:
-        found.append(_capabilities("extension_header", _HEADERS_CAPABILITIES))
+        found += _headers(config)
     if {"sock_ops", "iperf3"} & (sources | enrichers):
         found += [_cgroup(), _connections()]
     if "firefly" in backends and config is not None:
@@ -63,14 +63,17 @@ def _kernel() -> Finding:
 
 
 def _capabilities(backend: str, wanted: Mapping[int, str]) -> Finding:
-    effective = int(_field("/proc/self/status", "CapEff:") or "0", 16)
-    missing = {name for bit, name in wanted.items() if not effective >> bit & 1}
-    if effective >> 21 & 1:
-        missing -= _ADMINS
+    missing = _missing(wanted)
     if missing:
         remedy = f"run as root, or give the unit AmbientCapabilities={' '.join(sorted(wanted.values()))}"
         return Finding("capabilities", "bad", f"{', '.join(sorted(missing))} missing in this process", remedy)
     return Finding("capabilities", "good", f"those that the {backend} needs")
+
+
+def _missing(wanted: Mapping[int, str]) -> set[str]:
+    effective = int(_field("/proc/self/status", "CapEff:") or "0", 16)
+    missing = {name for bit, name in wanted.items() if not effective >> bit & 1}
+    return missing - _ADMINS if effective >> 21 & 1 else missing
 
 
 def _program() -> Finding:
@@ -106,6 +109,64 @@ def _kernel_labels() -> Finding:
     if reason is None:
         return Finding("labels of TCP", "good", "written by the kernel itself, without a program for each packet")
     return Finding("labels of TCP", "note", reason, "until then all labels are written by the program, at tc")
+
+
+def _headers(config: Config | None) -> Iterator[Finding]:
+    """In which ways headers can be had, of those that are asked for, the best first."""
+    instances = [one for one, _ in config.backends if one.kind.kind == "extension_header"] if config else []
+    modes = {str(getattr(one.settings, "mode", "auto")) for one in instances} or {"auto"}
+    on_sockets = _why_not_on_sockets() if modes & {"auto", "socket"} else None
+    at_tc = _why_not_at_tc() if modes - {"socket"} else None
+    if on_sockets is not None:
+        is_bad = "socket" in modes or bool(at_tc)
+        yield _header_finding("socket", "set on live sockets", on_sockets, "put in at tc", is_bad=is_bad)
+    if at_tc is not None:
+        is_bad = bool(modes & {"tc", "tc-unreserved"} or on_sockets)
+        yield _header_finding("tc", "put in at tc", at_tc, "set on live sockets alone", is_bad=is_bad)
+    if modes & {"auto", "tc"}:
+        without = "put in at tc where they fit, and not into full packets"
+        yield _header_finding("route", "put in at tc with room kept free by routes", _why_no_routes(), without)
+
+
+def _header_finding(way: str, how: str, why_not: str, otherwise: str, *, is_bad: bool = False) -> Finding:
+    subject = f"headers: {way}"
+    if not why_not:
+        return Finding(subject, "good", f"can be {how}")
+    if is_bad:
+        return Finding(
+            subject, "bad", why_not, "packaging/systemd/extension-header.conf has the rights that are needed"
+        )
+    return Finding(subject, "note", why_not, f"until then they are {otherwise}")
+
+
+def _why_not_at_tc() -> str:
+    from scitags_agent.bpf.header_program import probe  # noqa: PLC0415
+
+    return probe() or ""
+
+
+def _why_not_on_sockets() -> str:
+    from scitags_agent.connections import Lookup  # noqa: PLC0415
+
+    try:
+        Lookup().close()
+    except OSError as error:
+        return str(error)
+    missing = _missing(_HEADERS_CAPABILITIES)
+    return f"{', '.join(sorted(missing))} missing in this process" if missing else ""
+
+
+def _why_no_routes() -> str:
+    from scitags_agent.reserved_routes import PROTOCOL  # noqa: PLC0415
+    from scitags_agent.rtnetlink import RouteSocket  # noqa: PLC0415
+
+    try:
+        with RouteSocket() as asked:
+            asked.routes_of(PROTOCOL)
+    except OSError as error:
+        return str(error)
+    missing = _missing({12: "CAP_NET_ADMIN", 13: "CAP_NET_RAW"})
+    return f"{', '.join(sorted(missing))} missing in this process" if missing else ""
 
 
 def _labels() -> Finding:
