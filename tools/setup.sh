@@ -43,6 +43,10 @@ fi
 if [ -n "$for_tests" ]; then
     # Debian's build of what the real FTS client is built on: the one on PyPI wants a compiler.
     /usr/bin/python3 -c 'import M2Crypto' 2>/dev/null || missing="$missing python3-m2crypto"
+    # The other loader of the marker, and the headers of a kernel, which it compiles with.
+    [ -e /usr/share/doc/libbpfcc ] || missing="$missing python3-bpfcc"
+    [ -n "$(find /usr/src -maxdepth 1 -name 'linux-headers-*-common' 2>/dev/null)" ] ||
+        missing="$missing linux-headers-$(dpkg --print-architecture 2>/dev/null || echo amd64)"
     # systemd-analyze reads the agent's unit.
     command -v systemd-analyze >/dev/null || missing="$missing systemd"
     # The broker by which FTS tells of finished transfers; nothing of it is started by its packages.
