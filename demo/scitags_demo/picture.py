@@ -72,11 +72,11 @@ def colours(tags: Sequence[Tag | None]) -> list[str]:
         if tag.experiment not in experiments:
             experiments.append(tag.experiment)
         mates = [one for one in tags[:position] if one is not None and one.experiment == tag.experiment]
-        found.append(_lighter(HUES[experiments.index(tag.experiment) % len(HUES)], 1 - 0.72 ** len(mates)))
+        found.append(lighter(HUES[experiments.index(tag.experiment) % len(HUES)], 1 - 0.72 ** len(mates)))
     return found
 
 
-def _lighter(colour: str, share: float) -> str:
+def lighter(colour: str, share: float) -> str:
     """The colour with so much white in it, 0 to 1."""
     parts = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
     return "#" + "".join(f"{round(part + (255 - part) * share):02x}" for part in parts)
