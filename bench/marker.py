@@ -78,7 +78,7 @@ class Found(msgspec.Struct, frozen=True):
 
     nothing: float
     packets: list[Packet]
-    in_map: dict[int, int]  # by flows: how many of them found no place in the table (8 MiB, of what writes in place)
+    in_map: dict[int, int]  # by flows: how many of them found no place in the table (16 MiB, of what writes in place)
     transfers: list[Transfer]
 
 
@@ -105,10 +105,18 @@ def crowd(count: int) -> list[FlowKey]:
     ]
 
 
+def strangers(protocol: int) -> list[bytes]:
+    """Packets of no known flow: what else is in the set that one of them would belong to is another matter for each."""
+    return [
+        p.ethernet(p.ipv6(p.tcp(PORT, 1025 + 7 * one) if protocol == p.TCP else p.udp(PORT, 1025 + 7 * one), protocol))
+        for one in range(SAMPLES)
+    ]
+
+
 OF_NO_FLOW = {
-    "not IPv6": p.ethernet(b"\x45" + bytes(60), p.IPV4),
-    "of no flow, TCP": frame(FlowKey.of("2001:db8::1", 1025, "2001:db8:2::1", 1)),
-    "of no flow, UDP": p.ethernet(p.ipv6(p.udp(), p.UDP)),
+    "not IPv6": [p.ethernet(b"\x45" + bytes(60), p.IPV4)],
+    "of no flow, TCP": strangers(p.TCP),
+    "of no flow, UDP": strangers(p.UDP),
 }
 
 
@@ -121,7 +129,7 @@ def single_packets(peer: Peer | None) -> Found:
         for count in FLOWS:
             with ExitStack() as stack:
                 cases = {
-                    NOTHING: [(stack.enter_context(programs.loaded(programs.returning(-1))), OF_NO_FLOW["not IPv6"])]
+                    NOTHING: [(stack.enter_context(programs.loaded(programs.returning(-1))), OF_NO_FLOW["not IPv6"][0])]
                 }
                 cases |= stack.enter_context(our_cases(count, in_map))
                 if peer is not None:
@@ -170,7 +178,7 @@ def our_cases(count: int, in_map: dict[int, int]) -> Iterator[dict[str, list[Cas
             if in_place:
                 in_map[count] = program.in_map
             descriptor = program.program_fd(ethernet=True)
-            cases |= {f"{name}{suffix}": [(descriptor, packet)] for name, packet in OF_NO_FLOW.items()}
+            cases |= {f"{name}{suffix}": [(descriptor, one) for one in several] for name, several in OF_NO_FLOW.items()}
             cases[f"marked{suffix}"] = [(descriptor, frame(flow)) for flow in sample]
             if count == FLOWS[1]:
                 for flow in (*residents, homeless):
@@ -192,9 +200,9 @@ def static_cases(flows: list[FlowKey]) -> Iterator[dict[str, list[Case]]]:
         program.set_static({(1, ipaddress.IPv6Network("::/0")): LABEL & ~label.ENTROPY_MASK})
         descriptor = program.program_fd(ethernet=True)
         yield {
-            "static labels: not IPv6": [(descriptor, OF_NO_FLOW["not IPv6"])],
+            "static labels: not IPv6": [(descriptor, OF_NO_FLOW["not IPv6"][0])],
             "static labels: the flow's own is written": [(descriptor, frame(flows[0]))],
-            "static labels: the network's is written": [(descriptor, OF_NO_FLOW["of no flow, TCP"])],
+            "static labels: the network's is written": [(descriptor, OF_NO_FLOW["of no flow, TCP"][0])],
         }
     finally:
         program.close()
@@ -207,7 +215,7 @@ def peers_cases(peer: Peer, count: int) -> Iterator[dict[str, list[Case]]]:
     try:
         name = peer.program or loaded.program_names()[0]
         descriptor = loaded.program_fd(name)
-        cases = {f"{name}: {kind}": [(descriptor, packet)] for kind, packet in OF_NO_FLOW.items()}
+        cases = {f"{name}: {kind}": [(descriptor, one) for one in several] for kind, several in OF_NO_FLOW.items()}
         if peer.fill is not None:
             flows = crowd(count)
             peer.fill(loaded, flows, LABEL)

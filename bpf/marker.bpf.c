@@ -85,7 +85,7 @@ static __always_inline void count(__u32 outcome)
 #define MIX 0x9e3779b97f4a7c15ULL
 #define SECOND_MIX 0xc2b2ae3d27d4eb4fULL
 /* As high as the number of sets can be. */
-#define SET_BITS 15
+#define SET_BITS 16
 
 /* Where a key belongs, by the exclusive or of its words; layout.py computes the same. */
 static __always_inline __u32 set_of(__u64 mixed)
@@ -93,9 +93,53 @@ static __always_inline __u32 set_of(__u64 mixed)
 	return mixed >> (64 - SET_BITS) & (SETS - 1);
 }
 
-static __always_inline __u8 hint_of(__u64 mixed)
+/* Two words of a packet, in their order, as one. */
+static __always_inline __u64 join(__u32 first, __u32 second)
 {
-	return mixed >> 26 | 1;
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+	return first | (__u64)second << 32;
+#else
+	return (__u64)first << 32 | second;
+#endif
+}
+
+/* The first of two words that were joined. */
+static __always_inline __u32 first(__u64 word)
+{
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+	return word;
+#else
+	return word >> 32;
+#endif
+}
+
+/* The second of two words that were joined. */
+static __always_inline __u32 second(__u64 word)
+{
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+	return word >> 32;
+#else
+	return word;
+#endif
+}
+
+/* Of the last word of a key: the lower octets of both ports, which are what differs most. The last bit means nothing:
+ * Linux gives connections ports that are all even. */
+static __always_inline __u32 hint_of(__u64 ports_and_protocol)
+{
+	__u32 ports = first(ports_and_protocol);
+
+	return (bpf_ntohs((__u16)(ports ^ ports >> 16)) & 0xff) | 1;
+}
+
+/* A word of what struct set has from its hints on: the same octet in each hint, and the octet of one hint alone. */
+#define IN_EACH_HINT(octet) join((octet) * 0x01010101u, 0)
+#define THE_HINT(number) join(bpf_htonl(0xff000000 >> 8 * (number)), 0)
+
+/* Whether any of the hints in such a word is 0, without a branch for each. */
+static __always_inline int has_hint_of_zero(__u64 word)
+{
+	return !!((word - IN_EACH_HINT(0x01)) & ~word & IN_EACH_HINT(0x80));
 }
 
 /* The label of a slot if it has this key, else 0. */
@@ -165,26 +209,6 @@ static __always_inline int network_offset(void *data, void *end)
 		tag++;
 	}
 	return protocol == bpf_htons(ETH_P_IPV6) ? (void *)tag - data : 0;
-}
-
-/* Two words of a packet, in their order, as one. */
-static __always_inline __u64 join(__u32 first, __u32 second)
-{
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-	return first | (__u64)second << 32;
-#else
-	return (__u64)first << 32 | second;
-#endif
-}
-
-/* The first of two words that were joined. */
-static __always_inline __u32 first(__u64 word)
-{
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-	return word;
-#else
-	return word >> 32;
-#endif
 }
 
 static __always_inline void fill_addresses(const struct ipv6hdr *ip, __u64 *key)
@@ -342,12 +366,11 @@ static __always_inline int quick(struct __sk_buff *skb, const int at, const int 
 	void *end = (void *)(long)skb->data_end;
 	struct ipv6hdr *ip = data + at;
 	const __u64 *addresses = (const void *)&ip->saddr;
-	__u64 ports_and_protocol, mixed, mark, other;
+	__u64 ports_and_protocol, mixed, mark, other, hints;
 	struct state *state = the_state();
 	struct slot *slot;
 	struct set *set;
-	__u8 hint;
-	const __u64 *words, *again;
+	const __u64 *words;
 	__be32 word;
 
 	if (!state)
@@ -398,24 +421,25 @@ another_slot:
 		goto closer;
 	/* All hints, and whether there are any elsewhere. */
 	set = (void *)slot;
-	if (likely(!*(volatile __u64 *)set->hints))
+	hints = *(volatile __u64 *)set->hints;
+	if (likely(!hints))
 		return TC_ACT_UNSPEC;
-	/* Once more, so that the common packet need not keep it. */
-	opaque(data);
-	again = data + at + offsetof(struct ipv6hdr, saddr);
-	hint = hint_of((again[0] ^ again[1] ^ again[2] ^ again[3] ^ ports_and_protocol) * MIX);
-	if (*(volatile __u8 *)&set->hints[0] == hint)
+	/* What is the packet's own becomes 0. */
+	hints ^= IN_EACH_HINT(hint_of(ports_and_protocol));
+	opaque(hints);
+	if (likely(!has_hint_of_zero(hints))) {
+		if (unlikely(second(hints)))
+			goto closer;
+		return TC_ACT_UNSPEC;
+	}
+	if (!(hints & THE_HINT(0)))
 		slot = &set->others[0];
-	else if (*(volatile __u8 *)&set->hints[1] == hint)
+	else if (!(hints & THE_HINT(1)))
 		slot = &set->others[1];
-	else if (*(volatile __u8 *)&set->hints[2] == hint)
+	else if (!(hints & THE_HINT(2)))
 		slot = &set->others[2];
-	else if (*(volatile __u8 *)&set->hints[3] == hint)
-		slot = &set->others[3];
-	else if (set->elsewhere)
-		goto closer;
 	else
-		return TC_ACT_UNSPEC;
+		slot = &set->others[3];
 	mark = *(volatile __u64 *)&slot->mark;
 	barrier();
 	words = (const void *)&slot->key;

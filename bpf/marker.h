@@ -43,7 +43,7 @@ struct slot {
 #define OTHERS (WAYS - 1)
 struct set {
 	struct slot first;
-	__u8 hints[OTHERS]; /* of each other slot: some bits of its key's hash, never 0; 0 for an empty one */
+	__u8 hints[OTHERS]; /* of each other slot: some bits of its ports, never 0; 0 for an empty one */
 	__u32 elsewhere;    /* how many flows that belong here are in another set or in the map */
 	__u32 in_map;       /* how many of them in the map */
 	__u32 unused;
@@ -52,7 +52,7 @@ struct set {
 
 /* Kernels before (about) 5.16 take no more than 4 MiB of global data. */
 #ifdef IN_PLACE
-#define SETS 32768
+#define SETS 65536
 #else
 #define SETS 8192
 #endif

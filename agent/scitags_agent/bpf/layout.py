@@ -28,7 +28,7 @@ WAYS_AT = (0, 64, 112, 160, 208)
 MAX_CPUS = 1024
 COUNTER_WORDS = 8
 COUNTERS_OCTETS = MAX_CPUS * COUNTER_WORDS * 8
-SET_BITS = 15
+SET_BITS = 16
 _MAX_SETS = 1 << SET_BITS
 # The last word of the key of an empty slot: no packet has it.
 EMPTY = (1 << 64) - 1
@@ -42,7 +42,6 @@ _PORTS_AT = 32
 _MIX = 0x9E3779B97F4A7C15
 _SECOND_MIX = 0xC2B2AE3D27D4EB4F
 _SET_SHIFT = 64 - SET_BITS
-_HINT_SHIFT = 26
 _PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
 
 
@@ -132,7 +131,7 @@ def label_word(label: int) -> int:
 
 def hint_of(octets: bytes) -> int:
     """What stands in the set for a slot with this key, 1..255, as the program computes it."""
-    return _mixed(octets) * _MIX >> _HINT_SHIFT & 0xFF | 1
+    return octets[_PORTS_AT + 1] ^ octets[_PORTS_AT + 3] | 1
 
 
 def second_set_of(octets: bytes) -> int:
