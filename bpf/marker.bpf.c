@@ -113,33 +113,13 @@ static __always_inline __u32 first(__u64 word)
 #endif
 }
 
-/* The second of two words that were joined. */
-static __always_inline __u32 second(__u64 word)
-{
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-	return word >> 32;
-#else
-	return word;
-#endif
-}
-
-/* Of the last word of a key: the lower octets of both ports, which are what differs most. The last bit means nothing:
- * Linux gives connections ports that are all even. */
-static __always_inline __u32 hint_of(__u64 ports_and_protocol)
+/* Of the last word of a key: the lower octets of both ports, which are what differs most. Its last bit says nothing:
+ * Linux gives connections even ports as long as there are any. */
+static __always_inline __u64 hint_of(__u64 ports_and_protocol)
 {
 	__u32 ports = first(ports_and_protocol);
 
 	return (bpf_ntohs((__u16)(ports ^ ports >> 16)) & 0xff) | 1;
-}
-
-/* A word of what struct set has from its hints on: the same octet in each hint, and the octet of one hint alone. */
-#define IN_EACH_HINT(octet) join((octet) * 0x01010101u, 0)
-#define THE_HINT(number) join(bpf_htonl(0xff000000 >> 8 * (number)), 0)
-
-/* Whether any of the hints in such a word is 0, without a branch for each. */
-static __always_inline int has_hint_of_zero(__u64 word)
-{
-	return !!((word - IN_EACH_HINT(0x01)) & ~word & IN_EACH_HINT(0x80));
 }
 
 /* The label of a slot if it has this key, else 0. */
@@ -366,11 +346,12 @@ static __always_inline int quick(struct __sk_buff *skb, const int at, const int 
 	void *end = (void *)(long)skb->data_end;
 	struct ipv6hdr *ip = data + at;
 	const __u64 *addresses = (const void *)&ip->saddr;
-	__u64 ports_and_protocol, mixed, mark, other, hints;
+	__u64 ports_and_protocol, mixed, mark, other;
 	struct state *state = the_state();
 	struct slot *slot;
 	struct set *set;
 	const __u64 *words;
+	__u64 hint;
 	__be32 word;
 
 	if (!state)
@@ -421,25 +402,31 @@ another_slot:
 		goto closer;
 	/* All hints, and whether there are any elsewhere. */
 	set = (void *)slot;
-	hints = *(volatile __u64 *)set->hints;
-	if (likely(!hints))
+	if (likely(!*(volatile __u64 *)set->hints))
 		return TC_ACT_UNSPEC;
-	/* What is the packet's own becomes 0. */
-	hints ^= IN_EACH_HINT(hint_of(ports_and_protocol));
-	opaque(hints);
-	if (likely(!has_hint_of_zero(hints))) {
-		if (unlikely(second(hints)))
-			goto closer;
+	hint = hint_of(ports_and_protocol);
+	opaque(hint);
+	/* A jump is taken for the hint that fits alone. */
+	if (unlikely(*(volatile __u8 *)&set->hints[0] == hint))
+		goto hinted_0;
+	if (unlikely(*(volatile __u8 *)&set->hints[1] == hint))
+		goto hinted_1;
+	if (unlikely(*(volatile __u8 *)&set->hints[2] == hint))
+		goto hinted_2;
+	if (unlikely(*(volatile __u8 *)&set->hints[3] == hint))
+		goto hinted_3;
+	if (likely(!*(volatile __u32 *)&set->elsewhere))
 		return TC_ACT_UNSPEC;
-	}
-	if (!(hints & THE_HINT(0)))
-		slot = &set->others[0];
-	else if (!(hints & THE_HINT(1)))
-		slot = &set->others[1];
-	else if (!(hints & THE_HINT(2)))
-		slot = &set->others[2];
-	else
-		slot = &set->others[3];
+	goto closer;
+
+hinted_3:
+	slot++;
+hinted_2:
+	slot++;
+hinted_1:
+	slot++;
+hinted_0:
+	slot = (void *)slot + offsetof(struct set, others);
 	mark = *(volatile __u64 *)&slot->mark;
 	barrier();
 	words = (const void *)&slot->key;
