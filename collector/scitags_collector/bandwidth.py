@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # More than these cannot be told apart by colour, nor listed beside the picture.
 TAGS_SHOWN = 20
+GB_FROM = 10_000.0  # megabytes
 OTHERS_COLOUR = "#8d949c"
 _TITLES: dict[Carrier | None, str] = {
     "label": "Tag in the flow label",
@@ -125,6 +126,7 @@ def _panel(axes: Axes, bandwidth: Bandwidth, rates: Rates, colours: Mapping[Tag 
         row = [rate / scale for rate in (*rates[tag], rates[tag][-1])]
         top = [below + rate for below, rate in zip(base, row, strict=True)]
         axes.fill_between(times, base, top, step="post", color=colours.get(tag, OTHERS_COLOUR), linewidth=0)
+        axes.step(times, top, where="post", color="white", linewidth=0.5)
         base = top
 
 
@@ -139,10 +141,12 @@ def _legend(figure: Figure, bandwidth: Bandwidth, registry: Registry, colours: M
         rows.append((OTHERS_COLOUR, sum(map(bandwidth.megabytes, others)), f"{len(others)} other tags"))
     if bandwidth.megabytes(None):
         rows.append((colours[None], bandwidth.megabytes(None), "no tag"))
+    unit, scale = ("GB", 1e3) if any(amount >= GB_FROM for _, amount, _ in rows) else ("MB", 1.0)
     # Figure spaces are as wide as digits, which makes a column of them.
-    width = max((len(f"{amount:,.1f}") for _, amount, _ in rows), default=0)
-    handles: list[Any] = [
-        Patch(color=colour, label=f"{amount:\u2007>{width},.1f} MB   {name}") for colour, amount, name in rows
+    width = max((len(f"{amount / scale:,.1f}") for _, amount, _ in rows), default=0)
+    handles: list[Any] = [  # from the top of the stack, as the eye finds them in the picture
+        Patch(color=colour, label=f"{amount / scale:\u2007>{width},.1f} {unit}   {name}")
+        for colour, amount, name in reversed(rows)
     ]
     if handles:
         figure.legend(handles=handles, loc="outside right center", frameon=False, labelspacing=0.6)

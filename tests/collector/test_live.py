@@ -289,7 +289,7 @@ def test_of_several_interfaces_one_may_go(pair: Pair) -> None:
         with udp(pair.alice, 4001) as sender:
             sender.sendto(b"x", (BOB, 1094))
         delete_link(pair.bob, "bob0")
-        found = []
+        found: list[Packet] = []
         go_on = until(10)
         with udp(pair.bob, 4003, "::1") as sender, udp(pair.bob, 1094, "::1"):
             for _, one in live.packets(lambda: go_on() and ports(found) != [4001, 4003]):
