@@ -89,8 +89,9 @@ class FtsShare:
 
     def _is_fts(self, one: Transfer, left: dict[Tag, list[Completion]] | None) -> bool:
         if left is None:
-            application = one.application.lower()
-            return any(fnmatch.fnmatchcase(application, pattern) for pattern in self._patterns)
+            # To the passive side of a third-party copy it is a request like any other; the active side knows better.
+            names = [name.lower() for name in (one.application, *one.also)]
+            return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in self._patterns)
         candidates = left.get(one.tag, [])
         found = next((each for each in candidates if _fits(each, one)), None)
         if found is not None:

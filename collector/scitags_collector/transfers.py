@@ -29,6 +29,7 @@ class Transfer(msgspec.Struct):
     octets       that the data's source sent; None where nobody said
     is_whole     start and end were both told, so that it has a duration
     reporters    who told of it
+    also         other names of the application, by other reporters
     """
 
     key: FlowKey
@@ -41,6 +42,7 @@ class Transfer(msgspec.Struct):
     is_whole: bool = False
     reporters: tuple[str, ...] = ()
     transfer_id: str = ""
+    also: tuple[str, ...] = ()
 
     @property
     def seconds(self) -> float | None:
@@ -145,7 +147,11 @@ def merged(transfers: Iterable[Transfer]) -> list[Transfer]:
             found.append(one)
             continue
         same.reporters += one.reporters
-        same.application = same.application or one.application
+        if one.application not in ("", same.application):
+            if same.application:
+                same.also += (one.application,)
+            else:
+                same.application = one.application
         same.octets = one.octets if same.octets is None else same.octets
         if one.is_whole and not same.is_whole:
             same.start, same.end, same.is_whole = one.start, one.end, True
