@@ -82,7 +82,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help=f"with --every: after so long without a packet a flow is forgotten, default {IDLE_SECONDS:g}",
     )
     parser.add_argument("--fireflies", type=Path, metavar="FILE", help="write each firefly there as it is seen")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the bandwidth by tag: .png, .svg or .pdf")
+    parser.add_argument(
+        "--picture",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="draw the bandwidth by tag: .png, .svg or .pdf; may be repeated",
+    )
     parser.add_argument("--parquet", type=Path, metavar="FILE", help="write the same as a Parquet file, besides")
     parser.add_argument("--output", type=Path, metavar="FILE", help="instead of standard output")
     parser.add_argument("--ready", type=Path, metavar="FILE", help="make this file once the capture has begun")
@@ -100,8 +107,8 @@ def run(arguments: argparse.Namespace) -> int:
     # What is missing is said now, not when everything has been seen.
     if arguments.parquet:
         records.load_parquet()
-    if arguments.picture:
-        chart.check_can_draw(arguments.picture)
+    for path in arguments.picture:
+        chart.check_can_draw(path)
     source = names.choose(arguments)
     observation = Observation(source.registry, bucket=arguments.bucket)
     with contextlib.ExitStack() as resources:
@@ -117,7 +124,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.parquet:
         records.write_parquet(observation, arguments.parquet)
     if arguments.picture:
-        bandwidth.draw(bandwidth.of_observation(observation), source.registry, [arguments.picture])
+        bandwidth.draw(bandwidth.of_observation(observation), source.registry, arguments.picture)
     return status
 
 

@@ -7,6 +7,7 @@ syslog header); and the one object of `scitags observe --json`. Files may be mix
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import sys
 from collections.abc import Callable, Iterator
@@ -93,12 +94,17 @@ def read(path: Path, refuse: Refuse) -> Iterator[Told]:
         raise FileUnreadable(f"{name}: {reason}") from None
 
 
-def _opened(path: Path) -> BinaryIO:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
     if path == STANDARD_INPUT:
-        return sys.stdin.buffer
-    file = path.open("rb")
-    magic = file.peek(len(_GZIP_MAGIC))[: len(_GZIP_MAGIC)]
-    return cast("BinaryIO", gzip.open(file)) if magic == _GZIP_MAGIC else file
+        yield sys.stdin.buffer
+        return
+    with path.open("rb") as file:
+        if file.peek(len(_GZIP_MAGIC))[: len(_GZIP_MAGIC)] != _GZIP_MAGIC:
+            yield file
+            return
+        with gzip.open(file) as inside:
+            yield cast("BinaryIO", inside)
 
 
 def _events(line: bytes, name: str) -> Iterator[Told]:
