@@ -1,49 +1,40 @@
-"""A certificate authority for servers in tests."""
+"""A certificate authority for storages that live a few minutes, by the program openssl."""
 
 from __future__ import annotations
 
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 _SECONDS = 60
+_DAYS = "2"
+_NEW_KEY = ("-nodes", "-newkey", "rsa:2048")
 
 
 def _openssl(*arguments: str | Path) -> None:
-    subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True, timeout=_SECONDS)
+    subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True, timeout=_SECONDS)  # noqa: S603, S607
 
 
 class Authority:
-    """Its certificate lies in directory as OpenSSL looks for it."""
+    """Its certificate lies in directory as OpenSSL looks for it. Gone when closed."""
 
     def __init__(self) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="scitags-authority-")
-        Path(self._directory.name).chmod(0o755)
+        Path(self._directory.name).chmod(0o755)  # servers run as users of their own
         self.directory = Path(self._directory.name) / "certificates"
         self.directory.mkdir()
         self.certificate, self._key = self.directory / "authority.pem", self.directory.parent / "authority.key"
-        subject = ["-subj", "/CN=authority of tests", "-days", "2", "-nodes", "-newkey", "rsa:2048"]
+        subject = ["-subj", "/CN=authority for a moment", "-days", _DAYS, *_NEW_KEY]
         _openssl("req", "-x509", *subject, "-keyout", self._key, "-out", self.certificate)
         _openssl("rehash", self.directory)
         self.certificate.chmod(0o644)
 
-    def certify(self, certificate: Path, key: Path, addresses: tuple[str, ...]) -> None:
+    def certify(self, certificate: Path, key: Path, addresses: Sequence[str]) -> None:
         """Write the certificate and key of a server that is reached by these addresses."""
         request, names = key.with_suffix(".csr"), key.with_suffix(".ext")
         names.write_text("subjectAltName=" + ",".join(f"IP:{one}" for one in addresses))
-        _openssl(
-            "req",
-            "-new",
-            "-nodes",
-            "-newkey",
-            "rsa:2048",
-            "-subj",
-            "/CN=server of tests",
-            "-keyout",
-            key,
-            "-out",
-            request,
-        )
+        _openssl("req", "-new", *_NEW_KEY, "-subj", "/CN=server for a moment", "-keyout", key, "-out", request)
         signer: list[str | Path] = [
             "-CA",
             self.certificate,
@@ -51,11 +42,9 @@ class Authority:
             self._key,
             "-CAserial",
             self._key.with_suffix(".srl"),
-            "-CAcreateserial",
-            "-days",
-            "2",
         ]
-        _openssl("x509", "-req", "-in", request, *signer, "-extfile", names, "-out", certificate)
+        signed: list[str | Path] = ["-CAcreateserial", "-days", _DAYS, "-extfile", names, "-out", certificate]
+        _openssl("x509", "-req", "-in", request, *signer, *signed)
         key.chmod(0o400)
 
     def close(self) -> None:

@@ -1,0 +1,69 @@
+"""What is made for a demonstration and goes with it, however it ends."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from scitags_demo.network import module_command
+
+LONGEST_BASE = 64  # the path of a Unix socket has 107 octets
+
+
+@contextmanager
+def cleaned_up() -> Iterator[ExitStack]:
+    """Resources that are closed whatever ends us but SIGKILL, and no further signal stops their closing."""
+    resources = ExitStack()
+    before = signal.signal(signal.SIGTERM, _end)
+    try:
+        yield resources
+    finally:
+        interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        resources.close()
+        signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  (a signal handler's arguments)
+    sys.exit(128 + number)
+
+
+def own_directory(resources: ExitStack, *, keep: bool) -> Path:
+    """A directory of our own; unless kept it goes with us, even when we are killed."""
+    usual = tempfile.gettempdir()
+    base = usual if len(usual) <= LONGEST_BASE else "/tmp"  # noqa: S108  (mkdtemp makes it ours alone)
+    directory = Path(tempfile.mkdtemp(prefix="scitags-demo-", dir=base))
+    if keep:
+        return directory
+    sweeper = subprocess.Popen(  # noqa: S603  (our own command)
+        module_command("scitags_demo.sweep", str(directory)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # what is typed at the terminal does not reach it
+    )
+
+    def sweep() -> None:
+        shutil.rmtree(directory, ignore_errors=True)
+        assert sweeper.stdin is not None
+        sweeper.stdin.close()
+        sweeper.wait()
+
+    resources.callback(sweep)
+    return directory
+
+
+def last_line(log: Path) -> str:
+    """What a process said last, for the message that it failed."""
+    lines: list[str] = []
+    with suppress(OSError):
+        lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "without a word"
