@@ -45,11 +45,18 @@ class Flow(msgspec.Struct, frozen=True):
 
 
 class Announcement(msgspec.Struct, frozen=True):
-    """One firefly."""
+    """One firefly.
+
+    started    when its transfer began, in seconds since 1970
+    octets     that it says were moved, either way
+    """
 
     key: FlowKey
     tag: Tag
     state: FlowState
+    started: float | None = None
+    octets: int | None = None
+    application: str = ""
 
 
 class _Part(msgspec.Struct):
@@ -122,7 +129,9 @@ def _announcement(item: dict[str, Any]) -> Announcement:
     # The names come with every event for the reader's sake; the codec of events does not know them.
     own = {name: value for name, value in item.items() if name not in ("experiment_name", "activity_name")}
     event = decode_event(own)
-    return Announcement(event.key, event.tag, event.state)
+    started = event.start_time.timestamp() if event.start_time else None
+    octets = None if event.usage is None else (event.usage.sent or 0) + (event.usage.received or 0)
+    return Announcement(event.key, event.tag, event.state, started, octets, event.application)
 
 
 def _tag(experiment: int | None, activity: int | None) -> Tag | None:
