@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 DOTS_AN_INCH = 150
 FORMATS = ("png", "svg", "pdf")
-# A hue for each experiment, told apart by the colour-blind too; its activities are shades of it.
+# A hue for each experiment, told apart by the colour-blind too; its activities are shades of it: so much white in them,
+# or black where it is below 0. Neighbours differ most.
 HUES = ("#2b62a8", "#d95f30", "#3b8f4a", "#8a5aa8", "#d7a021", "#2a9aa0", "#c8588f", "#86623e")
+SHADES = (0.0, 0.34, 0.6, -0.3, 0.48, 0.17, 0.7, -0.15)
 UNTAGGED_COLOUR = "#c3c7cc"
 # A time of so many seconds is shown by the clock, with a tick at one of these steps.
 CLOCK_SECONDS, CLOCK_TICKS = 600.0, 10
@@ -76,7 +78,7 @@ def draw(
 
 
 def colours(tags: Sequence[Tag | None]) -> list[str]:
-    """One for each: a hue for each experiment in the order of first appearance, lighter for each next activity."""
+    """One for each: a hue for each experiment in the order of first appearance, and a shade for each next activity."""
     experiments: list[int] = []
     found: list[str] = []
     for position, tag in enumerate(tags):
@@ -86,21 +88,29 @@ def colours(tags: Sequence[Tag | None]) -> list[str]:
         if tag.experiment not in experiments:
             experiments.append(tag.experiment)
         mates = [one for one in tags[:position] if one is not None and one.experiment == tag.experiment]
-        found.append(_lighter(HUES[experiments.index(tag.experiment) % len(HUES)], 1 - 0.72 ** len(mates)))
+        found.append(_shaded(HUES[experiments.index(tag.experiment) % len(HUES)], SHADES[len(mates) % len(SHADES)]))
     return found
 
 
-def _lighter(colour: str, share: float) -> str:
-    """The colour with so much white in it, 0 to 1."""
+def hues(count: int) -> list[str]:
+    """So many colours that differ."""
+    return [_shaded(HUES[number % len(HUES)], SHADES[number // len(HUES) % len(SHADES)]) for number in range(count)]
+
+
+def _shaded(colour: str, share: float) -> str:
+    """The colour with so much white in it, 0 to 1; or black, 0 to -1."""
     parts = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
-    return "#" + "".join(f"{round(part + (255 - part) * share):02x}" for part in parts)
+    towards = 255 if share > 0 else 0
+    return "#" + "".join(f"{round(part + (towards - part) * abs(share)):02x}" for part in parts)
 
 
 def title(axes: Axes, text: str, below: str = "") -> None:
     """A title to the left, and a fainter line below it."""
     axes.set_title(text, loc="left", fontsize=13, fontweight="bold", pad=24 if below else 8)
     if below:
-        axes.text(0, 1.025, below, transform=axes.transAxes, color=FAINT, va="bottom")
+        axes.annotate(
+            below, (0, 1), xycoords="axes fraction", xytext=(0, 7), textcoords="offset points", color=FAINT, va="bottom"
+        )
 
 
 def dress(axes: Axes, *, grid: Literal["x", "y"] = "y") -> None:

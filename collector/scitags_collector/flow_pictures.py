@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = ("png", "svg")
-TAGS_SHOWN = 18
+TAGS_SHOWN = 24
 OTHERS_COLOUR = "#8d949c"
 _WIDTH_INCHES = 11.0
 _ROW_INCHES = 0.3
@@ -34,7 +34,11 @@ def draw(statistics: Statistics, registry: Registry, directory: Path, *, heading
     rows = len(statistics.durations)
     applications = len(statistics.applications)
     pictures: list[tuple[str, Any, float]] = [
-        ("flows", _Flows(statistics, registry, heading), 6.4),
+        (
+            "flows",
+            _Flows(statistics, registry, heading),
+            max(6.4, 1.2 + 0.26 * min(len(statistics.activities), TAGS_SHOWN)),
+        ),
         ("durations", _DurationsOf(statistics, registry, heading), 1.6 + _ROW_INCHES * max(rows, 3)),
         ("not-fts", _NotByFts(statistics, registry, heading), 4.6 + _ROW_INCHES * max(applications, 2)),
     ]
@@ -95,7 +99,7 @@ class _DurationsOf:
             values = [max(one, floor) for one in self._statistics.durations[tag]]
             _duration_row(axes, height, _at_least(floor, rows[tag]), values, colours[tag])
         axes.set_xscale("log")
-        axes.set_xlim(floor / 1.3, max(most, floor) * 2.2)
+        axes.set_xlim(floor / 1.3, max(most, floor) * 3.0)
         axes.xaxis.set_major_locator(ticker.FixedLocator(TICKS_SECONDS))
         axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: _short(x)))
         axes.xaxis.set_minor_locator(ticker.NullLocator())
@@ -144,7 +148,7 @@ class _NotByFts:
         statistics, series = self._statistics, self._statistics.series
         rows = statistics.applications
         names = [row.application for row in rows]
-        colours = {name: chart.HUES[number % len(chart.HUES)] for number, name in enumerate(names)}
+        colours = dict(zip(names, chart.hues(len(names)), strict=True))
         upper, lower = figure.subplots(2, 1, height_ratios=(2.6, max(0.25 * len(rows), 0.6)))
         most = max((sum(parts) for parts in zip(*series.octets.values(), strict=True)), default=0.0)
         size, unit = _unit(most * 8 / series.seconds, _RATES)

@@ -44,7 +44,10 @@ def as_text(statistics: Statistics, source: Source, how: str, notes: Sequence[st
     lines = [head, "", flows, "", table(_DURATION_HEADERS, rows, "llrrrrrr"), ""]
     if one.applications:
         lines += [_applications_text(one, source.registry), ""]
-    return "\n".join([*lines, f"{how}.", source.description, *notes])
+    empty = (
+        [f"{count_text(one.empty, 'flow')} moved nothing, as those do that only arrange a copy"] if one.empty else []
+    )
+    return "\n".join([*lines, f"{how}.", source.description, *empty, *notes])
 
 
 def _flow_cells(row: ActivityRow, registry: Registry) -> tuple[object, ...]:
@@ -106,6 +109,7 @@ def as_json(statistics: Statistics, source: Source, how: str, notes: Sequence[st
         "last": one.last,
         "flows": one.flows,
         "flows_by_fts": one.by_fts,
+        "flows_empty": one.empty,
         "octets": one.octets,
         "octets_by_fts": one.octets_by_fts,
         "activities": [

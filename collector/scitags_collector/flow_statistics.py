@@ -79,12 +79,17 @@ class Series(msgspec.Struct, frozen=True):
 
 
 class Statistics(msgspec.Struct, frozen=True):
-    """All of it. first and last are the earliest start and the latest that was told of."""
+    """All of it.
+
+    first, last   the earliest start, and the latest that was told of
+    empty         flows that moved nothing, by their own word: connections that arrange, files that were not read
+    """
 
     first: datetime
     last: datetime
     flows: int
     by_fts: int
+    empty: int
     octets: int
     octets_by_fts: int
     activities: list[ActivityRow]
@@ -111,6 +116,7 @@ def compute(ours: Sequence[Transfer], others: Sequence[Transfer], *, bucket: flo
         last=last,
         flows=len(transfers),
         by_fts=len(ours),
+        empty=sum(one.octets == 0 for one in transfers),
         octets=octets,
         octets_by_fts=sum(one.octets or 0 for one in ours),
         activities=_activities(ours, transfers, durations, ends),

@@ -79,7 +79,11 @@ class FtsShare:
         return "FTS' are those that it has told of itself"
 
     def split(self, transfers: Iterable[Transfer]) -> tuple[list[Transfer], list[Transfer]]:
-        """FTS' transfers, and the others. Of what FTS has told, each record stands for one transfer."""
+        """FTS' transfers, and the others. Of what FTS has told, each record stands for one transfer.
+
+        Connections of the same transfer that moved nothing by themselves (of a root copy, the one that arranges it) go
+        with it.
+        """
         ours: list[Transfer] = []
         others: list[Transfer] = []
         left = None if self._by_tag is None else {tag: list(found) for tag, found in self._by_tag.items()}
@@ -92,6 +96,9 @@ class FtsShare:
             # To the passive side of a third-party copy it is a request like any other; the active side knows better.
             names = [name.lower() for name in (one.application, *one.also)]
             return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in self._patterns)
+        assert self._by_tag is not None
+        if one.octets == 0:
+            return any(_fits(each, one) for each in self._by_tag.get(one.tag, ()))
         candidates = left.get(one.tag, [])
         found = next((each for each in candidates if _fits(each, one)), None)
         if found is not None:
@@ -105,8 +112,10 @@ def _fits(told: Completion, one: Transfer) -> bool:
         if one.start < told.start_time - SLACK or end > told.end_time + SLACK:
             return False
     both = (told.octets, one.octets)
-    if None not in both and abs((told.octets or 0) - (one.octets or 0)) > _OCTETS_APART * max(
-        count or 0 for count in both
+    if (
+        one.octets
+        and None not in both
+        and abs((told.octets or 0) - (one.octets or 0)) > _OCTETS_APART * max(count or 0 for count in both)
     ):
         return False
     ends = {one.key.src, one.key.dst}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
 from scitags_core.registry import Registry
-from scitags_core.tag import decode
+from scitags_core.tag import Tag, decode
 from scitags_demo.chain.evidence import Evidence
+from scitags_demo.chain.plan import Plan
 
 FIREFLIES, COMPLETIONS = "observed.json", "completions.jsonl"
 
@@ -47,31 +49,41 @@ def _instant(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
-class Expected(msgspec.Struct, frozen=True):
-    """What the plan says that a report of it ought to find.
+class Sums(msgspec.Struct):
+    """Of one tag: transfers, FTS' among them, and octets."""
 
-    tagged     transfers that bear a tag and went well
-    by_fts     of these, FTS'
-    untagged   transfers without a tag: no flow of theirs may be in the report
-    """
+    flows: int = 0
+    by_fts: int = 0
+    octets: int = 0
 
-    tagged: int
-    by_fts: int
-    untagged: int
-    failed: tuple[str, ...]
+    def add(self, octets: int, *, is_fts: bool) -> None:
+        self.flows += 1
+        self.by_fts += is_fts
+        self.octets += octets
+
+    def as_text(self) -> str:
+        return f"{self.flows} flows, {self.by_fts} of them FTS', {self.octets:,} octets"
 
 
-def expected(evidence: Evidence, registry: Registry) -> Expected:
-    """By the plan, and by what became of each transfer by FTS' and the clients' word."""
-    failed = {file.name for file in evidence.files if file.state != "FINISHED"}
-    failed |= {one.name for one in evidence.direct if one.problem}
+def failed(evidence: Evidence) -> tuple[str, ...]:
+    """The transfers that did not go well, by FTS' and the clients' word; also those that never began."""
+    bad = {file.name for file in evidence.files if file.state != "FINISHED"}
+    bad |= {one.name for one in evidence.direct if one.problem}
     done = {file.name for file in evidence.files} | {one.name for one in evidence.direct}
-    failed |= {one.name for one in evidence.plan.transfers if one.name not in done}
-    good = [one for one in evidence.plan.transfers if one.name not in failed]
-    tagged = [one for one in good if one.tag(registry) is not None]
-    return Expected(
-        tagged=len(tagged),
-        by_fts=sum(one.is_ruled for one in tagged),
-        untagged=len(good) - len(tagged),
-        failed=tuple(sorted(failed)),
-    )
+    bad |= {one.name for one in evidence.plan.transfers if one.name not in done}
+    return tuple(sorted(bad))
+
+
+def planned(plan: Plan, registry: Registry, without: Collection[str]) -> tuple[dict[Tag, Sums], int]:
+    """What a report ought to find by tag, and how many transfers bear none; without those of these names."""
+    found: dict[Tag, Sums] = {}
+    untagged = 0
+    for one in plan.transfers:
+        if one.name in without:
+            continue
+        tag = one.tag(registry)
+        if tag is None:
+            untagged += 1
+        else:
+            found.setdefault(tag, Sums()).add(one.octets, is_fts=one.is_ruled)
+    return found, untagged
