@@ -58,7 +58,9 @@ def test_an_observers_report_is_read() -> None:
     flow = found.flows[key]
     assert (flow.packets, flow.octets) == (2, 1560)
     assert (flow.packets_with(ATLAS), flow.octets_with(ATLAS)) == (1, 1500)
-    assert found.announcements == (observer.Announcement(key, ATLAS, FlowState.START),)
+    assert [(one.key, one.tag, one.state, one.application) for one in found.announcements] == [
+        (key, ATLAS, FlowState.START, "x")
+    ]
     assert found.dropped == 3
     assert found.timeline.seconds == 0.25
     assert found.timeline.octets[1000.0] == {ATLAS: 1500, None: 60}

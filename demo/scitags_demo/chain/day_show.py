@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -18,9 +19,12 @@ from scitags_core.cli.output import count_text
 from scitags_core.registry import Registry
 from scitags_core.tag import Tag
 from scitags_demo import picture
+from scitags_demo.chain import join
+from scitags_demo.chain import report as chain_report
 from scitags_demo.chain import run as chain
 from scitags_demo.chain.day import make_day
 from scitags_demo.chain.day_report import Sums, failed, planned, write_inputs
+from scitags_demo.chain.join import Joined
 from scitags_demo.errors import DemoError
 from scitags_demo.series import Series, from_labels
 
@@ -45,6 +49,7 @@ class DayShown(msgspec.Struct, frozen=True):
     untagged         transfers without a tag that went well
     failed           transfers that did not go well, by their names
     problems         where the two differ
+    joined           each file's way from the rule to the wire
     traffic          by tag as the flow labels on the wire had it; None where no packet could be marked
     files            what `scitags report` can be run on again; none where nothing was kept
     """
@@ -58,7 +63,13 @@ class DayShown(msgspec.Struct, frozen=True):
     untagged: int
     failed: tuple[str, ...]
     problems: tuple[str, ...]
+    joined: Joined
     files: tuple[Path, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether all went well, was found again as it was planned, and no link of the chain broke."""
+        return self.joined.holds and not (self.problems or self.failed)
 
 
 def show(options: DayOptions, registry: Registry, output: Path | None, say: Callable[[str], None]) -> DayShown:
@@ -93,6 +104,7 @@ def show(options: DayOptions, registry: Registry, output: Path | None, say: Call
         untagged=untagged,
         failed=lost,
         problems=tuple(_problems(expected, found, registry)),
+        joined=join.join(evidence),
         files=(fireflies, completions) if output else (),
     )
 
@@ -128,7 +140,21 @@ def as_text(shown: DayShown, source: Source) -> str:
         else f"What was planned and what was seen differ: {'; '.join(shown.problems)}."
     )
     notes = [f"Did not go well: {', '.join(shown.failed)}."] if shown.failed else []
-    return "\n".join([flow_report.as_text(shown.statistics, source, shown.how, ()), "", *notes, verdict])
+    chain = chain_report.verdict(shown.joined)
+    return "\n".join([flow_report.as_text(shown.statistics, source, shown.how, ()), "", *notes, verdict, *chain])
+
+
+def as_json(shown: DayShown, source: Source) -> dict[str, Any]:
+    """The report for programs, and whether it is what was planned."""
+    more = {
+        "holds": shown.holds,
+        "chain_holds": shown.joined.holds,
+        "seconds": shown.seconds,
+        "untagged": shown.untagged,
+        "failed": shown.failed,
+        "problems": shown.problems,
+    }
+    return flow_report.as_json(shown.statistics, source, shown.how, ()) | more
 
 
 def pictures(shown: DayShown, registry: Registry, directory: Path) -> list[Path]:

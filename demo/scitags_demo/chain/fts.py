@@ -133,7 +133,7 @@ def main() -> None:
     line = sys.stdin.buffer.readline()
     if not line:
         os._exit(0)
-    worker = Worker(server.jobs, msgspec.json.decode(line, type=Orders), record)
+    worker = Worker(server.queue, msgspec.json.decode(line, type=Orders), record)
     threading.Thread(target=_end_with_input, daemon=True).start()
     while True:
         worker.look()

@@ -21,6 +21,7 @@ from scitags_core.tag import SCITAG_MAX, SCITAG_MIN
 
 VERSION = {"major": 3, "minor": 13, "patch": 4}
 FileState = Literal["SUBMITTED", "ACTIVE", "FINISHED", "FAILED"]
+POLL_SECONDS = 0.05  # how soon it is noticed that the server is to end
 FINAL = ("FINISHED", "FAILED")
 
 
@@ -120,15 +121,15 @@ class JobServer:
 
     def __init__(self, port: int = 0) -> None:
         """Serves from now on, until closed. Port 0: any that is free. Raises OSError."""
-        self.jobs = Jobs()
-        jobs = self.jobs
+        self.queue = Jobs()
+        jobs = self.queue
 
         class Handler(_Handler):
             queue = jobs
 
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(POLL_SECONDS,))
         self._thread.start()
 
     def close(self) -> None:

@@ -55,6 +55,7 @@ class Chain(msgspec.Struct, kw_only=True):
     fireflies   starts and ends on the wire
     octets      IP octets on these connections, in the direction of the data
     problems    what is wrong with which link
+    can_mark    whether packets could be marked where this was run
     """
 
     transfer: Transfer
@@ -75,6 +76,7 @@ class Chain(msgspec.Struct, kw_only=True):
     fireflies: tuple[int, int] = (0, 0)
     octets: int = 0
     problems: dict[Link, str] = {}
+    can_mark: bool = True
 
     @property
     def broken(self) -> Link | None:
@@ -83,8 +85,8 @@ class Chain(msgspec.Struct, kw_only=True):
 
     @property
     def is_found(self) -> bool:
-        """Whether its packets were found on the wire with the tag that it ought to bear."""
-        return self.marked > 0 and self.agent == self.expected
+        """Whether it was found on the wire with the tag that it ought to bear: in packets, else in fireflies."""
+        return self.agent == self.expected and (self.marked > 0 or (not self.can_mark and min(self.fireflies) > 0))
 
 
 class Chance(msgspec.Struct, frozen=True):
@@ -132,7 +134,8 @@ def join(evidence: Evidence) -> Joined:
     wire = _Wire(evidence)
     chains: list[Chain] = []
     for transfer in evidence.plan.transfers:
-        chain = Chain(transfer=transfer, expected=transfer.tag(evidence.registry))
+        tag = transfer.tag(evidence.registry)
+        chain = Chain(transfer=transfer, expected=tag, can_mark=evidence.marking)
         chain.problems = {}
         if transfer.is_ruled:
             _join_rule(chain, evidence, requests.get(transfer.name))

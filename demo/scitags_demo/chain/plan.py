@@ -154,6 +154,16 @@ def _problem(one: Transfer) -> str:
     return next((problem for problem, is_so in wrong.items() if is_so), "")
 
 
+def read(document: bytes) -> Plan:
+    """A plan from JSON: {"transfers": [{"name", "octets", "begin", "by", ...}, ...]}. Raises InvalidValue."""
+    try:
+        plan = msgspec.json.decode(document, type=Plan)
+    except msgspec.DecodeError as error:
+        raise InvalidValue(f"no plan of transfers: {error}") from None
+    check(plan)
+    return plan
+
+
 def make_plan(registry: Registry, *, seed: int, seconds: float, files: int) -> Plan:
     """So many files by FTS that begin within the seconds, and some direct transfers; the same from the same."""
     if files < 1 or seconds <= 0:

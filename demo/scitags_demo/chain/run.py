@@ -42,7 +42,7 @@ FTS_PORT = 8446  # FTS's own, on the loopback of the centre
 _POLL_SECONDS = 0.05
 
 Break = Literal["job", "agent", "marker"]
-BROKEN_SIDE: Side = "east"
+BREAKS: dict[Break, Side | None] = {"job": None, "agent": "east", "marker": "west"}  # at which storage
 Say = Callable[[str], None]
 
 
@@ -52,7 +52,7 @@ class Options(msgspec.Struct, frozen=True):
     link_mbit  what each storage's link takes, in megabits a second; 0: whatever the machine can do
     slots      how many files FTS moves at a time
     breaks     links of the chain that are broken on purpose: "job" (Rucio is told a wrong experiment for CMS), "agent"
-               (none beside the storage in the east), "marker" (that agent has none)
+               (there is none beside the storage in the east), "marker" (the agent in the west has none)
     keep       leave all files where they are, and say where
     """
 
@@ -126,7 +126,7 @@ class _Stage:
         for side, places in self._places.items():
             storage.prepare(places, self._authority, plugin)
             namespace = self._network.places[side]
-            broken = self._options.breaks if side == BROKEN_SIDE else frozenset[Break]()
+            broken = {one for one in self._options.breaks if BREAKS[one] == side}
             if "agent" not in broken:
                 agent = storage.start_agent(places, namespace, marking=marking and "marker" not in broken)
                 self._keep(agent, places.agent_log)
@@ -198,7 +198,7 @@ class _Stage:
             self._say(f"The links are as fast as this machine: {error}")
 
     def _agents_are_ready(self) -> bool:
-        without = BROKEN_SIDE if "agent" in self._options.breaks else ""
+        without = BREAKS["agent"] if "agent" in self._options.breaks else None
         return all(places.agent_socket.exists() for side, places in self._places.items() if side != without)
 
     def _order(self, began: float) -> None:
