@@ -1,4 +1,4 @@
-"""`python -m bench [NAME ...]`: run the benches, all of them by default. `python -m bench NAME OPTION ...`: one of them."""
+"""`python -m bench [NAME ...]`: run the benches, all of them by default; `python -m bench NAME OPTION ...`: one."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@
  * ahead of those with one, as where a receiver handles them on different processors. Back: delay alone. Only TCP over
  * IPv6 is counted, lost, or kept waiting at the bottleneck.
  *
- * It has two TAP devices, a line "ready" when they are there, and a line of counters (JSON) at SIGTERM. The devices go
- * with the process.
+ * It has two TAP devices, a line "ready" when they are there, and a line of counters (JSON) at SIGUSR1, and at SIGTERM,
+ * with which it ends. The devices go with the process.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -34,10 +34,12 @@
 #define LONGEST_SLEEP 200e-6
 #define ETHERNET_OCTETS 14
 #define IPV6_OCTETS 40
+#define PAYLOAD_LENGTH (ETHERNET_OCTETS + 4)
 #define NEXT_HEADER (ETHERNET_OCTETS + 6)
-/* Headers with every option that Linux sends: what is longer bears data. */
-#define WITHOUT_DATA 120
-#define RUNT 600
+#define FIRST_HEADER (ETHERNET_OCTETS + IPV6_OCTETS)
+#define TCP_OCTETS 20
+#define TCP_DATA_OFFSET 12
+#define RUNT_DATA 512
 
 struct queue {
 	unsigned int head, tail;
@@ -52,8 +54,8 @@ struct settings {
 };
 
 struct counters {
-	unsigned long marked, unmarked; /* TCP packets that came to the path */
-	unsigned long runts;            /* of them those with data, but little */
+	unsigned long marked, unmarked; /* TCP packets that came to the path, with an extension header and without */
+	unsigned long runts;            /* of them those with data, but less than 512 octets */
 	unsigned long lost;             /* by chance */
 	unsigned long queue_full;       /* dropped at the bottleneck */
 	unsigned long no_room;          /* dropped by this program: a figure with any of these says nothing */
@@ -64,12 +66,20 @@ enum { WITH_HEADER, WITHOUT_HEADER, BACK, QUEUES };
 
 static struct queue queues[QUEUES];
 static struct counters counters;
-static volatile sig_atomic_t stopped;
+static volatile sig_atomic_t stopped, asked;
 
-static void stop(int number)
+static void heed(int number)
 {
-	(void)number;
-	stopped = 1;
+	asked = 1;
+	stopped = stopped || number == SIGTERM;
+}
+
+static void tell(void)
+{
+	printf("{\"marked\": %lu, \"unmarked\": %lu, \"runts\": %lu, \"lost\": %lu, \"queue_full\": %lu, \"no_room\": %lu}\n",
+	       counters.marked, counters.unmarked, counters.runts, counters.lost, counters.queue_full, counters.no_room);
+	fflush(stdout);
+	asked = 0;
 }
 
 static void die(const char *what)
@@ -118,20 +128,39 @@ static bool put(struct queue *queue, const unsigned char *packet, int octets, do
 	return true;
 }
 
+/* Octets of data of a TCP packet over IPv6, negative of any other; whether it bears an options header of a scitag. */
+static int tcp_data(const unsigned char *packet, int octets, bool *headed)
+{
+	int at = FIRST_HEADER, kind = octets >= FIRST_HEADER + TCP_OCTETS ? packet[NEXT_HEADER] : -1;
+
+	*headed = kind == IPPROTO_DSTOPTS || kind == IPPROTO_HOPOPTS;
+	if (packet[12] != 0x86 || packet[13] != 0xdd)
+		return -1;
+	while (kind == IPPROTO_DSTOPTS || kind == IPPROTO_HOPOPTS) {
+		kind = packet[at];
+		at += 8 * (packet[at + 1] + 1);
+		if (at + TCP_OCTETS > octets)
+			return -1;
+	}
+	if (kind != IPPROTO_TCP)
+		return -1;
+	return FIRST_HEADER + (packet[PAYLOAD_LENGTH] << 8 | packet[PAYLOAD_LENGTH + 1]) - at -
+	       4 * (packet[at + TCP_DATA_OFFSET] >> 4);
+}
+
 /* What becomes of a packet that goes forth. */
 static void forward(const struct settings *path, const unsigned char *packet, int octets, double time)
 {
 	static double free_at; /* when the bottleneck has forwarded all that waits */
-	unsigned char next = packet[NEXT_HEADER];
-	bool ipv6 = octets > ETHERNET_OCTETS + IPV6_OCTETS && packet[12] == 0x86 && packet[13] == 0xdd;
-	bool headed = ipv6 && (next == IPPROTO_DSTOPTS || next == IPPROTO_HOPOPTS);
-	bool tcp = headed || (ipv6 && next == IPPROTO_TCP);
+	bool headed;
+	int data = tcp_data(packet, octets, &headed);
+	bool tcp = data >= 0;
 	double due = time + path->delay;
 
 	if (tcp) {
 		*(headed ? &counters.marked : &counters.unmarked) += 1;
-		counters.runts += octets > WITHOUT_DATA && octets < RUNT;
-		if (octets > WITHOUT_DATA && drand48() < path->loss) {
+		counters.runts += data > 0 && data < RUNT_DATA;
+		if (data > 0 && drand48() < path->loss) {
 			counters.lost++;
 			return;
 		}
@@ -257,7 +286,10 @@ int main(int count, char **arguments)
 	}
 	one = make_tap(arguments[optind], arguments[optind + 1]);
 	other = make_tap(arguments[optind + 2], arguments[optind + 3]);
-	signal(SIGTERM, stop);
+	/* A router does not wait for what the hosts have to do; without the right, this one does. */
+	sched_setscheduler(0, SCHED_FIFO, &(struct sched_param){ .sched_priority = 1 });
+	signal(SIGTERM, heed);
+	signal(SIGUSR1, heed);
 	printf("ready\n");
 	fflush(stdout);
 	while (!stopped) {
@@ -267,8 +299,8 @@ int main(int count, char **arguments)
 		any |= deliver(one, &queues[BACK], &queues[BACK]);
 		if (!any)
 			rest(one, other);
+		if (asked)
+			tell();
 	}
-	printf("{\"marked\": %lu, \"unmarked\": %lu, \"runts\": %lu, \"lost\": %lu, \"queue_full\": %lu, \"no_room\": %lu}\n",
-	       counters.marked, counters.unmarked, counters.runts, counters.lost, counters.queue_full, counters.no_room);
 	return 0;
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -42,30 +43,48 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class PathCounters(msgspec.Struct, frozen=True):
-    """What came to the path (path_box.c); of TCP alone."""
+    """What came to the path so far (path_box.c); of TCP alone.
 
-    marked: int
-    unmarked: int
-    runts: int
-    lost: int
-    queue_full: int
-    no_room: int
+    marked, unmarked   with an extension header, and without
+    runts              with data, but less than 512 octets
+    lost, queue_full   by chance, and for want of room at the bottleneck
+    no_room            for want of room in path_box itself: figures with any of these say nothing
+    """
+
+    marked: int = 0
+    unmarked: int = 0
+    runts: int = 0
+    lost: int = 0
+    queue_full: int = 0
+    no_room: int = 0
+
+    def since(self, earlier: PathCounters) -> PathCounters:
+        """What came after those of an earlier moment."""
+        before = msgspec.structs.asdict(earlier)
+        return PathCounters(**{name: value - before[name] for name, value in msgspec.structs.asdict(self).items()})
 
 
 class Joined(msgspec.Struct):
-    """Two hosts, joined."""
+    """Two hosts, joined; box is what lies between them, if anything does."""
 
     alice: Namespace
     bob: Namespace
     box: subprocess.Popen[str] | None = None
-    counters: PathCounters | None = None
+
+    def counters(self) -> PathCounters:
+        """So far; nothing is counted on veth."""
+        if self.box is None:
+            return PathCounters()
+        assert self.box.stdout is not None
+        self.box.send_signal(signal.SIGUSR1)
+        return msgspec.json.decode(self.box.stdout.readline(), type=PathCounters)
 
 
 @contextmanager
 def joined(mtu: int, limits: Limits | None = None) -> Iterator[Joined]:
     """alice sends by `alice0`, bob receives by `bob0`. Without limits they are joined by veth.
 
-    The counters of a path with limits are there after leaving. Raises PathUnavailable.
+    Raises PathUnavailable.
     """
     with ExitStack() as stack:
         alice = stack.enter_context(Namespace("alice"))
@@ -74,7 +93,7 @@ def joined(mtu: int, limits: Limits | None = None) -> Iterator[Joined]:
         if limits is None:
             link(alice, SENDING, bob, RECEIVING, mtu=mtu)
         else:
-            stack.enter_context(_box(path, limits))
+            path.box = stack.enter_context(_box(path, limits))
             for host, interface in ((alice, SENDING), (bob, RECEIVING)):
                 set_mtu(host, interface, mtu)
                 set_up(host, interface)
@@ -84,7 +103,7 @@ def joined(mtu: int, limits: Limits | None = None) -> Iterator[Joined]:
 
 
 @contextmanager
-def _box(path: Joined, limits: Limits) -> Iterator[None]:
+def _box(path: Joined, limits: Limits) -> Iterator[subprocess.Popen[str]]:
     with tempfile.TemporaryDirectory() as directory:
         program = Path(directory, "path_box")
         try:
@@ -95,9 +114,9 @@ def _box(path: Joined, limits: Limits) -> Iterator[None]:
             raise PathUnavailable("a path with limits needs gcc") from None
         if compiled.returncode:
             raise PathUnavailable(f"{SOURCE.name} does not compile: {compiled.stderr.strip()}")
+        ends = [path.alice.path, SENDING, path.bob.path, RECEIVING]
         box = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", program, *_options(limits)]
-            + [path.alice.path, SENDING, path.bob.path, RECEIVING],
+            ["setpriv", "--pdeathsig", "KILL", str(program), *_options(limits), *ends],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -106,16 +125,14 @@ def _box(path: Joined, limits: Limits) -> Iterator[None]:
             assert box.stdout is not None
             if box.stdout.readline() != "ready\n":
                 raise PathUnavailable(f"the path cannot be made: {box.communicate()[1].strip()}")
-            yield
+            yield box
         finally:
             box.terminate()
             try:
-                told, _ = box.communicate(timeout=END_SECONDS)
+                box.communicate(timeout=END_SECONDS)
             except subprocess.TimeoutExpired:
                 box.kill()
-                told, _ = box.communicate()
-            if told:
-                path.counters = msgspec.json.decode(told, type=PathCounters)
+                box.communicate()
 
 
 def _options(limits: Limits) -> list[str]:

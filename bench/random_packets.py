@@ -1,8 +1,10 @@
-"""Packets at random through the marker's program, by BPF_PROG_TEST_RUN: `python -m bench random_packets`.
+"""Packets at random through the programs that mark, by BPF_PROG_TEST_RUN: `python -m bench random_packets`.
 
-Each is whole, cut short, or damaged in a few octets; with VLAN tags, extension headers, fragments. After the program it
-must be octet for octet what it was, or differ in the 20 bits of the label alone, which are a known flow's; and the
-program must pass it on. How many there are is in $PACKETS, ten million unless set.
+Each is whole, cut short, or damaged in a few octets; with VLAN tags, extension headers, fragments. After the marker's
+program it must be octet for octet what it was, or differ in the 20 bits of the label alone, which are a known flow's.
+After the program for extension headers it must be what it was, or have them behind its fixed header, in its length and
+in its next header, and be the same in all else. Both must pass it on. How many there are is in $PACKETS, ten million
+for each program unless set, the second in all its three ways.
 """
 
 from __future__ import annotations
@@ -15,18 +17,28 @@ import random
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 
+from scitags_agent.bpf.header_program import Header, HeaderProgram
 from scitags_agent.bpf.layout import TestRunOpts
 from scitags_agent.bpf.libbpf import library
 from scitags_agent.bpf.loader import MarkerProgram, probe
-from scitags_core import label
+from scitags_core import exthdr, label
 from scitags_core.flow import FlowKey
+from scitags_core.tag import Tag
 from tests.netns import packets as p
 
 PACKETS = int(os.environ.get("PACKETS", "10000000"))
 SEED = 20261123
 LABEL = label.encode(3, 14, 21)
 FLOWS = [FlowKey.of(p.SRC, 1094, p.DST, 43720, kind) for kind in ("tcp", "udp")]
+TAG = Tag(3, 14)
+HEADER_KINDS: dict[Header, tuple[int, ...]] = {
+    "destination-options": (p.DESTINATION,),
+    "hop-by-hop": (p.HOP_BY_HOP,),
+    "both": (p.HOP_BY_HOP, p.DESTINATION),
+}
+ETHERNET, FIXED = 14, 40
 PASS_ON = -1  # TC_ACT_UNSPEC
 SHORTEST = 15  # an Ethernet header and more
 VLAN, SERVICE_VLAN = 0x8100, 0x88A8
@@ -58,10 +70,25 @@ def bases(chance: random.Random) -> list[bytes]:
     return found
 
 
+def plain(chance: random.Random, count: int) -> list[bytes]:
+    """Whole packets without extension headers, short ones and long ones, some with an end of padding."""
+    found = []
+    for _ in range(count):
+        port = chance.choice((1094, 1094, 1094, 1095))
+        octets = bytes(chance.choice((0, 0, chance.randrange(64), chance.randrange(1500))))
+        protocol = chance.choice((p.TCP, p.UDP))
+        payload = (p.udp(port) if protocol == p.UDP else p.tcp(port)) + octets
+        packet = p.ipv6(payload, protocol, traffic_class=chance.randrange(256), label=chance.randrange(1 << 20))
+        found.append(
+            p.ethernet(packet, p.IPV6, *chance.choice((*TAGS[:1] * 5, TAGS[1]))) + bytes(chance.choice((0,) * 9 + (4,)))
+        )
+    return found
+
+
 class Harness:
     """The program, and memory that is used again for each packet."""
 
-    def __init__(self, program: MarkerProgram) -> None:
+    def __init__(self, program: MarkerProgram | HeaderProgram) -> None:
         self._descriptor = program.program_fd(ethernet=True)
         self._in = ctypes.create_string_buffer(4096)
         self._out = ctypes.create_string_buffer(4096)
@@ -98,6 +125,19 @@ def only_the_label_differs(before: bytes, after: bytes) -> bool:
     return False
 
 
+def only_the_header_is_new(before: bytes, after: bytes, header: Header, tag: Tag) -> bool:
+    """Whether headers with the tag stand behind the fixed one, counted in its length, and nothing else changed."""
+    fixed = bytearray(before[ETHERNET : ETHERNET + FIXED])
+    rest = before[ETHERNET + FIXED :]
+    length, protocol = int.from_bytes(fixed[4:6], "big"), fixed[6]
+    if before[12:ETHERNET] != b"\x86\xdd" or length != len(rest) or protocol not in (p.TCP, p.UDP):
+        return False
+    for kind in reversed(HEADER_KINDS[header]):
+        rest, protocol = exthdr.encode(*tag, protocol) + rest, kind
+    fixed[4:7] = len(rest).to_bytes(2, "big") + bytes((protocol,))
+    return after == before[:ETHERNET] + bytes(fixed) + rest
+
+
 def damaged(packet: bytes, chance: random.Random) -> bytes:
     """As it is, cut short, or with some octets changed; more often than not in the headers."""
     kind = chance.random()
@@ -111,45 +151,86 @@ def damaged(packet: bytes, chance: random.Random) -> bytes:
     return bytes(changed)
 
 
+def run(
+    program: MarkerProgram | HeaderProgram,
+    count: int,
+    make: Callable[[random.Random], list[bytes]],
+    changed: str,
+    is_right: Callable[[bytes, bytes], bool],
+) -> None:
+    """So many of the packets that are made, damaged; the first that comes out wrong ends the process.
+
+    changed says what became of those that are not as they were.
+    """
+    chance = random.Random(SEED)  # to be the same each time
+    counts: Counter[str] = Counter()
+    harness, choices = Harness(program), make(chance)
+    began = time.monotonic()
+    done = 0
+    while done < count:
+        packet = damaged(choices[int(chance.random() * len(choices))], chance)
+        try:
+            verdict, after = harness.run(packet)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            continue  # too short for its own network header: the kernel makes no such packet for a test
+        done += 1
+        if verdict != PASS_ON:
+            sys.exit(f"verdict {verdict} for {packet.hex()}")
+        if after == packet:
+            counts["octet for octet as they were"] += 1
+        elif is_right(packet, after):
+            counts[changed] += 1
+        else:
+            sys.exit(f"{packet.hex()} became {after.hex()}")
+    print(f"\n{count:,} packets at random (seed {SEED}), in {time.monotonic() - began:.0f} s")
+    for text, number in counts.items():
+        print(f"  {text:<54} {number:>12,}")
+    print("  any other verdict or change would have ended the run, and been shown")
+    print(f"  the program counted: {program.outcomes()}", flush=True)
+
+
+def labels() -> None:
+    """Through the marker's program."""
+    program = MarkerProgram(max_flows=16)
+    try:
+        for flow in FLOWS:
+            program.set(flow, LABEL)
+        run(program, PACKETS, bases, "with a known flow's label, and nothing else changed", only_the_label_differs)
+    finally:
+        program.close()
+
+
+def for_headers(chance: random.Random) -> list[bytes]:
+    """Every header chain, and as many packets that have none."""
+    found = bases(chance)
+    return found + plain(chance, len(found))
+
+
+def headers(header: Header) -> None:
+    """Through the program for extension headers, a third of them."""
+    program = HeaderProgram(header, max_flows=16)
+    try:
+        for flow in FLOWS:
+            program.put(flow, TAG)
+
+        def is_right(before: bytes, after: bytes) -> bool:
+            return only_the_header_is_new(before, after, header, TAG)
+
+        run(program, PACKETS // len(HEADER_KINDS), for_headers, f"with {header}, and nothing else changed", is_right)
+    finally:
+        program.close()
+
+
 def main() -> None:
     reason = probe() if os.geteuid() == 0 else "needs root"
     if reason is not None:
         print(f"\nrandom packets are left out: {reason}", file=sys.stderr)
         return
-    chance = random.Random(SEED)  # to be the same each time
-    program = MarkerProgram(max_flows=16)
-    counts: Counter[str] = Counter()
-    try:
-        for flow in FLOWS:
-            program.set(flow, LABEL)
-        harness, choices = Harness(program), bases(chance)
-        began = time.monotonic()
-        done = 0
-        while done < PACKETS:
-            packet = damaged(choices[int(chance.random() * len(choices))], chance)
-            try:
-                verdict, after = harness.run(packet)
-            except OSError as error:
-                if error.errno != errno.EINVAL:
-                    raise
-                continue  # too short for its own network header: the kernel makes no such packet for a test
-            done += 1
-            if verdict != PASS_ON:
-                sys.exit(f"verdict {verdict} for {packet.hex()}")
-            if after == packet:
-                counts["octet for octet as they were"] += 1
-            elif only_the_label_differs(packet, after):
-                counts["with a known flow's label, and nothing else changed"] += 1
-            else:
-                sys.exit(f"{packet.hex()} became {after.hex()}")
-        seconds = time.monotonic() - began
-        print(f"\n{PACKETS:,} packets at random (seed {SEED}), in {seconds:.0f} s")
-        for text, count in counts.items():
-            print(f"  {text:<54} {count:>12,}")
-        print("  any other verdict or change would have ended the run, and been shown")
-        print(f"  the program counted: {program.outcomes()}")
-    finally:
-        program.close()
+    labels()
+    for header in HEADER_KINDS:
+        headers(header)
 
 
 if __name__ == "__main__":

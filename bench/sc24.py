@@ -1,4 +1,4 @@
-"""The demonstration of Supercomputing 2024 on one machine: parallel streams, unmarked, then labelled, then with headers.
+"""The demonstration of Supercomputing 2024, here: parallel streams, unmarked, then labelled, then with headers.
 
     python -m bench sc24 [--seconds N] [--streams N] [--seed N] [--mtu N] [--repeats N] [--path] [--rate PACKETS]
         [--peer-label FILE --peer-header FILE] [--picture STEM] [--observe DIRECTORY] [--json]
@@ -77,6 +77,7 @@ class Part(msgspec.Struct, frozen=True):
     reorderings: int
     window_spread: float
     marks: Marks
+    path: PathCounters
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -86,7 +87,6 @@ class Run(msgspec.Struct, frozen=True):
     repetition: int
     parts: tuple[Part, ...]
     samples: tuple[Sample, ...]
-    path: PathCounters | None
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -106,6 +106,15 @@ def drawn_tags(seed: int, count: int) -> tuple[Tag, ...]:
     return tuple(random.Random(seed).choices(tags, k=count))
 
 
+class Span(msgspec.Struct, frozen=True):
+    """What is measured of a part: from when to when by samples' seconds, what packets bore, what the path saw."""
+
+    begin: float
+    end: float
+    marks: Marks
+    path: PathCounters
+
+
 def run(
     contender: str, names: Sequence[str], repetition: int, tags: Sequence[Tag], settings: argparse.Namespace
 ) -> Run:
@@ -123,13 +132,11 @@ def run(
     finally:
         os.sched_setaffinity(0, allowed)
     parts = _parts(tuple(ways.items()), spans, samples)
-    return Run(contender, repetition, parts, tuple(samples), hosts.counters)
+    return Run(contender, repetition, parts, tuple(samples))
 
 
-def _part(
-    hosts: Joined, streams: Streams, way: Way, seconds: float, samples: list[Sample]
-) -> tuple[float, float, Marks]:
-    """When what is measured began and ended, and what its packets bore; marks are on meanwhile."""
+def _part(hosts: Joined, streams: Streams, way: Way, seconds: float, samples: list[Sample]) -> Span:
+    """Marks are on meanwhile; samples are added to."""
     settled = time.monotonic() + min(SETTLING_SECONDS, seconds)
     way.put_on(streams.streams)
     _sample_until(settled - LOOK_SECONDS, streams, samples)
@@ -137,11 +144,12 @@ def _part(
     marks = look.at(streams.streams, way.kind, seconds=LOOK_SECONDS)
     look.close()
     wait_until(settled)
-    begin = streams.sample()
+    begin, before = streams.sample(), hosts.counters()
     samples.append(begin)
     _sample_until(time.monotonic() + seconds, streams, samples)
+    path = hosts.counters().since(before)
     way.take_off(streams.streams)
-    return begin.seconds, samples[-1].seconds, marks
+    return Span(begin.seconds, samples[-1].seconds, marks, path)
 
 
 def _sample_until(end: float, streams: Streams, samples: list[Sample]) -> None:
@@ -152,12 +160,10 @@ def _sample_until(end: float, streams: Streams, samples: list[Sample]) -> None:
         samples.append(streams.sample())
 
 
-def _parts(
-    ways: Sequence[tuple[str, Way]], spans: Sequence[tuple[float, float, Marks]], samples: Sequence[Sample]
-) -> tuple[Part, ...]:
+def _parts(ways: Sequence[tuple[str, Way]], spans: Sequence[Span], samples: Sequence[Sample]) -> tuple[Part, ...]:
     found: list[Part] = []
-    for (name, way), (begin, end, marks) in zip(ways, spans, strict=True):
-        inside = [one for one in samples if begin <= one.seconds <= end]
+    for (name, way), span in zip(ways, spans, strict=True):
+        inside = [one for one in samples if span.begin <= one.seconds <= span.end]
         first, last = inside[0], inside[-1]
         seconds = last.seconds - first.seconds
         speed = (sum(last.received) - sum(first.received)) * 8 / 1e9 / seconds
@@ -167,8 +173,8 @@ def _parts(
             Part(
                 way=name,
                 kind=way.kind,
-                begin=begin,
-                end=end,
+                begin=span.begin,
+                end=span.end,
                 gigabits_per_second=speed,
                 ratio=speed / (found[0].gigabits_per_second if found else speed),
                 busy=busy,
@@ -178,7 +184,8 @@ def _parts(
                 dsacks=last.dsacks - first.dsacks,
                 reorderings=last.reorderings - first.reorderings,
                 window_spread=statistics.pstdev(windows) / statistics.mean(windows),
-                marks=marks,
+                marks=span.marks,
+                path=span.path,
             )
         )
     return tuple(found)
@@ -238,7 +245,7 @@ def show(found: Found) -> None:
         print(f"\n  {contender}" + (f", medians of {len(runs)} runs" if len(runs) > 1 else ""))
         print(
             f"    {'':<24} {'Gbit/s':>7} {'ratio':>6} {'busy':>5} {'softirq':>7} {'packets/s':>10} "
-            f"{'sent again':>10} {'DSACKs':>7} {'reordered':>9} {'window':>7} {'marked':>7}"
+            f"{'runts':>8} {'sent again':>10} {'DSACKs':>7} {'reordered':>9} {'window':>7} {'marked':>7}"
         )
         for parts in zip(*(one.parts for one in runs), strict=True):
             print(f"    {parts[0].way:<24}" + _line(parts))
@@ -246,12 +253,13 @@ def show(found: Found) -> None:
 
 def _line(parts: Sequence[Part]) -> str:
     def median(name: str) -> float:
-        return statistics.median(getattr(one, name) for one in parts)
+        return float(statistics.median(getattr(one, name) for one in parts))
 
     right = sum(one.marks.right for one in parts) / max(1, sum(one.marks.packets for one in parts))
     return (
         f" {median('gigabits_per_second'):>7.3f} {median('ratio'):>6.3f} {median('busy'):>5.0%} "
-        f"{median('softirq'):>7.0%} {median('packets'):>10,.0f} {median('retransmitted'):>10,.0f} "
+        f"{median('softirq'):>7.0%} {median('packets'):>10,.0f} "
+        f"{statistics.median(one.path.runts for one in parts):>8,.0f} {median('retransmitted'):>10,.0f} "
         f"{median('dsacks'):>7,.0f} {median('reorderings'):>9,.0f} {median('window_spread'):>7.1%} "
         + (f"{right:>7.1%}" if parts[0].kind != "none" else f"{'-':>7}")
     )

@@ -31,17 +31,18 @@ from pyroute2 import IPRoute
 
 from bench.children import forked, stay_on_cpu
 from bench.resampling import Interval, median_of
-from bench.ways import PEER_HEADER, PEER_LABEL, Stream, opened
+from bench.ways import OURS, PEER_HEADER, PEER_LABEL, Stream, opened
 from scitags_agent.bpf.kernel_label import probe
 from scitags_core.flow import FlowKey
 from scitags_core.tag import Tag
-from tests.netns.conftest import ALICE, BOB
+from tests.netns.conftest import ALICE
 from tests.netns.namespaces import Namespace, add_address, link
 
-PORT = 1094
+PORT, FIRST_CLIENT_PORT = 1094, 20_000
+MOST_WAYS = 16
 TAG = Tag(2, 15)
 UNMARKED, SHORT = "unmarked", "unmarked, shorter segments"
-WAYS = (UNMARKED, SHORT, "label, by the kernel", "label, at tc", "header, on the socket")
+WAYS = (UNMARKED, SHORT, *OURS)
 MTUS = (1500, 9000)
 ROUNDS = 150
 WARM_UP_ROUNDS = 3
@@ -68,6 +69,11 @@ class Speed(msgspec.Struct, frozen=True):
     processor_ratio: Interval
 
 
+def far_address(number: int) -> str:
+    """The receiver's, for each connection its own: a route that keeps room for headers is for one address."""
+    return f"2001:db8::b:{number:x}"
+
+
 @contextmanager
 def hosts(mtu: int, bits_per_second: float) -> Iterator[tuple[Namespace, Namespace]]:
     """Two, joined by veth; 0 for no limit on what the first may send."""
@@ -76,7 +82,10 @@ def hosts(mtu: int, bits_per_second: float) -> Iterator[tuple[Namespace, Namespa
         bob = stack.enter_context(Namespace("bob"))
         link(alice, "alice0", bob, "bob0", mtu=mtu)
         add_address(alice, "alice0", ALICE, 64)
-        add_address(bob, "bob0", BOB, 64)
+        for number in range(MOST_WAYS):
+            add_address(bob, "bob0", far_address(number), 64)
+        # Each waits for its turn longer than its window would live.
+        alice.set_sysctl("ipv4/tcp_slow_start_after_idle", "0")
         if bits_per_second:
             with alice.entered(), IPRoute() as netlink:
                 index = netlink.link_lookup(ifname="alice0")[0]
@@ -92,7 +101,7 @@ class Turns:
         """A connection for each of these sizes that segments may have at most, 0 for no such limit."""
         self._stack = ExitStack()
         with bob.entered():
-            server = socket.create_server((BOB, PORT), family=socket.AF_INET6)
+            server = socket.create_server(("::", PORT), family=socket.AF_INET6)
         ends = []
         self.senders: list[socket.socket] = []
         with server, alice.entered():
@@ -100,8 +109,8 @@ class Turns:
                 sender = self._stack.enter_context(socket.socket(socket.AF_INET6))
                 if octets:
                     sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, octets)
-                sender.bind((ALICE, 20_000 + number))
-                sender.connect((BOB, PORT))
+                sender.bind((ALICE, FIRST_CLIENT_PORT + number))
+                sender.connect((far_address(number), PORT))
                 self.senders.append(sender)
                 ends.append(self._stack.enter_context(server.accept()[0]))
         self._ends = ends
@@ -154,7 +163,8 @@ def measured(mtu: int, rounds: int, bits_per_second: float, peers: Mapping[str, 
             ways = opened(stack, names, alice, "alice0", peers)
             turns = stack.enter_context(Turns(alice, bob, segments))
             for number, way in enumerate(ways.values()):
-                way.put_on([Stream(FlowKey.of(ALICE, 20_000 + number, BOB, PORT), TAG, number, turns.senders[number])])
+                key = FlowKey.of(ALICE, FIRST_CLIENT_PORT + number, far_address(number), PORT)
+                way.put_on([Stream(key, TAG, number, turns.senders[number])])
             for round_number in range(-WARM_UP_ROUNDS, rounds):
                 for number in chance.sample(range(len(names)), len(names)):
                     slice_taken = turns.take(number)

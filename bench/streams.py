@@ -29,6 +29,7 @@ FIRST_CLIENT_PORT = 21_000
 CONGESTION_CONTROL = b"cubic"
 CHUNK_OCTETS = 1 << 17
 TCP_INFO_OCTETS = 256
+SO_MAX_PACING_RATE = 47  # asm-generic/socket.h
 # /proc/stat's fields, in its order; ticks of 10 ms.
 _STAT = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
 # The kernel's counters (Documentation/networking/snmp_counter).
@@ -73,10 +74,10 @@ class Sample(msgspec.Struct, frozen=True):
 
 
 class Streams:
-    """Streams that send as fast as they can from alice to bob, each end in a process of its own."""
+    """Streams from alice to bob that always have something to send; each end is a process of its own."""
 
-    def __init__(self, joined: Joined, tags: Sequence[Tag]) -> None:
-        """Open one for each tag. Raises OSError."""
+    def __init__(self, joined: Joined, tags: Sequence[Tag], *, octets_per_second: int = 0) -> None:
+        """Open one for each tag; 0 for as fast as each can (else paced by the kernel). Raises OSError."""
         self._joined = joined
         self._stack = ExitStack()
         with joined.bob.entered():
@@ -88,6 +89,8 @@ class Streams:
                 with joined.alice.entered():
                     sender = self._stack.enter_context(socket.socket(socket.AF_INET6))
                 sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, CONGESTION_CONTROL)
+                if octets_per_second:
+                    sender.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, octets_per_second)
                 sender.bind((ALICE, FIRST_CLIENT_PORT + number))
                 sender.connect((BOB, PORT))
                 self._ends.append(self._stack.enter_context(server.accept()[0]))

@@ -14,11 +14,13 @@ from typing import Literal, Protocol
 import msgspec
 
 from bench.peer import PeerObject
-from scitags_agent.backends.extension_header import IPV6_DSTOPTS
 from scitags_agent.bpf import attach
+from scitags_agent.bpf.header_program import Header, HeaderProgram, room_of
 from scitags_agent.bpf.kernel_label import KernelLabels
 from scitags_agent.bpf.layout import pack_key
 from scitags_agent.bpf.loader import MarkerProgram
+from scitags_agent.reserved_routes import ReservedRoutes
+from scitags_agent.socket_headers import IPV6_DSTOPTS
 from scitags_core import exthdr, label
 from scitags_core.flow import FlowKey
 from scitags_core.tag import Tag
@@ -153,6 +155,48 @@ class HeaderOnSocket:
         """Nothing to be done."""
 
 
+class HeaderAtTc:
+    """Mode 2 of the Destination Options: a program at tc egress, and routes that keep room for the header free.
+
+    Established connections follow such a route within 0.2 seconds; until then packets without room bear none.
+    """
+
+    kind: Kind = "header"
+    _header: Header = "destination-options"
+
+    def __init__(self, host: Namespace, interface: str) -> None:
+        self._host, self._interface = host, interface
+        self._program = HeaderProgram(self._header, MAX_FLOWS)
+        self._attached: attach.Attachment | None = None
+        with host.entered():
+            self._routes = ReservedRoutes(room_of(self._header))
+
+    def put_on(self, streams: Sequence[Stream]) -> None:
+        with self._host.entered():
+            for one in streams:
+                room = self._routes.reserve(("", one.key.dst), one.key.src, 0)
+                self._program.put(one.key, one.tag, path_mtu=room.path_mtu, reserved=room.reserved)
+            if self._attached is None:
+                index = socket.if_nametoindex(self._interface)
+                self._attached = attach.attach(self._program, index, ethernet=True, way="auto")
+
+    def take_off(self, streams: Sequence[Stream]) -> None:
+        with self._host.entered():
+            for one in streams:
+                self._program.remove(one.key)
+                self._routes.release(("", one.key.dst))
+            if self._attached is not None and not len(self._program):
+                self._attached.detach()
+                self._attached = None
+
+    def close(self) -> None:
+        with self._host.entered():
+            if self._attached is not None:
+                self._attached.detach()
+            self._routes.close(keep=False)
+        self._program.close()
+
+
 class ByPeer:
     """A peer's object. It is there only while something is marked."""
 
@@ -190,6 +234,7 @@ OURS: Mapping[str, Callable[[Namespace, str], Way]] = {
     "label, by the kernel": LabelByKernel,
     "label, at tc": LabelAtTc,
     "header, on the socket": HeaderOnSocket,
+    "header, at tc": HeaderAtTc,
 }
 PEER_LABEL, PEER_HEADER = "label, the peer's", "header, the peer's"
 

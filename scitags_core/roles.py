@@ -16,7 +16,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 import msgspec
 
 from scitags_core.errors import PluginError
-from scitags_core.flow import FlowChange, FlowEvent
+from scitags_core.flow import FlowChange, FlowEvent, FlowKey
 from scitags_core.tag import Tag
 
 
@@ -119,6 +119,28 @@ class ShowsStatus(Protocol):
 
     def show(self, status: Callable[[], Mapping[str, Any]]) -> None:
         """Called once, before start. status() is what `scitags agent status` has, at the moment of the call."""
+
+
+class FlowMark(msgspec.Struct, frozen=True):
+    """How a backend marks the packets of a flow.
+
+    by    what marks them, as in "label: kernel", "header: tc, what fits", "unmarked"
+    why   why there is no better way for this flow; empty where there is none
+    """
+
+    by: str
+    why: str = ""
+
+
+@runtime_checkable
+class TellsMarks(Protocol):
+    """What a backend may be besides: one that marks packets, and tells how."""
+
+    def mark_of(self, key: FlowKey) -> FlowMark | None:
+        """How the packets of a flow under way are marked now; None where the backend has nothing to do with it.
+
+        Asked for each flow when somebody looks at the table of flows: it must not wait for anything.
+        """
 
 
 class Enricher(Protocol):

@@ -1,4 +1,4 @@
-"""Take away what a killed agent left that will not be started again: its programs on interfaces, and its ledger."""
+"""Take away what a killed agent left that will not be started again: programs on interfaces, routes, its ledger."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from pathlib import Path
 
 import msgspec
 
-from scitags_agent.backends.marker import CLSACT, PROGRAMS
 from scitags_agent.bpf.attach import tcx_programs
 from scitags_agent.bpf.layout import BPF_PROG_DETACH, BPF_PROG_GET_FD_BY_ID, BPF_TCX_EGRESS, ProgAttach, ProgId
 from scitags_agent.bpf.libbpf import library
+from scitags_agent.bpf.placement import CLSACT, PROGRAMS
 from scitags_agent.ledger import Ledger
+from scitags_agent.reserved_routes import ROUTES, remove_left
 
 
 def clean(directory: Path) -> list[str]:
@@ -30,6 +31,7 @@ def clean(directory: Path) -> list[str]:
                 programs.update(msgspec.json.decode((home / PROGRAMS).read_bytes(), type=list[int]))
             except (OSError, msgspec.DecodeError):
                 continue
+            done += [f"route to {one} taken away" for one in _remove_routes(home)]
         for index, name in socket.if_nameindex():
             if programs:
                 done += [f"{name}: program {one} taken away" for one in _detach(index, programs)]
@@ -42,6 +44,15 @@ def clean(directory: Path) -> list[str]:
         raise
     ledger.remove()
     return [*done, f"{directory} removed"]
+
+
+def _remove_routes(home: Path) -> list[str]:
+    """Those that kept room free for headers; none where the file is not there that says where they are."""
+    try:
+        namespaces = msgspec.json.decode((home / ROUTES).read_bytes(), type=list[str])
+    except (OSError, msgspec.DecodeError):
+        return []
+    return remove_left(namespaces)
 
 
 def _detach(index: int, programs: set[int]) -> list[int]:

@@ -24,7 +24,7 @@ from scitags_agent.table import FlowTable
 from scitags_core import __version__
 from scitags_core.errors import ConfigError, ScitagsError
 from scitags_core.flow import FlowChange, FlowEvent, FlowKey
-from scitags_core.roles import Enricher, Inheritance, ShowsStatus, Source
+from scitags_core.roles import Enricher, FlowMark, Inheritance, ShowsStatus, Source, TellsMarks
 
 if TYPE_CHECKING:
     from scitags_agent.matching import Matcher
@@ -218,6 +218,7 @@ class Daemon:
 
     def flows(self, first: int = 0, limit: int | None = None) -> list[dict[str, Any]]:
         """Transfers under way, ready for JSON, the longest silent first."""
+        markers = {lane.name: lane.backend for lane in self.fanout.lanes if isinstance(lane.backend, TellsMarks)}
         transfers = ((key, flow, user) for key, flow in self.table.flows() for user in flow.users)
         last = None if limit is None else first + limit
         return [
@@ -233,6 +234,11 @@ class Daemon:
                 "id": user.transfer_id,
                 "application": user.application,
                 "transfers_on_connection": len(flow.users),
+                "marks": {
+                    name: {"by": mark.by, "why": mark.why}
+                    for name, backend in markers.items()
+                    if (mark := _mark_of(name, backend, key)) is not None
+                },
             }
             for key, flow, user in itertools.islice(transfers, first, last)
         ]
@@ -556,6 +562,14 @@ class Daemon:
 
     def _log_status(self) -> None:
         log.info("status", extra={"fields": self.status()})
+
+
+def _mark_of(name: str, backend: TellsMarks, key: FlowKey) -> FlowMark | None:
+    try:
+        return backend.mark_of(key)
+    except Exception:
+        log.exception("backend %s does not tell how it marks %s", name, key)
+        return None
 
 
 def _same(running: tuple[Instance, Any] | None, wanted: Instance) -> bool:

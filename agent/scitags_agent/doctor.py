@@ -47,7 +47,7 @@ def examine(config: Config | None) -> list[Finding]:
         found += [_capabilities("marker", _MARKERS_CAPABILITIES), _program(), _ways(), _kernel_labels(), _labels()]
         found += _interfaces(config)
     if "extension_header" in backends:
-        found.append(_capabilities("extension_header", _HEADERS_CAPABILITIES))
+        found += _headers(config)
     if {"sock_ops", "iperf3"} & (sources | enrichers):
         found += [_cgroup(), _connections()]
     if "firefly" in backends and config is not None:
@@ -63,14 +63,17 @@ def _kernel() -> Finding:
 
 
 def _capabilities(backend: str, wanted: Mapping[int, str]) -> Finding:
-    effective = int(_field("/proc/self/status", "CapEff:") or "0", 16)
-    missing = {name for bit, name in wanted.items() if not effective >> bit & 1}
-    if effective >> 21 & 1:
-        missing -= _ADMINS
+    missing = _missing(wanted)
     if missing:
         remedy = f"run as root, or give the unit AmbientCapabilities={' '.join(sorted(wanted.values()))}"
         return Finding("capabilities", "bad", f"{', '.join(sorted(missing))} missing in this process", remedy)
     return Finding("capabilities", "good", f"those that the {backend} needs")
+
+
+def _missing(wanted: Mapping[int, str]) -> set[str]:
+    effective = int(_field("/proc/self/status", "CapEff:") or "0", 16)
+    missing = {name for bit, name in wanted.items() if not effective >> bit & 1}
+    return missing - _ADMINS if effective >> 21 & 1 else missing
 
 
 def _program() -> Finding:
@@ -106,6 +109,58 @@ def _kernel_labels() -> Finding:
     if reason is None:
         return Finding("labels of TCP", "good", "written by the kernel itself, without a program for each packet")
     return Finding("labels of TCP", "note", reason, "until then all labels are written by the program, at tc")
+
+
+def _headers(config: Config | None) -> Iterator[Finding]:
+    """In which ways headers can be had, the best first."""
+    instances = [one for one, _ in config.backends if one.kind.kind == "extension_header"] if config else []
+    modes = {str(getattr(one.settings, "mode", "auto")) for one in instances} or {"auto"}
+    reasons: dict[str, str] = {}
+    if modes & {"auto", "socket"}:
+        reasons["socket"] = _why_not_on_sockets()
+    if modes & {"auto", "tc", "tc-unreserved"}:
+        from scitags_agent.bpf.header_program import probe  # noqa: PLC0415
+
+        reasons["tc"] = probe() or ""
+    if modes & {"auto", "tc"}:
+        reasons["route"] = _why_no_routes()
+    names = {"socket": "set on live sockets", "tc": "put in at tc", "route": "with room kept free by routes"}
+    for way, why in reasons.items():
+        subject = f"headers: {way}"
+        if not why:
+            yield Finding(subject, "good", f"can be {names[way]}" if way != "route" else names[way])
+            continue
+        needed = way in modes or (way == "tc" and "tc-unreserved" in modes) or (way == "route" and "tc" in modes)
+        others = [names[other] for other, reason in reasons.items() if not reason and other != "route"]
+        verdict: Verdict = "bad" if (needed and way != "route") or not others else "note"
+        remedy = f"until then they are {' or '.join(others)}" if others else "until then no packet bears one"
+        if way == "route":
+            remedy = "until then full-size packets are left unmarked at tc"
+        yield Finding(subject, verdict, why, remedy)
+
+
+def _why_not_on_sockets() -> str:
+    from scitags_agent.connections import Lookup  # noqa: PLC0415
+
+    try:
+        Lookup().close()
+    except OSError as error:
+        return str(error)
+    missing = _missing(_HEADERS_CAPABILITIES)
+    return f"{', '.join(sorted(missing))} missing in this process" if missing else ""
+
+
+def _why_no_routes() -> str:
+    from scitags_agent.reserved_routes import PROTOCOL  # noqa: PLC0415
+    from scitags_agent.rtnetlink import RouteSocket  # noqa: PLC0415
+
+    try:
+        with RouteSocket() as asked:
+            asked.routes_of(PROTOCOL)
+    except OSError as error:
+        return str(error)
+    missing = _missing({12: "CAP_NET_ADMIN"})
+    return f"{', '.join(missing)} missing in this process" if missing else ""
 
 
 def _labels() -> Finding:

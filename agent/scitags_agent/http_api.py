@@ -19,8 +19,15 @@ class Taken(msgspec.Struct):
     refused: list[str]
 
 
+class Mark(msgspec.Struct):
+    """How a backend marks a transfer's packets, and why there is no better way."""
+
+    by: str
+    why: str
+
+
 class Transfer(msgspec.Struct):
-    """A transfer under way."""
+    """A transfer under way; its marks by the names of backends."""
 
     protocol: str
     src: str
@@ -33,6 +40,7 @@ class Transfer(msgspec.Struct):
     id: str
     application: str
     transfers_on_connection: int
+    marks: dict[str, Mark]
 
 
 class Table(msgspec.Struct):

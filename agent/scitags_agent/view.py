@@ -30,10 +30,13 @@ def flows_table(flows: Iterable[Mapping[str, Any]], registry: Registry) -> str:
                 _endpoint(one["src"], one["src_port"]),
                 _endpoint(one["dst"], one["dst_port"]),
                 one["start_time"][:19],
+                _marks(one.get("marks", {})) or None,
                 one["application"] or None,
             )
         )
-    return table(("experiment", "activity", "", "source", "destination", "since (UTC)", "application"), rows)
+    return table(
+        ("experiment", "activity", "", "source", "destination", "since (UTC)", "marked by", "application"), rows
+    )
 
 
 def top(client: AgentClient, registry: Registry, seconds: float, rounds: int) -> None:
@@ -76,6 +79,11 @@ def _page(
 
 def _accepted(status: Mapping[str, Any]) -> int:
     return sum(int(source.get("accepted", 0)) for source in status["sources"].values())
+
+
+def _marks(marks: Mapping[str, Mapping[str, str]]) -> str:
+    """What marks a transfer; why not in a better way is in the JSON, and here of what is not marked at all."""
+    return ", ".join(f"{one['by']}: {one['why']}" if one["by"] == "unmarked" else one["by"] for one in marks.values())
 
 
 def _endpoint(address: str, port: int) -> str:

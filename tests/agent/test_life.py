@@ -266,7 +266,7 @@ def test_the_doctor_names_what_is_in_the_way(tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: takes rights away")
 def test_the_doctor_knows_what_headers_need(tmp_path: Path) -> None:
     config = tmp_path / "agent.toml"
-    config.write_text('[[source]]\nkind = "unix"\n[[backend]]\nkind = "extension_header"\n')
+    config.write_text('[[source]]\nkind = "unix"\n[[backend]]\nkind = "extension_header"\nmode = "socket"\n')
     ours = Path(sys.executable).parent / "scitags"
     command: list[str | Path] = [
         "setpriv",

@@ -105,7 +105,7 @@ def test_a_descriptor_goes_to_the_backend_that_acts_on_sockets(
     if os.geteuid() != 0:
         pytest.skip("needs root: extension headers take CAP_NET_RAW")
     near, key = connection
-    agent = make_agent('[[backend]]\nkind = "extension_header"\n' + socket_source(tmp_path))
+    agent = make_agent('[[backend]]\nkind = "extension_header"\nmode = "socket"\n' + socket_source(tmp_path))
     with AgentClient(tmp_path / "own") as client:
         wait_for((tmp_path / "own").exists)
         assert client.send([start(key=key)], [near])

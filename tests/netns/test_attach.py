@@ -107,7 +107,7 @@ def names_in(directory: Path) -> list[str]:
 
 
 def ours(names: list[str]) -> list[str]:
-    return [name for name in names if name.startswith(clsact.FILTER_NAME)]
+    return [name for name in names if name.split("/")[0] in clsact.FILTER_NAMES]
 
 
 @pytest.mark.parametrize("way", ["tcx", "clsact"])

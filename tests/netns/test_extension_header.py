@@ -97,8 +97,8 @@ def tap(pair: Pair) -> Any:
 
 @contextlib.asynccontextmanager
 async def bearing(host: Namespace, directory: Path | None = None, **settings: Any) -> AsyncIterator[ExtensionHeader]:
-    """The backend, whose threads are in the host: its first look at sockets is made there."""
-    backend = ExtensionHeader(ExtensionHeaderSettings(namespaces=[host.path], **settings))
+    """The backend, that sets headers on sockets of the host."""
+    backend = ExtensionHeader(ExtensionHeaderSettings(mode="socket", namespaces=[host.path], **settings))
     await backend.start(Inheritance(directory=directory))
     try:
         yield backend
@@ -251,7 +251,7 @@ def test_a_passed_socket_is_used_and_not_held(pair: Pair, tap: Tap) -> None:
     """While anybody holds a socket, the other end does not hear that it was closed."""
 
     async def scenario() -> None:
-        backend = ExtensionHeader(ExtensionHeaderSettings())  # which sees no socket of alice's by itself
+        backend = ExtensionHeader(ExtensionHeaderSettings(mode="socket"))  # which sees no socket of alice's by itself
         await backend.start(Inheritance())
         store = PassedSockets(10)
         client, server = pair.connect(40000)

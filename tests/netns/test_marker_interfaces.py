@@ -6,6 +6,7 @@ import pytest
 
 from scitags_agent.backends.marker import Marker, MarkerSettings, StaticMark
 from scitags_agent.bpf.interfaces import matching
+from scitags_agent.rtnetlink import Link, RouteSocket
 from scitags_core.errors import ConfigError
 from tests.netns.conftest import Pair
 from tests.netns.namespaces import Namespace, add_address, link, set_up
@@ -52,6 +53,27 @@ def test_a_namespace_that_is_not_there_is_said(pair: Pair, bpf: None, caplog: py
 
     run(scenario())
     assert "namespace no-such-namespace cannot be looked into" in caplog.text
+
+
+def test_ports_of_a_bond_are_left_out_unless_named(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not every kernel has bonds, so that what it says of them is told here in its place."""
+    link(pair.alice, "port0", pair.bob, "port1")
+    with pair.alice.entered(), RouteSocket() as asked:
+        links = asked.links()
+    known = {one.kind for one in links if one.index != 1}
+    assert known >= {"veth"}
+    bond, port = (matching_index(pair.alice, name) for name in ("alice0", "port0"))
+    for kind, expected in (("bond", {"alice0"}), ("team", {"alice0"}), ("bridge", {"alice0", "port0"})):
+        told = [Link(bond, 0, kind), Link(port, bond, "veth")]
+        monkeypatch.setattr(RouteSocket, "links", lambda _, told=told: told)
+        assert names(pair.alice, "*") == expected
+        assert names(pair.alice, "*", "port0") == {"alice0", "port0"}
+        assert names(pair.alice, "port*") == {"port0"}  # the bond is not marked on
+
+
+def matching_index(host: Namespace, name: str) -> int:
+    with host.entered():
+        return matching([name])[0].index
 
 
 def test_bad_settings_are_named() -> None:

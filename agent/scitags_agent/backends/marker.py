@@ -16,7 +16,6 @@ import contextlib
 import errno
 import logging
 import os
-import threading
 import zlib
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,28 +27,26 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from scitags_agent.bpf.attach import Attachment, Way, attach
-from scitags_agent.bpf.interfaces import Interface, check_pattern, matching
+from scitags_agent.bpf.attach import Way
+from scitags_agent.bpf.interfaces import Interface, check_pattern
 from scitags_agent.bpf.kernel_label import KernelLabels
 from scitags_agent.bpf.layout import PackedKey, label_word, pack_key, static_entropy
 from scitags_agent.bpf.libbpf import MarkerUnavailable
 from scitags_agent.bpf.loader import DEFAULT_MAX_FLOWS, MarkerProgram, Placed
-from scitags_agent.bpf.namespaces import entered
+from scitags_agent.bpf.placement import Placement
 from scitags_agent.local_address import can_bind
 from scitags_agent.socket_labels import SocketLabels, Wanted
-from scitags_agent.unmarked import why_unmarked
+from scitags_agent.unmarked import shown_reason, why_unmarked
 from scitags_core import label
 from scitags_core.errors import ConfigError
 from scitags_core.flow import FlowChange, FlowKey
-from scitags_core.roles import KEEP, BackendKind, Inheritance
+from scitags_core.roles import KEEP, BackendKind, FlowMark, Inheritance
 from scitags_core.tag import Tag
 
 log = logging.getLogger(__name__)
 
 SECRET_OCTETS = 16
-PROGRAMS = "programs"
-CLSACT = "clsact"  # a file that says that an agent has used it
-PROGRAMS_REMEMBERED = 64
+FILTER_NAME = "scitags_label"
 ADDRESSES_REMEMBERED = 1 << 14
 # At a stop, for connections to send a packet, with which they give their label back; one that sends none keeps it.
 GIVE_BACK_SECONDS = 0.5
@@ -141,23 +138,18 @@ class Marker:
         self._static = [_static_label(one) for one in settings.static]
         self._program: MarkerProgram | None = None
         self._socket_labels: SocketLabels | None = None
-        self._attached: dict[Interface, Attachment] = {}
-        self._unattachable: dict[Interface, str] = {}
-        # Attaching speaks netlink, which waits for its answers: it is done in a thread.
-        self._attaching = threading.Lock()
-        self._closing = False
+        self._placement: Placement | None = None
         self._marks: dict[FlowKey, Mark] = {}  # by the direction whose key sorts first
         self._removals: deque[tuple[float, FlowKey]] = deque()  # the next first
         self._remover: asyncio.TimerHandle | None = None
-        self._closed_namespaces: set[str] = set()
         self._local: dict[str, bool] = {}  # addresses of this host, until the next look at the interfaces
         self._unmarked: dict[FlowKey, str] = {}  # why, for those that are under way
         self._counters: Counter[str] = Counter()
         self._by_kernel = 0
+        self._why_not_kernel = ""
         self._watch: asyncio.Task[None] | None = None
         self._home: Path | None = None
         self._seed = zlib.crc32(os.urandom(SECRET_OCTETS))  # of entropy
-        self._earlier: list[int] | None = None
 
     async def start(self, inheritance: Inheritance) -> None:
         """Load and attach. MarkerUnavailable says why that cannot be, OSError what of the inheritance is unusable."""
@@ -166,21 +158,23 @@ class Marker:
         self._socket_labels = await self._ask_the_kernel()
         if self._home is not None:
             self._seed = zlib.crc32(_kept_secret(self._home))
-            self._earlier = self._note_programs(self._home)
             (self._home / KEEP).unlink(missing_ok=True)
+        settings = self._settings
+        self._placement = placement = Placement(
+            self._program,
+            settings.interfaces,
+            name=FILTER_NAME,
+            namespaces=settings.namespaces,
+            way=settings.attach,
+            home=self._home,
+            looked=self._set_static,
+        )
         # All that is under way is marked by our program before it takes an earlier one's place.
         await self.handle(inheritance.under_way)
-        if self._settings.label == "kernel":
+        if settings.label == "kernel":
             return
-        await asyncio.to_thread(self._scan)
-        if not self._attached:
-            names = ", ".join(self._settings.interfaces)
-            if self._unattachable:
-                reasons = "; ".join(f"{one.name}: {why}" for one, why in self._unattachable.items())
-                raise MarkerUnavailable(f"no interface could be attached to: {reasons}")
-            # At boot an agent may be there before its interfaces are.
-            log.error("no interface is there to mark on, and it is looked again (interfaces: %s)", names)
-        self._watch = asyncio.create_task(self._keep_scanning())
+        await placement.start()
+        self._watch = asyncio.create_task(self._keep_looking(placement))
 
     async def handle(self, changes: Sequence[FlowChange]) -> None:
         apply, release, unmarked = self._apply, self._release, self._unmarked
@@ -215,11 +209,9 @@ class Marker:
         if self._socket_labels is not None:
             await self._socket_labels.close(give_back=0 if home else GIVE_BACK_SECONDS)
             self._socket_labels = None
-        if home is None:
-            await asyncio.to_thread(self._detach_all)
-            if self._home is not None:
-                (self._home / PROGRAMS).unlink(missing_ok=True)
-        else:
+        if self._placement is not None:
+            await self._placement.close(keep=home is not None)
+        if home is not None:
             (home / KEEP).touch()
         if self._program is not None:
             self._program.close()
@@ -227,14 +219,32 @@ class Marker:
 
     def counters(self) -> Mapping[str, int]:
         packets = self._program.outcomes() if self._program is not None else {}
+        failed = self._placement.failed_looks if self._placement is not None else 0
         return {
             "connections": len(self._marks),
-            "interfaces": len(self._attached),
+            "interfaces": len(self._placement) if self._placement is not None else 0,
             **({"connections_by_kernel": self._by_kernel} if self._socket_labels is not None else {}),
             **(self._socket_labels.counters if self._socket_labels is not None else {}),
             **{f"packets_{name}": total for name, total in packets.items()},
+            **({"failed_scans": failed} if failed else {}),
             **self._counters,
         }
+
+    def mark_of(self, key: FlowKey) -> FlowMark | None:
+        """Who writes a flow's label, and why not the kernel."""
+        mark = self._marks.get(_canonical(key))
+        if mark is None:
+            reason = self._unmarked.get(key)
+            return None if reason is None else FlowMark("unmarked", shown_reason(reason))
+        if mark.is_by_kernel:
+            return FlowMark("label: kernel")
+        if self._is_kernels_alone:
+            return FlowMark("label: kernel", "its connection has not been seen yet")
+        if self._why_not_kernel:
+            return FlowMark("label: tc", self._why_not_kernel)
+        return FlowMark(
+            "label: tc", "the kernel has not begun yet" if key.protocol == "tcp" else shown_reason("not_tcp")
+        )
 
     def _count_unmarked(self, key: FlowKey, reason: str) -> None:
         """Count a flow once, however many events speak of it."""
@@ -359,14 +369,16 @@ class Marker:
         """Have the kernel label sockets, if that is wanted. MarkerUnavailable when nothing else is, and it cannot."""
         settings = self._settings
         if settings.label == "tc":
+            self._why_not_kernel = "not asked for"
             return None
-        if settings.label == "auto":
-            if self._static:
-                log.info("labels are written at tc: there are static tags for all that the program does not know")
-                return None
-            if settings.interfaces != ["*"]:
-                log.info("labels are written at tc: the kernel would label on other interfaces too")
-                return None
+        if settings.label == "auto" and (self._static or settings.interfaces != ["*"]):
+            self._why_not_kernel = (
+                "there are static tags for all that the program does not know"
+                if self._static
+                else "the kernel would label on other interfaces too"
+            )
+            log.info("labels are written at tc: %s", self._why_not_kernel)
+            return None
         try:
             kernel = KernelLabels(settings.max_flows, all_namespaces=bool(settings.namespaces))
             labels = SocketLabels(kernel, settings.namespaces, self._wanted_label, self._note_begun)
@@ -374,6 +386,7 @@ class Marker:
         except (MarkerUnavailable, OSError) as error:
             if settings.label == "kernel":
                 raise MarkerUnavailable(str(error)) from None
+            self._why_not_kernel = str(error)
             log.info("labels are written at tc, and not by the kernel: %s", error)
             return None
         return labels
@@ -406,91 +419,16 @@ class Marker:
         for key in keys:
             self._count_unmarked(key, reason)
 
-    def _note_programs(self, home: Path) -> list[int]:
-        """Write down the ids of our programs, before they are anywhere; those that earlier agents wrote down."""
-        assert self._program is not None
-        path = home / PROGRAMS
-        try:
-            earlier = msgspec.json.decode(path.read_bytes(), type=list[int])[-PROGRAMS_REMEMBERED:]
-        except (OSError, msgspec.DecodeError):
-            earlier = []
-        replacement = home / f"{PROGRAMS}.new"
-        replacement.write_bytes(msgspec.json.encode(earlier + self._program.program_ids))
-        replacement.replace(path)
-        return earlier
-
-    async def _keep_scanning(self) -> None:
+    async def _keep_looking(self, placement: Placement) -> None:
         while True:
             await asyncio.sleep(self._settings.rescan)
             self._local.clear()
-            try:
-                await asyncio.to_thread(self._scan)
-            except Exception as error:  # whatever it was, the next look may go well
-                self._counters["failed_scans"] += 1
-                if self._counters["failed_scans"] == 1:
-                    log.error("the interfaces cannot be looked at: %s (said once, counted from here)", error)
+            await placement.look()
 
-    def _detach_all(self) -> None:
-        with self._attaching:
-            self._closing = True
-            for interface, attachment in self._attached.items():
-                _detach(interface, attachment)
-            self._attached.clear()
-
-    def _scan(self) -> None:
-        with self._attaching:
-            if not self._closing:
-                self._follow_interfaces()
-
-    def _follow_interfaces(self) -> None:
-        """Attach to interfaces that have come, forget those that have gone."""
-        assert self._program is not None
-        present = self._present()
-        for interface, attachment in list(self._attached.items()):
-            if interface not in present or not _is_alive(interface, attachment):
-                what = "our program was taken away" if interface in present else "has gone"
-                log.warning("interface %s: %s", _shown(interface), what)
-                _detach(interface, self._attached.pop(interface))
-        for gone in self._unattachable.keys() - present:
-            del self._unattachable[gone]
+    def _set_static(self, present: set[Interface]) -> None:
         if self._static:
+            assert self._program is not None
             self._program.set_static(self._static_labels(present))
-        for interface in sorted(present - self._attached.keys(), key=lambda one: one.index):
-            try:
-                with entered(interface.namespace):
-                    attached = attach(
-                        self._program,
-                        interface.index,
-                        ethernet=interface.ethernet,
-                        way=self._settings.attach,
-                        earlier=self._earlier,
-                        clsact_before=self._home is None or (self._home / CLSACT).exists(),
-                    )
-            except OSError as error:
-                if interface not in self._unattachable:
-                    log.error("interface %s cannot be attached to, and is tried again: %s", _shown(interface), error)
-                self._unattachable[interface] = str(error)
-                continue
-            self._unattachable.pop(interface, None)
-            self._attached[interface] = attached
-            if self._home is not None and attached.way == "clsact":
-                (self._home / CLSACT).touch()
-            log.info("interface %s: packets are marked at tc egress (%s)", _shown(interface), attached.way)
-
-    def _present(self) -> set[Interface]:
-        """The interfaces that are meant, in every namespace that can be looked into."""
-        present = set(matching(self._settings.interfaces))
-        for namespace in self._settings.namespaces:
-            try:
-                with entered(namespace):
-                    present.update(matching(self._settings.interfaces, namespace))
-            except OSError as error:
-                if namespace not in self._closed_namespaces:
-                    self._closed_namespaces.add(namespace)
-                    log.error("namespace %s cannot be looked into, and is tried again: %s", namespace, error)
-            else:
-                self._closed_namespaces.discard(namespace)
-        return present
 
     def _static_labels(self, present: set[Interface]) -> dict[tuple[int, IPv6Network], int]:
         """By interface and network; of those that speak of the same place the first counts."""
@@ -512,24 +450,6 @@ def _static_label(mark: StaticMark) -> _StaticLabel:
         return _StaticLabel(mark.interface, IPv6Network(mark.network), label.encode(tag.experiment, tag.activity))
     except ValueError as error:  # whatever of ours or of the standard library names the value
         raise ConfigError(f"static: {error}") from None
-
-
-def _is_alive(interface: Interface, attachment: Attachment) -> bool:
-    try:
-        with entered(interface.namespace):
-            return attachment.is_alive()
-    except OSError:
-        return False
-
-
-def _detach(interface: Interface, attachment: Attachment) -> None:
-    # A namespace that has gone has taken everything with it.
-    with contextlib.suppress(OSError), entered(interface.namespace):
-        attachment.detach()
-
-
-def _shown(interface: Interface) -> str:
-    return f"{interface.name} in {interface.namespace}" if interface.namespace else interface.name
 
 
 def _why_unlabelled(change: FlowChange) -> str:

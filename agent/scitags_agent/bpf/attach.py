@@ -30,13 +30,20 @@ from scitags_agent.bpf.layout import (
     TcxLinkInfo,
 )
 from scitags_agent.bpf.libbpf import library
-from scitags_agent.bpf.loader import MarkerProgram, program_id
+from scitags_agent.bpf.loader import program_id
 
 log = logging.getLogger(__name__)
 
 Way = Literal["auto", "tcx", "clsact"]
 _MAX_PROGRAMS = 64  # the kernel's own bound
 _NO_TCX = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+class EntryPoints(Protocol):
+    """A loaded program, as much of it as attaching takes."""
+
+    def program_fd(self, *, ethernet: bool) -> int:
+        """The entry point for devices with an Ethernet header, or for those with none."""
 
 
 class Attachment(Protocol):
@@ -52,19 +59,21 @@ class Attachment(Protocol):
 
 
 def attach(
-    program: MarkerProgram,
+    program: EntryPoints,
     index: int,
     *,
     ethernet: bool,
     way: Way,
+    name: str = "scitags_label",
     earlier: Collection[int] | None = None,
     clsact_before: bool = True,
 ) -> Attachment:
     """Put the program on the way out of the interface with this index. Raises OSError.
 
-    earlier are the ids of programs that an agent before this one left, which are taken away once ours is there; with
-    them, though they be none, ours stays when this process is killed. None: it goes with the process, where the
-    kernel has TCX. clsact_before says that an earlier agent may have used clsact, and is to be looked for there.
+    name is that of the filter where clsact is used. earlier are the ids of programs that an agent before this one
+    left, which are taken away once ours is there; with them, though they be none, ours stays when this process is
+    killed. None: it goes with the process, where the kernel has TCX. clsact_before says that an earlier agent may have
+    used clsact, and is to be looked for there.
     """
     if way != "clsact":
         try:
@@ -78,22 +87,22 @@ def attach(
                 raise
         else:
             if clsact_before:
-                _clear_stale(index)
+                _clear_stale(index, name)
             return attached
     try:
         # Only here is a netlink library needed; most kernels in use have TCX.
         from scitags_agent.bpf.clsact import ClsactAttachment  # noqa: PLC0415
     except ImportError:
         raise OSError(errno.ENOPKG, "clsact needs pyroute2: pip install 'scitags-suite[agent]'") from None
-    return ClsactAttachment(program, index, ethernet=ethernet)
+    return ClsactAttachment(program, index, ethernet=ethernet, name=name)
 
 
-def _clear_stale(index: int) -> None:
+def _clear_stale(index: int, name: str) -> None:
     """A filter that an agent left which used clsact and was killed would go on marking what it knew."""
     try:
         from scitags_agent.bpf.clsact import clear_stale  # noqa: PLC0415
 
-        clear_stale(index)
+        clear_stale(index, name)
     except ImportError:
         pass  # and without the library, no agent can have left one
     except OSError as error:
@@ -105,7 +114,7 @@ class TcxProgram:
 
     way = "tcx"
 
-    def __init__(self, program: MarkerProgram, index: int, *, ethernet: bool, earlier: Collection[int]) -> None:
+    def __init__(self, program: EntryPoints, index: int, *, ethernet: bool, earlier: Collection[int]) -> None:
         self._index = index
         self._descriptor = program.program_fd(ethernet=ethernet)
         self._id = program_id(self._descriptor)
@@ -162,7 +171,7 @@ class TcxLink:
 
     way = "tcx"
 
-    def __init__(self, program: MarkerProgram, index: int, *, ethernet: bool) -> None:
+    def __init__(self, program: EntryPoints, index: int, *, ethernet: bool) -> None:
         request = LinkCreate(
             prog_fd=program.program_fd(ethernet=ethernet),
             target_ifindex=index,

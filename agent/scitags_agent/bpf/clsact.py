@@ -11,13 +11,13 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 from pyroute2 import IPRoute, NetlinkError
 
-from scitags_agent.bpf.loader import MarkerProgram
+from scitags_agent.bpf.attach import EntryPoints
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ FILTER_HANDLE = 1
 FIRST_PRIORITY = 7
 PRIORITIES_TRIED = 20
 ETH_P_ALL = 0x0003
-FILTER_NAME = "scitags_label"
+FILTER_NAMES = frozenset({"scitags_label", "scitags_header"})
 _MADE, _FOUND = "made", "found"
 
 
@@ -37,17 +37,18 @@ class ClsactAttachment:
 
     way = "clsact"
 
-    def __init__(self, program: MarkerProgram, index: int, *, ethernet: bool) -> None:
-        """Attach. Raises OSError."""
+    def __init__(self, program: EntryPoints, index: int, *, ethernet: bool, name: str) -> None:
+        """Attach; name is one of FILTER_NAMES. Raises OSError."""
         self._index = index
         with IPRoute() as netlink:
             self._made_qdisc = _make_qdisc(netlink, index)
             try:
-                # What a killed agent made is ours to take away. Its filter marks until ours does.
-                self._made_qdisc |= _made_by_stale(netlink, index)
-                self._name = _new_name(made_qdisc=self._made_qdisc)
+                # What an agent made, this one or a killed one, is for the last of its filters to take away.
+                self._made_qdisc |= _made_by_ours(netlink, index)
+                self._name = _new_name(name, made_qdisc=self._made_qdisc)
+                # A killed agent's filter marks until ours does.
                 _add_filter(netlink, index, program.program_fd(ethernet=ethernet), self._name)
-                _remove_stale(netlink, index)
+                _remove_stale(netlink, index, {name})
             except NetlinkError as error:
                 self._remove_qdisc(netlink)
                 raise OSError(error.code, f"clsact: {os.strerror(error.code)}") from error
@@ -75,11 +76,11 @@ class ClsactAttachment:
             self._made_qdisc = False
 
 
-def clear_stale(index: int) -> None:
-    """Take away what a killed agent left on an interface. Raises OSError."""
+def clear_stale(index: int, *names: str) -> None:
+    """Take away what a killed agent left on an interface, under some of FILTER_NAMES or any. Raises OSError."""
     try:
         with IPRoute() as netlink:
-            if _remove_stale(netlink, index):
+            if _remove_stale(netlink, index, names or FILTER_NAMES):
                 _remove_empty_qdisc(netlink, index)
     except NetlinkError as error:
         raise OSError(error.code, f"clsact: {os.strerror(error.code)}") from error
@@ -151,27 +152,28 @@ def _remove(netlink: Any, index: int, ours: Callable[[str], bool]) -> list[str]:
     return [one.name for one in found]
 
 
-def _made_by_stale(netlink: Any, index: int) -> bool:
-    """Whether an agent that is no more had made the qdisc."""
-    names = [one.name for one in list_filters(netlink, index, EGRESS)]
-    return any(f"/{_MADE}/" in name for name in names if _is_stale(name))
+def _made_by_ours(netlink: Any, index: int) -> bool:
+    """Whether an agent of ours had made the qdisc, as far as its filters that are there tell."""
+    names = [one.name.split("/") for one in list_filters(netlink, index, EGRESS)]
+    return any(parts[0] in FILTER_NAMES and parts[1:2] == [_MADE] for parts in names)
 
 
-def _remove_stale(netlink: Any, index: int) -> bool:
+def _remove_stale(netlink: Any, index: int, names: Collection[str]) -> bool:
     """Take away the filters of agents that are no more; whether one of those had made the qdisc."""
-    return any(f"/{_MADE}/" in name for name in _remove(netlink, index, _is_stale))
+    removed = _remove(netlink, index, lambda name: name.split("/")[0] in names and _is_stale(name))
+    return any(f"/{_MADE}/" in name for name in removed)
 
 
-def _new_name(*, made_qdisc: bool) -> str:
+def _new_name(name: str, *, made_qdisc: bool) -> str:
     """A name that no other filter has: prefix, what became of the qdisc, process, its start, chance."""
     origin = _MADE if made_qdisc else _FOUND
-    return f"{FILTER_NAME}/{origin}/{os.getpid()}/{_start_of(os.getpid())}/{os.urandom(4).hex()}"
+    return f"{name}/{origin}/{os.getpid()}/{_start_of(os.getpid())}/{os.urandom(4).hex()}"
 
 
 def _is_stale(name: str) -> bool:
     """Whether it is a filter of ours whose process is no more (or lives in another namespace of processes)."""
     parts = name.split("/")
-    if parts[0] != FILTER_NAME or len(parts) != 5 or not parts[2].isdecimal():  # noqa: PLR2004  (see _new_name)
+    if parts[0] not in FILTER_NAMES or len(parts) != 5 or not parts[2].isdecimal():  # noqa: PLR2004  (see _new_name)
         return False
     return _start_of(int(parts[2])) != parts[3]
 

@@ -6,12 +6,13 @@ import fcntl
 import ipaddress
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import msgspec
 
+from scitags_agent.rtnetlink import RouteSocket
 from scitags_core.errors import ConfigError, shown
 
 SIOCGIFHWADDR = 0x8927
@@ -26,6 +27,8 @@ LOOPBACK = 772
 _WITH_ETHERNET_HEADER = frozenset({ETHERNET, LOOPBACK})
 # PPP, raw IP, IP-in-IP tunnels, SIT, GRE, GRE over IPv6, and "none" (tun, wireguard).
 _WITHOUT_HEADER = frozenset({512, 519, 768, 769, 776, 778, 823, 0xFFFE})
+# Of a bridge, which also passes on what others send, the ports count.
+_BONDS = frozenset({"bond", "team"})
 
 
 class Interface(msgspec.Struct, frozen=True):
@@ -50,8 +53,9 @@ def matching(patterns: Sequence[str], namespace: str = "") -> list[Interface]:
     """The interfaces whose names match one of the patterns (as in a shell), or that they describe.
 
     "global-ipv6" are those with a global IPv6 address, "route:ADDRESS" or "route:NETWORK" is the one by which packets
-    go there. A loopback is matched only by its very name, and an interface of another link layer never. namespace is
-    only noted.
+    go there. A loopback is matched only by its very name, and an interface of another link layer never. A port of a
+    bond or a team is left out unless it is named: what leaves by it has left by the bond before. namespace is only
+    noted.
     """
     described: set[str] = set()
     for pattern in patterns:
@@ -70,7 +74,19 @@ def matching(patterns: Sequence[str], namespace: str = "") -> list[Interface]:
             )
             if wanted and kind in _WITH_ETHERNET_HEADER | _WITHOUT_HEADER:
                 found.append(Interface(index, name, kind in _WITH_ETHERNET_HEADER, namespace))
-    return found
+    ports = _ports_of_bonds({one.index for one in found})
+    return [one for one in found if one.index not in ports or one.name in patterns]
+
+
+def _ports_of_bonds(among: Collection[int]) -> set[int]:
+    """Of these interfaces, those that are ports of a bond which is among them too."""
+    try:
+        with RouteSocket() as asked:
+            links = asked.links()
+    except OSError:
+        return set()
+    bonds = {one.index for one in links if one.kind in _BONDS and one.index in among}
+    return {one.index for one in links if one.master in bonds}
 
 
 def _with_global_addresses() -> set[str]:

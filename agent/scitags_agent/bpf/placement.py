@@ -1,0 +1,208 @@
+"""A program on the way out of all interfaces that are meant, as they come and go.
+
+Where something is kept for the next agent, the program stays on its interfaces when this one is killed: their ids are
+written down, and the next agent's program takes the places.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from scitags_agent.bpf.attach import Attachment, EntryPoints, Way, attach
+from scitags_agent.bpf.interfaces import Interface, matching
+from scitags_agent.bpf.libbpf import MarkerUnavailable
+from scitags_agent.bpf.namespaces import entered
+
+log = logging.getLogger(__name__)
+
+PROGRAMS = "programs"
+CLSACT = "clsact"  # a file that says that an agent has used it
+PROGRAMS_REMEMBERED = 64
+
+
+class Program(EntryPoints, Protocol):
+    """A loaded program."""
+
+    @property
+    def program_ids(self) -> list[int]:
+        """What the kernel calls its entry points."""
+
+
+class Placement:
+    """Where one program is attached."""
+
+    def __init__(
+        self,
+        program: Program,
+        patterns: Sequence[str],
+        *,
+        name: str,
+        namespaces: Sequence[str] = (),
+        way: Way = "auto",
+        home: Path | None = None,
+        looked: Callable[[set[Interface]], None] = lambda _: None,
+    ) -> None:
+        """home is where something can be kept; name that of the filter where clsact is used.
+
+        looked is called at each look at the interfaces, in a thread, with those that are meant, before anything is
+        attached to new ones.
+
+        Raises OSError when nothing can be written in home.
+        """
+        self._program = program
+        self._patterns = patterns
+        self._namespaces = namespaces
+        self._name = name
+        self._way = way
+        self._home = home
+        self._looked = looked
+        self._attached: dict[Interface, Attachment] = {}
+        self._unattachable: dict[Interface, str] = {}
+        self._closed_namespaces: set[str] = set()
+        # Attaching speaks netlink, which waits for its answers: it is done in a thread. One of our own, as it is in the
+        # network namespace in which it was made, whoever leaves that meanwhile.
+        self._worker = ThreadPoolExecutor(1, "scitags-interfaces")
+        self._closing = False
+        self._earlier = self._note_programs(home) if home is not None else None
+        self.failed_looks = 0
+
+    def __len__(self) -> int:
+        """On how many interfaces it is."""
+        return len(self._attached)
+
+    def covers(self, namespace: str, index: int) -> bool:
+        """Whether the program is on this interface; before the start, whether that cannot be said yet."""
+        attached = list(self._attached)
+        return not attached or any((one.namespace, one.index) == (namespace, index) for one in attached)
+
+    async def start(self) -> None:
+        """Attach to what is there. MarkerUnavailable when none of that can be attached to."""
+        await self._in_thread(self._look)
+        if not self._attached:
+            if self._unattachable:
+                reasons = "; ".join(f"{one.name}: {why}" for one, why in self._unattachable.items())
+                raise MarkerUnavailable(f"no interface could be attached to: {reasons}")
+            # At boot an agent may be there before its interfaces are.
+            names = ", ".join(self._patterns)
+            log.error("no interface is there to mark on, and it is looked again (interfaces: %s)", names)
+
+    async def look(self) -> None:
+        """Attach to interfaces that have come, forget those that have gone. A failure is counted."""
+        try:
+            await self._in_thread(self._look)
+        except Exception as error:  # whatever it was, the next look may go well
+            self.failed_looks += 1
+            if self.failed_looks == 1:
+                log.error("the interfaces cannot be looked at: %s (said once, counted from here)", error)
+
+    async def close(self, *, keep: bool) -> None:
+        """Take the program off all interfaces and forget it, unless it is to be kept there."""
+        if not keep:
+            await self._in_thread(self._detach_all)
+        self._worker.shutdown()
+        if not keep and self._home is not None:
+            (self._home / PROGRAMS).unlink(missing_ok=True)
+
+    def _in_thread(self, function: Callable[[], None]) -> asyncio.Future[None]:
+        return asyncio.get_running_loop().run_in_executor(self._worker, function)
+
+    def _note_programs(self, home: Path) -> list[int]:
+        """Write down the ids of our programs, before they are anywhere; those that earlier agents wrote down."""
+        path = home / PROGRAMS
+        try:
+            earlier = msgspec.json.decode(path.read_bytes(), type=list[int])[-PROGRAMS_REMEMBERED:]
+        except (OSError, msgspec.DecodeError):
+            earlier = []
+        replacement = home / f"{PROGRAMS}.new"
+        replacement.write_bytes(msgspec.json.encode(earlier + self._program.program_ids))
+        replacement.replace(path)
+        return earlier
+
+    # --- in a thread -------------------------------------------------------------------------------
+
+    def _detach_all(self) -> None:
+        self._closing = True
+        for interface, attachment in self._attached.items():
+            _detach(interface, attachment)
+        self._attached.clear()
+
+    def _look(self) -> None:
+        if not self._closing:
+            self._follow_interfaces()
+
+    def _follow_interfaces(self) -> None:
+        present = self._present()
+        for interface, attachment in list(self._attached.items()):
+            if interface not in present or not _is_alive(interface, attachment):
+                what = "our program was taken away" if interface in present else "has gone"
+                log.warning("interface %s: %s", _shown(interface), what)
+                _detach(interface, self._attached.pop(interface))
+        for gone in self._unattachable.keys() - present:
+            del self._unattachable[gone]
+        self._looked(present)
+        for interface in sorted(present - self._attached.keys(), key=lambda one: one.index):
+            try:
+                attached = self._attach(interface)
+            except OSError as error:
+                if interface not in self._unattachable:
+                    log.error("interface %s cannot be attached to, and is tried again: %s", _shown(interface), error)
+                self._unattachable[interface] = str(error)
+                continue
+            self._unattachable.pop(interface, None)
+            self._attached[interface] = attached
+            if self._home is not None and attached.way == "clsact":
+                (self._home / CLSACT).touch()
+            log.info("interface %s: packets are marked at tc egress (%s)", _shown(interface), attached.way)
+
+    def _attach(self, interface: Interface) -> Attachment:
+        with entered(interface.namespace):
+            return attach(
+                self._program,
+                interface.index,
+                ethernet=interface.ethernet,
+                way=self._way,
+                name=self._name,
+                earlier=self._earlier,
+                clsact_before=self._home is None or (self._home / CLSACT).exists(),
+            )
+
+    def _present(self) -> set[Interface]:
+        """The interfaces that are meant, in every namespace that can be looked into."""
+        present = set(matching(self._patterns))
+        for namespace in self._namespaces:
+            try:
+                with entered(namespace):
+                    present.update(matching(self._patterns, namespace))
+            except OSError as error:
+                if namespace not in self._closed_namespaces:
+                    self._closed_namespaces.add(namespace)
+                    log.error("namespace %s cannot be looked into, and is tried again: %s", namespace, error)
+            else:
+                self._closed_namespaces.discard(namespace)
+        return present
+
+
+def _is_alive(interface: Interface, attachment: Attachment) -> bool:
+    try:
+        with entered(interface.namespace):
+            return attachment.is_alive()
+    except OSError:
+        return False
+
+
+def _detach(interface: Interface, attachment: Attachment) -> None:
+    # A namespace that has gone has taken everything with it.
+    with contextlib.suppress(OSError), entered(interface.namespace):
+        attachment.detach()
+
+
+def _shown(interface: Interface) -> str:
+    return f"{interface.name} in {interface.namespace}" if interface.namespace else interface.name

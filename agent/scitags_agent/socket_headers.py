@@ -1,0 +1,120 @@
+"""Extension headers set on live sockets, as their applications could set them themselves (RFC 3542)."""
+
+from __future__ import annotations
+
+import enum
+import socket
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from scitags_agent.bpf.namespaces import entered
+from scitags_agent.connections import OPEN_STATES, SYN_RECV, SYN_SENT, Lookup, SockDiagError
+from scitags_agent.live_socket import LiveSockets
+from scitags_agent.passed_sockets import identified
+from scitags_core import exthdr
+from scitags_core.errors import FlowEventError, TagError
+from scitags_core.flow import FlowEvent, FlowKey, FlowState
+from scitags_core.tag import UNKNOWN, Tag
+
+# linux/in6.h
+IPV6_HOPOPTS = 54
+IPV6_DSTOPTS = 59
+OPTIONS = {
+    "destination-options": (IPV6_DSTOPTS,),
+    "hop-by-hop": (IPV6_HOPOPTS,),
+    "both": (IPV6_HOPOPTS, IPV6_DSTOPTS),
+}
+_MOST_OCTETS = 1024  # of the options of a socket that are looked at; ours are 8
+
+
+class Outcome(enum.Enum):
+    """What became of an attempt; the value is the counter's name."""
+
+    DONE = "done"
+    NO_SOCKET = "no_socket"
+    OWN_OPTIONS = "own_options"
+    NO_RIGHT = "no_right"
+    REFUSED = "kernel_refused"
+
+
+class Job(msgspec.Struct):
+    """What is to be done to a connection's socket; tag is None to take the header away."""
+
+    key: FlowKey
+    tag: Tag | None
+    descriptor: int | None = None
+    outcome: Outcome = Outcome.NO_SOCKET
+    reason: str = ""
+
+
+class SocketHeaders:
+    """Sets headers. To be used in one thread at a time."""
+
+    def __init__(self, header: str, namespaces: Sequence[str]) -> None:
+        self._options = OPTIONS[header]
+        self._namespaces = namespaces
+        self._sockets = LiveSockets()
+
+    def do(self, jobs: Sequence[Job]) -> None:
+        """Each job is told its outcome. Descriptors that were passed along are closed."""
+        self._sockets.begin()
+        for job in jobs:
+            try:
+                if job.descriptor is not None:
+                    self._act(job, job.descriptor)
+                else:
+                    self._find_and_act(job)
+            except PermissionError as error:
+                job.outcome, job.reason = Outcome.NO_RIGHT, f"{error}: CAP_SYS_PTRACE and CAP_NET_RAW are needed"
+            except (ProcessLookupError, SockDiagError) as error:
+                job.outcome, job.reason = Outcome.NO_SOCKET, str(error)
+            except OSError as error:
+                job.outcome, job.reason = Outcome.REFUSED, str(error)
+
+    def _find_and_act(self, job: Job) -> None:
+        job.reason = "no such connection is open on this host"
+        for inode in self._inodes(job.key):
+            self._act(job, self._sockets.take(inode))
+
+    def _inodes(self, key: FlowKey) -> Iterable[int]:
+        """Of this host's ends of a connection: one, or both where both are here."""
+        for namespace in ("", *self._namespaces):
+            try:
+                with entered(namespace), Lookup() as lookup:
+                    for end in (key, key.reversed()):
+                        found = lookup.find(end, details=False)
+                        if found is not None and found.inode and found.state in OPEN_STATES | {SYN_SENT, SYN_RECV}:
+                            yield found.inode
+            except FileNotFoundError:
+                continue  # the namespace has gone, and its sockets with it
+
+    def _act(self, job: Job, descriptor: int) -> None:
+        """Set the options of a socket; the descriptor is closed."""
+        with socket.socket(fileno=descriptor) as one:
+            try:
+                identified(FlowEvent(state=FlowState.START, key=job.key, tag=job.tag or UNKNOWN), one.fileno())
+            except FlowEventError as error:
+                # Between the look and the grasp the number came to name another.
+                raise ProcessLookupError(str(error)) from None
+            present = {option: one.getsockopt(socket.IPPROTO_IPV6, option, _MOST_OCTETS) for option in self._options}
+            if not all(_is_ours(octets) for octets in present.values()):
+                job.outcome, job.reason = Outcome.OWN_OPTIONS, "the application has set options of its own"
+                return
+            for option in self._options:
+                if job.tag is not None:
+                    one.setsockopt(socket.IPPROTO_IPV6, option, exthdr.encode(job.tag.experiment, job.tag.activity, 0))
+                elif present[option]:
+                    one.setsockopt(socket.IPPROTO_IPV6, option, None, 0)
+            job.outcome = Outcome.DONE
+
+
+def _is_ours(octets: bytes) -> bool:
+    """Whether a socket has no options, or one that an agent has set."""
+    if not octets:
+        return True
+    try:
+        exthdr.decode(octets)
+    except TagError:
+        return False
+    return len(octets) == exthdr.HEADER_OCTETS

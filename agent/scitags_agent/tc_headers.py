@@ -1,0 +1,310 @@
+"""Extension headers put in at tc egress, with or without room for them kept free by routes.
+
+A flow is known to the program from the moment that put() returns, its SYN included. reserve() besides has the kernel
+make its segments shorter by the headers; until then, and where that cannot be, what has room bears one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from scitags_agent.bpf.attach import Way
+from scitags_agent.bpf.header_program import Header, HeaderProgram, room_of
+from scitags_agent.bpf.namespaces import entered
+from scitags_agent.bpf.placement import Placement
+from scitags_agent.reserved_routes import ROUTES, Place, ReservedRoutes, Room
+from scitags_agent.too_big import TooBigMessages
+from scitags_core.flow import FlowKey
+from scitags_core.tag import Tag
+
+Answer = TypeVar("Answer")
+
+log = logging.getLogger(__name__)
+
+FILTER_NAME = "scitags_header"
+CHANGE_SECONDS = 0.02  # changes of routes and links come in bursts
+PEERS_SECONDS = 0.05
+NO_ROOM = Room(why="no room is kept free for it yet")
+
+
+class TcSettings(msgspec.Struct, frozen=True):
+    """As of the backend."""
+
+    header: Header
+    reserve: bool
+    interfaces: Sequence[str]
+    namespaces: Sequence[str]
+    attach: Way
+    max_flows: int
+    rescan: float
+
+
+class _Flow(msgspec.Struct):
+    """A connection; a tag for each name under which it was reported, the newest last."""
+
+    key: FlowKey
+    tags: dict[FlowKey, Tag]
+    place: Place | None = None
+    room: Room = NO_ROOM
+    is_asked: bool = False  # for room
+
+
+class TcHeaders:
+    """The flows of the program, and their room."""
+
+    def __init__(self, settings: TcSettings, home: Path | None) -> None:
+        """Load the program. Raises MarkerUnavailable, and OSError where nothing can be written in home."""
+        self._settings = settings
+        self._home = home
+        self._program = HeaderProgram(settings.header, settings.max_flows)
+        self._flows: dict[FlowKey, _Flow] = {}
+        self._by_place: dict[Place, set[FlowKey]] = {}
+        self._routes: ReservedRoutes | None = None
+        self.why_no_routes = "" if settings.reserve else "not asked for"
+        # A thread of our own, as it is in the network namespace in which it was made, whoever leaves that meanwhile.
+        self._worker = ThreadPoolExecutor(1, "scitags-routes")
+        self._too_big: list[TooBigMessages] = []
+        self._chores: list[asyncio.Task[None]] = []
+        self._due = asyncio.Event()
+        self.counters_of_failures: Counter[str] = Counter()
+        try:
+            self._placement = Placement(
+                self._program,
+                settings.interfaces,
+                name=FILTER_NAME,
+                namespaces=settings.namespaces,
+                way=settings.attach,
+                home=home,
+            )
+        except OSError:
+            self._program.close()
+            raise
+
+    async def open_routes(self) -> None:
+        """Make ready to keep room free; where that cannot be, why_no_routes says why."""
+        if not self._settings.reserve:
+            return
+        settings = self._settings
+        try:
+            if self._home is not None:
+                (self._home / ROUTES).write_bytes(msgspec.json.encode(["", *settings.namespaces]))
+            self._routes = await self._in_thread(
+                ReservedRoutes, room_of(settings.header), settings.namespaces, self._placement.covers
+            )
+            for namespace in ("", *settings.namespaces):
+                self._too_big.append(await self._in_thread(_open_too_big, namespace))
+        except OSError as error:
+            routes, self._routes = self._routes, None
+            if routes is not None:
+                await self._in_thread(routes.close, False)
+            self.why_no_routes = f"routes and ICMPv6 are out of reach: {error.strerror}"
+            log.warning("no room is kept free for headers: %s", self.why_no_routes)
+
+    async def start(self) -> None:
+        """Attach, with the flows that are known by now. MarkerUnavailable where it cannot be attached to any."""
+        loop = asyncio.get_running_loop()
+        await self._placement.start()
+        if self._routes is not None:
+            for listener in self._routes.listeners:
+                loop.add_reader(listener, self._hear)
+            for one in self._too_big:
+                loop.add_reader(one, self._hear_too_big, one)
+            # What an earlier agent left, and no flow that is under way has asked for.
+            await self._in_thread(self._routes.forget_left)
+        self._chores = [asyncio.create_task(chore()) for chore in (self._keep_looking, self._watch_peers)]
+
+    def put(self, key: FlowKey, tag: Tag) -> None:
+        """Mark a connection's packets from now on. Raises OSError (E2BIG) when there is no room for it in the map."""
+        name = _canonical(key)
+        flow = self._flows.get(name)
+        if flow is None:
+            flow = _Flow(name, {key: tag})
+            self._write(flow)
+            self._flows[name] = flow
+        elif flow.tags.get(key) != tag:
+            flow.tags.pop(key, None)
+            flow.tags[key] = tag
+            self._write(flow)
+
+    async def reserve(self, keys: Iterable[FlowKey]) -> None:
+        """Keep room free for these, of those that were put."""
+        flows = [flow for flow in map(self._flow_of, keys) if flow is not None and not flow.is_asked]
+        for flow in flows:
+            flow.is_asked = True
+        if flows and self._routes is not None:
+            now = asyncio.get_running_loop().time()
+            answers = await self._in_thread(_reserve, self._routes, [flow.key for flow in flows], now)
+            for flow, (place, room) in zip(flows, answers, strict=True):
+                if self._flows.get(flow.key) is not flow:  # it has ended meanwhile
+                    self._release(place)
+                    continue
+                flow.place = place
+                if place is not None:
+                    self._by_place.setdefault(place, set()).add(flow.key)
+                self._set_room(flow, room)
+        elif flows:
+            for flow in flows:
+                flow.room = Room(why=self.why_no_routes)
+
+    def remove(self, key: FlowKey) -> None:
+        """Under this name, mark the connection no more; nothing happens when it was not."""
+        flow = self._flow_of(key)
+        if flow is None or key not in flow.tags:
+            return
+        del flow.tags[key]
+        if flow.tags:
+            self._write(flow)
+            return
+        del self._flows[flow.key]
+        for direction in (flow.key, flow.key.reversed()):
+            self._program.remove(direction)
+        if flow.place is not None:
+            self._by_place[flow.place].discard(flow.key)
+            if not self._by_place[flow.place]:
+                del self._by_place[flow.place]
+        self._release(flow.place)
+
+    def room_of(self, key: FlowKey) -> Room | None:
+        """What room a connection has; None when it is not marked here."""
+        flow = self._flow_of(key)
+        return None if flow is None else flow.room
+
+    async def close(self, *, keep: bool) -> None:
+        """Take program and routes away, unless they are to be kept for the next agent."""
+        for chore in self._chores:
+            chore.cancel()
+        await asyncio.gather(*self._chores, return_exceptions=True)
+        loop = asyncio.get_running_loop()
+        for one in self._too_big:
+            loop.remove_reader(one)
+            one.close()
+        await self._placement.close(keep=keep)
+        if self._routes is not None:
+            for listener in self._routes.listeners:
+                loop.remove_reader(listener)
+            routes, self._routes = self._routes, None
+            await self._in_thread(routes.close, keep)
+        if not keep and self._home is not None:
+            (self._home / ROUTES).unlink(missing_ok=True)
+        self._worker.shutdown()
+        self._program.close()
+
+    def counters(self) -> Mapping[str, int]:
+        """Totals, by name."""
+        failed = self._placement.failed_looks
+        return {
+            "connections_at_tc": len(self._flows),
+            "connections_with_room": sum(1 for flow in self._flows.values() if flow.room.reserved),
+            "routes": len(self._routes) if self._routes is not None else 0,
+            "interfaces": len(self._placement),
+            **{f"packets_{name}": total for name, total in self._program.outcomes().items()},
+            **({"failed_scans": failed} if failed else {}),
+            **self.counters_of_failures,
+        }
+
+    def _flow_of(self, key: FlowKey) -> _Flow | None:
+        return self._flows.get(_canonical(key))
+
+    def _write(self, flow: _Flow) -> None:
+        tag = next(reversed(flow.tags.values()))
+        for direction in (flow.key, flow.key.reversed()):
+            try:
+                self._program.put(direction, tag, path_mtu=flow.room.path_mtu, reserved=flow.room.reserved)
+            except OSError:
+                self._program.remove(flow.key)
+                raise
+
+    def _set_room(self, flow: _Flow, room: Room) -> None:
+        flow.room = room
+        self._write(flow)
+
+    def _release(self, place: Place | None) -> None:
+        if place is not None and self._routes is not None:
+            self._worker.submit(self._routes.release, place)
+
+    def _hear(self) -> None:
+        if self._routes is not None and self._routes.heard():
+            self._due.set()
+
+    def _hear_too_big(self, listener: TooBigMessages) -> None:
+        now = asyncio.get_running_loop().time()
+        for key, mtu in listener.heard():
+            # Whoever makes such a message up must know a flow at least.
+            if self._routes is not None and _canonical(key) in self._flows and self._routes.learn(key.dst, mtu, now):
+                self._due.set()
+
+    async def _watch_peers(self) -> None:
+        """For connections whose other end takes less than the path lets through, room is to be kept below that."""
+        seen = 0
+        while True:
+            await asyncio.sleep(PEERS_SECONDS)
+            narrowed = self._program.narrowed
+            if narrowed == seen or self._routes is None:
+                continue
+            seen = narrowed
+            for flow in list(self._flows.values()):
+                found = [self._program.peer_mtu(one) for one in (flow.key, flow.key.reversed())] if flow.place else []
+                if any(found) and flow.place and self._routes.learn_of_peer(flow.place, min(filter(None, found))):
+                    self._due.set()
+
+    async def _keep_looking(self) -> None:
+        """At interfaces and routes: when something has changed, and every so often."""
+        while True:
+            try:
+                await asyncio.wait_for(self._due.wait(), self._settings.rescan)
+                await asyncio.sleep(CHANGE_SECONDS)
+            except TimeoutError:
+                await self._placement.look()
+            self._due.clear()
+            try:
+                await self._follow_routes()
+            except OSError as error:
+                self.counters_of_failures["failed_looks_at_routes"] += 1
+                if self.counters_of_failures["failed_looks_at_routes"] == 1:
+                    log.error("the routes cannot be looked at: %s (said once, counted from here)", error)
+
+    async def _follow_routes(self) -> None:
+        routes = self._routes
+        if routes is None:
+            return
+        changed = await self._in_thread(routes.look, asyncio.get_running_loop().time())
+        for place, room in changed.items():
+            for name in self._by_place.get(place, ()):
+                self._set_room(self._flows[name], room)
+            if room.why:
+                log.warning("no room is kept free for headers towards %s: %s", place[1], room.why)
+
+    def _in_thread(self, function: Callable[..., Answer], *arguments: Any) -> asyncio.Future[Answer]:
+        return asyncio.get_running_loop().run_in_executor(self._worker, function, *arguments)
+
+
+def _reserve(routes: ReservedRoutes, keys: Sequence[FlowKey], now: float) -> list[tuple[Place | None, Room]]:
+    """The place of each connection, where there is one, and its room."""
+    found: list[tuple[Place | None, Room]] = []
+    for key in keys:
+        ends = (key, key.reversed())
+        places = [(routes.place_of(one.src, one.dst), one.src) for one in ends]
+        place, source = next(((place, source) for place, source in places if isinstance(place, tuple)), places[0])
+        if isinstance(place, tuple):
+            found.append((place, routes.reserve(place, source, now)))
+        else:
+            found.append((None, Room(why=place)))
+    return found
+
+
+def _open_too_big(namespace: str) -> TooBigMessages:
+    with entered(namespace):
+        return TooBigMessages()
+
+
+def _canonical(key: FlowKey) -> FlowKey:
+    """The same key for both directions of a connection."""
+    return min(key, key.reversed())

@@ -1,0 +1,444 @@
+"""Which way each flow's headers take, and that all else on the host stays as it was."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import socket
+import struct
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyroute2 import IPRoute
+
+from scitags_agent.bpf import clsact
+from scitags_agent.bpf.interfaces import matching
+from scitags_core import label
+from scitags_core.flow import FlowKey
+from scitags_core.roles import FlowMark
+from tests.netns import programs
+from tests.netns.conftest import ALICE, BOB, Pair
+from tests.netns.namespaces import Namespace, add_address, allow_big_tcp, link, set_up
+from tests.netns.test_extension_header import DESTINATION, IPV6_DSTOPTS, OWN, Tap, headers_of, parsed, until
+from tests.netns.test_marker_links import IFF_NO_PI, IFF_TUN, TUNSETIFF, read_packets
+from tests.netns.test_tc_headers import MARKED, at_tc, our_routes, with_data
+from tests.netns.watching import ATLAS, ETH_P_ALL, FLOW, OTHER, Seen, deliver, end, run, running, start
+
+UDP_SEGMENT = 103  # linux/udp.h
+
+
+@pytest.fixture
+def tap(pair: Pair, bpf: None) -> Any:
+    one = Tap(pair.bob, "bob0")
+    yield one
+    one.close()
+
+
+# --- the best way for each flow ---------------------------------------------------------------------
+
+
+def test_a_flow_goes_over_to_its_socket_as_soon_as_that_is_there(pair: Pair, tap: Tap) -> None:
+    """At tc from the SYN on, with room once it has waited; on the socket, and the route as it was, in the end."""
+
+    async def scenario() -> None:
+        async with at_tc(pair.alice, mode="auto") as backend:
+            await backend.handle([start()])
+            assert backend.mark_of(FLOW) == FlowMark(
+                "header: tc, what fits",
+                "socket: its socket is being looked for; route: no room is kept free for it yet",
+            )
+            assert our_routes(pair.alice) == {}
+            await until(backend, "connections_with_room")
+            assert backend.mark_of(FLOW) == FlowMark(
+                "header: tc, room by route", "socket: no such connection is open on this host"
+            )
+            assert our_routes(pair.alice) == {BOB: 1492}
+            client, server = pair.connect(40000)
+            await until(backend, "connections")
+            deliver(client, server, bytes(4 << 20))
+            assert headers_of(tap.packets()) == {MARKED}
+            assert backend.mark_of(FLOW) == FlowMark("header: socket")
+            assert backend.counters()["connections_at_tc"] == 0
+            await asyncio.sleep(0.1)
+            assert our_routes(pair.alice) == {}
+            await backend.handle([end()])
+            await until(backend, "headers_removed")
+            assert backend.mark_of(FLOW) is None
+            deliver(client, server)
+            assert () in headers_of(tap.packets())
+            client.close()
+            server.close()
+
+    run(scenario())
+
+
+def test_a_short_transfer_changes_no_route(pair: Pair, tap: Tap) -> None:
+    async def scenario() -> None:
+        async with at_tc(pair.alice, mode="auto") as backend:
+            client, server = pair.connect(40000)
+            tap.packets()
+            await backend.handle([start()])
+            await until(backend, "connections")
+            assert our_routes(pair.alice) == {}
+            deliver(client, server)
+            assert headers_of(tap.packets()) == {MARKED}
+            client.close()
+            server.close()
+
+    run(scenario())
+
+
+def test_options_of_the_application_stay(pair: Pair, tap: Tap) -> None:
+    async def scenario() -> None:
+        async with at_tc(pair.alice, mode="auto") as backend:
+            client, server = pair.connect(40000)
+            client.setsockopt(socket.IPPROTO_IPV6, IPV6_DSTOPTS, OWN)
+            tap.packets()
+            await backend.handle([start()])
+            await until(backend, "unmarked_own_options")
+            deliver(client, server)
+            assert headers_of(tap.packets()) == {((DESTINATION, None),)}
+            assert backend.mark_of(FLOW) == FlowMark("unmarked", "its application has set options of its own")
+            client.close()
+            server.close()
+
+    run(scenario())
+
+
+def test_options_of_the_application_stay_at_tc(pair: Pair, tap: Tap) -> None:
+    async def scenario() -> None:
+        async with at_tc(pair.alice) as backend:
+            client, server = pair.connect(40000)
+            client.setsockopt(socket.IPPROTO_IPV6, IPV6_DSTOPTS, OWN)
+            await backend.handle([start()])
+            tap.packets()
+            deliver(client, server)
+            assert headers_of(tap.packets()) == {((DESTINATION, None),)}
+            assert backend.counters()["packets_others"] > 0
+            client.close()
+            server.close()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("by", ["tc", "auto"])
+def test_label_and_header_at_once(pair: Pair, tap: Tap, by: str) -> None:
+    """Labels by the program at tc, or by the kernel; headers at tc."""
+    pair.alice.set_sysctl("ipv6/auto_flowlabels", "1")
+    seen = Seen(pair.bob, "bob0")
+
+    async def scenario() -> None:
+        async with running(pair.alice, label=by) as marker, at_tc(pair.alice) as backend:
+            for one in (marker, backend):
+                await one.handle([start()])
+            client, server = pair.connect(40000)
+            while by == "auto" and not marker.counters()["connections_by_kernel"]:
+                deliver(client, server, b"x")  # the kernel begins with the next packet
+                await asyncio.sleep(0.02)
+            deliver(client, server, bytes(4 << 20))
+            packets = tap.packets()
+            assert headers_of(packets) == {MARKED}
+            assert len({one.label for one in packets}) == 1
+            assert label.decode(packets[0].label).tag == ATLAS
+            assert seen.labels()[40000, 1094] == {packets[0].label}
+            assert marker.mark_of(FLOW).by == ("label: tc" if by == "tc" else "label: kernel")
+            client.close()
+            server.close()
+
+    try:
+        run(scenario())
+    finally:
+        seen.close()
+
+
+# --- packets and links of other kinds -----------------------------------------------------------------
+
+
+def test_datagrams_and_those_that_the_kernel_cuts(pair: Pair, tap: Tap) -> None:
+    flow = FlowKey.of(ALICE, 40000, BOB, 1094, "udp")
+    frames = Datagrams(pair.bob, "bob0")
+
+    async def scenario() -> None:
+        async with at_tc(pair.alice) as backend:
+            await backend.handle([start(flow)])
+            with pair.bob.entered():
+                receiver = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+                receiver.bind((BOB, 1094))
+            with pair.alice.entered():
+                sender = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+            with sender, receiver:
+                sender.bind((ALICE, 40000))
+                sender.connect((BOB, 1094))
+                for size in (1, 1444):  # 1444: as much as is left beside our header
+                    sender.send(bytes(size))
+                sender.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 1200)
+                sender.send(bytes(10 * 1200))
+                sender.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 0)
+                sender.send(bytes(4000))  # goes in fragments
+            found = frames.read()
+            assert {headers for headers, _ in found if headers is not None} == {(ATLAS,)}
+            sizes = [size for headers, size in found if headers is not None]
+            assert sizes[:2] == [1, 1444]
+            assert sum(sizes[2:]) == 12000
+            counters = backend.counters()
+            assert counters["packets_marked"] == 3
+            assert counters["packets_fragment"] == 1
+
+    try:
+        run(scenario())
+    finally:
+        frames.close()
+
+
+class Datagrams:
+    """UDP packets that an interface receives: the tags in their headers (None: a fragment), octets of data."""
+
+    def __init__(self, host: Namespace, interface: str) -> None:
+        with host.entered():
+            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
+        self._socket.bind((interface, ETH_P_ALL))
+        self._socket.settimeout(0.2)
+
+    def read(self) -> list[tuple[tuple[Any, ...] | None, int]]:
+        found: list[tuple[tuple[Any, ...] | None, int]] = []
+        with contextlib.suppress(TimeoutError):
+            while True:
+                octets = self._socket.recv(1 << 17)
+                kind, at, tags = octets[6], 40, []
+                while kind in (0, 60):
+                    tags.append(ATLAS if octets[at + 4 : at + 7] == bytes((0, ATLAS.experiment, ATLAS.activity)) else 0)
+                    kind, at = octets[at], at + 8
+                if kind == socket.IPPROTO_UDP:
+                    found.append((tuple(tags), len(octets) - at - 8))
+                elif kind == 44:
+                    found.append((None, 0))
+        return found
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def test_a_device_without_link_layer(pair: Pair, bpf: None) -> None:
+    with pair.alice.entered():
+        tun = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+        fcntl.ioctl(tun, TUNSETIFF, struct.pack("16sH22x", b"tun0", IFF_TUN | IFF_NO_PI))
+    add_address(pair.alice, "tun0", "2001:db8:7::1", 64)
+    set_up(pair.alice, "tun0")
+    flow = FlowKey.of("2001:db8:7::1", 40000, "2001:db8:7::2", 1094)
+
+    async def scenario() -> None:
+        async with at_tc(pair.alice, interfaces=["tun0"]) as backend:
+            await backend.handle([start(flow)])
+            with pair.alice.entered():
+                client = socket.socket(socket.AF_INET6)
+            with client:
+                client.bind(("2001:db8:7::1", 40000))
+                client.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    client.connect(("2001:db8:7::2", 1094))
+                found = [parsed(one) for one in read_packets(tun)]
+            assert headers_of([one for one in found if one is not None]) == {MARKED}
+
+    try:
+        run(scenario())
+    finally:
+        os.close(tun)
+
+
+def test_big_tcp_is_left_alone_and_counted(pair: Pair, tap: Tap) -> None:
+    for host, interface in ((pair.alice, "alice0"), (pair.bob, "bob0")):
+        allow_big_tcp(host, interface)
+
+    async def scenario() -> None:
+        async with at_tc(pair.alice) as backend:
+            await backend.handle([start()])
+            client, server = pair.connect(40000)
+            deliver(client, server, bytes(64 << 20))
+            counters = backend.counters()
+            assert counters["packets_big"] > 0
+            assert counters["packets_failed"] == counters["packets_malformed"] == 0
+            client.close()
+            server.close()
+
+    run(scenario())
+
+
+def test_several_network_namespaces(pair: Pair, bpf: None) -> None:
+    """The agent on alice serves carol as well, and carol's routes are hers."""
+    with ExitStack() as stack:
+        carol = stack.enter_context(Namespace("carol"))
+        link(carol, "carol0", pair.bob, "bob1")
+        add_address(carol, "carol0", "2001:db8:9::1", 64)
+        add_address(pair.bob, "bob1", "2001:db8:9::2", 64)
+        tap = Tap(pair.bob, "bob1")
+        stack.callback(tap.close)
+        flow = FlowKey.of("2001:db8:9::1", 40000, "2001:db8:9::2", 1094)
+
+        async def scenario() -> None:
+            async with at_tc(pair.alice, namespaces=[carol.path]) as backend:
+                await backend.handle([start(flow), start()])
+                assert our_routes(pair.alice) == {BOB: 1492}
+                assert our_routes(carol) == {"2001:db8:9::2": 1492}
+                with pair.bob.entered():
+                    server = socket.create_server(("2001:db8:9::2", 1094), family=socket.AF_INET6)
+                with carol.entered():
+                    client = socket.socket(socket.AF_INET6)
+                with server, client:
+                    client.bind(("2001:db8:9::1", 40000))
+                    client.connect(("2001:db8:9::2", 1094))
+                    accepted, _ = server.accept()
+                    with accepted:
+                        deliver(client, accepted)
+                assert headers_of(with_data(tap.packets(flow))) == {MARKED}
+            assert our_routes(carol) == our_routes(pair.alice) == {}
+
+        run(scenario())
+
+
+# --- beside others ------------------------------------------------------------------------------------
+
+
+def test_between_two_foreign_filters_on_a_foreign_clsact(pair: Pair, tap: Tap) -> None:
+    """Whatever their verdicts; all of it is there afterwards."""
+    with pair.alice.entered(), IPRoute() as netlink, ExitStack() as stack:
+        index = matching(["alice0"])[0].index
+        netlink.tc("add", "clsact", index, clsact.CLSACT_HANDLE)
+        for priority in (1, 30):
+            foreign = stack.enter_context(programs.loaded(programs.returning(programs.TC_ACT_UNSPEC)))
+            netlink.tc(
+                "add-filter", "bpf", index, 1, fd=foreign, name=f"foreign{priority}",
+                parent=clsact.EGRESS, prio=priority, protocol=ETH_P_ALL, direct_action=True,
+            )  # fmt: skip
+
+        def filters() -> list[str]:
+            return [one.name.split("/")[0] for one in clsact.list_filters(netlink, index, clsact.EGRESS)]
+
+        during: list[list[str]] = []
+
+        async def scenario() -> None:
+            async with at_tc(pair.alice, attach="clsact") as backend, running(pair.alice, attach="clsact") as marker:
+                for one in (marker, backend):
+                    await one.handle([start()])
+                during.append(await asyncio.to_thread(_in(pair.alice, filters)))
+                client, server = pair.connect(40000)
+                deliver(client, server)
+                packets = tap.packets()
+                assert headers_of(packets) == {MARKED}
+                assert {label.decode(one.label).tag for one in packets} == {ATLAS}
+                client.close()
+                server.close()
+
+        run(scenario())
+        assert during == [["foreign1", "scitags_header", "scitags_label", "foreign30"]]
+        assert filters() == ["foreign1", "foreign30"]
+
+
+def _in(host: Namespace, question: Any) -> Any:
+    def asked() -> Any:
+        with host.entered():
+            return question()
+
+    return asked
+
+
+@pytest.mark.parametrize("first", ["marker", "header"])
+def test_our_own_clsact_goes_with_the_last_of_our_filters(pair: Pair, bpf: None, first: str) -> None:
+    def qdiscs() -> list[str]:
+        with pair.alice.entered(), IPRoute() as netlink:
+            index = matching(["alice0"])[0].index
+            return [one.get_attr("TCA_KIND") for one in netlink.get_qdiscs(index=index)]
+
+    before = qdiscs()
+
+    async def scenario() -> None:
+        both = [at_tc(pair.alice, attach="clsact"), running(pair.alice, attach="clsact")]
+        async with contextlib.AsyncExitStack() as stack:
+            for one in both if first == "header" else reversed(both):
+                await stack.enter_async_context(one)
+
+    run(scenario())
+    assert qdiscs() == before
+
+
+def test_a_route_of_others_stays_as_it_is(pair: Pair, tap: Tap) -> None:
+    """Then what fits is marked; when that route goes, room is kept."""
+    with pair.alice.entered(), IPRoute() as netlink:
+        index = netlink.link_lookup(ifname="alice0")[0]
+        netlink.route("add", dst=f"{BOB}/128", oif=index, priority=512, metrics={"mtu": 1400})
+
+    def foreign() -> list[Any]:
+        with pair.alice.entered(), IPRoute() as netlink:
+            return [one for one in netlink.get_routes(family=socket.AF_INET6) if one.get_attr("RTA_DST") == BOB]
+
+    before = foreign()
+    after: list[Any] = []
+
+    async def scenario() -> None:
+        async with at_tc(pair.alice) as backend:
+            await backend.handle([start()])
+            after.extend(await asyncio.to_thread(foreign))
+            assert our_routes(pair.alice) == {}
+            mark = backend.mark_of(FLOW)
+            assert mark == FlowMark(
+                "header: tc, what fits",
+                "socket: not asked for; route: its destination has a route of its own, which is left alone",
+            )
+            client, server = pair.connect(40000)
+            deliver(client, server)
+            packets = with_data(tap.packets())
+            assert max(one.octets for one in packets if not one.headers) > 1400  # cut by the device
+            assert max((one.octets for one in packets if one.headers), default=0) <= 1400
+            await asyncio.to_thread(_in(pair.alice, remove_foreign))
+            await until(backend, "connections_with_room")
+            assert our_routes(pair.alice) == {BOB: 1492}
+            client.close()
+            server.close()
+
+    def remove_foreign() -> None:
+        with IPRoute() as netlink:
+            netlink.route("del", dst=f"{BOB}/128", oif=index, priority=512)
+
+    run(scenario())
+    shown = [[one["proto"], one.get_attr("RTA_PRIORITY"), one.get_attr("RTA_METRICS")] for one in before]
+    assert [[one["proto"], one.get_attr("RTA_PRIORITY"), one.get_attr("RTA_METRICS")] for one in after] == shown
+
+
+def test_flows_to_one_destination_share_its_route(pair: Pair, bpf: None) -> None:
+    async def scenario() -> None:
+        async with at_tc(pair.alice) as backend:
+            await backend.handle([start(), start(OTHER)])
+            assert backend.counters()["routes"] == 1
+            await backend.handle([end()])
+            await until(backend, "connections_at_tc", 1)
+            assert our_routes(pair.alice) == {BOB: 1492}
+            await backend.handle([end(OTHER)])
+            await until(backend, "routes", 0)
+            assert our_routes(pair.alice) == {}
+
+    run(scenario())
+
+
+def test_what_a_killed_agent_left_is_taken_over_or_away(pair: Pair, tap: Tap, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with at_tc(pair.alice, tmp_path, on_stop="leave") as backend:
+            await backend.handle([start(), start(FlowKey.of(ALICE, 1, "2001:db8::77", 2))])
+        assert our_routes(pair.alice) == {BOB: 1492, "2001:db8::77": 1492}
+        client, server = pair.connect(40000)
+        deliver(client, server)
+        assert headers_of(tap.packets()) == {MARKED}  # by the program that was left
+        async with at_tc(pair.alice, tmp_path) as backend:
+            await until(backend, "routes", 0)
+            assert our_routes(pair.alice) == {}
+            await backend.handle([start()])
+            assert our_routes(pair.alice) == {BOB: 1492}
+            deliver(client, server)
+            assert headers_of(with_data(tap.packets())) >= {MARKED}
+        assert our_routes(pair.alice) == {}
+        client.close()
+        server.close()
+
+    run(scenario())
