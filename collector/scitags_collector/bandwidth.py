@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # More than these cannot be told apart by colour, nor listed beside the picture.
-TAGS_SHOWN = 20
+TAGS_SHOWN = 24
+LEAST_HEIGHT = 0.35  # of a panel, to the highest
 GB_FROM = 10_000.0  # megabytes
 OTHERS_COLOUR = "#8d949c"
 _TITLES: dict[Carrier | None, str] = {
@@ -92,7 +93,7 @@ def draw(bandwidth: Bandwidth, registry: Registry, paths: Sequence[Path], *, hea
         lambda figure: _fill(figure, bandwidth, registry, carriers, heading),
         paths,
         width=_WIDTH_INCHES,
-        height=1.2 + max(_PANEL_INCHES * len(carriers), 0.23 * min(len(bandwidth.tags()), TAGS_SHOWN)),
+        height=1.2 + max(_PANEL_INCHES * len(carriers), 0.27 * min(len(bandwidth.tags()) + 1, TAGS_SHOWN)),
     )
 
 
@@ -105,13 +106,16 @@ def _fill(
     colours[None] = chart.UNTAGGED_COLOUR
     peaks = [_peak(bandwidth.by_carrier.get(carrier, {})) for carrier in carriers]
     unit, scale = ("Gbit/s", _MBIT_IN_GBIT) if max(peaks) >= _MBIT_IN_GBIT else ("Mbit/s", 1.0)
-    panels = figure.subplots(len(carriers), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
-    for axes, carrier in zip(panels, carriers, strict=True):
+    # One scale for all: a panel is as high as its traffic, if not less than the eye needs.
+    most = max(peaks) / scale or 1.0
+    heights = [max(LEAST_HEIGHT, peak / scale / most) for peak in peaks]
+    panels = figure.subplots(len(carriers), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, carrier, height in zip(panels, carriers, heights, strict=True):
         _panel(axes, bandwidth, bandwidth.by_carrier.get(carrier, {}), colours, scale)
         axes.set_title(_TITLES[carrier], loc="left", fontsize=10.5, color=chart.INK)
         axes.set_ylabel(unit)
+        axes.set_ylim(0, height * most * 1.06)
         chart.dress(axes)
-    panels[0].set_ylim(0, max(peaks) / scale * 1.06 or 1.0)
     chart.time_axis(panels[-1], bandwidth.start, bandwidth.intervals * bandwidth.seconds)
     figure.suptitle(heading, x=0.012, ha="left", fontsize=13, fontweight="bold")
     _legend(figure, bandwidth, registry, colours)

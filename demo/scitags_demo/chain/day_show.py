@@ -9,7 +9,8 @@ from typing import Any
 
 import msgspec
 
-from scitags_collector import flow_pictures, flow_report, flow_statistics
+from scitags_collector import bandwidth, flow_pictures, flow_report, flow_statistics
+from scitags_collector.bandwidth import Bandwidth
 from scitags_collector.flow_files import read
 from scitags_collector.flow_statistics import Statistics
 from scitags_collector.fts_share import FtsShare, read_completions
@@ -18,7 +19,6 @@ from scitags_core.cli.names import Source
 from scitags_core.cli.output import count_text
 from scitags_core.registry import Registry
 from scitags_core.tag import Tag
-from scitags_demo import picture
 from scitags_demo.chain import join
 from scitags_demo.chain import report as chain_report
 from scitags_demo.chain import run as chain
@@ -26,10 +26,11 @@ from scitags_demo.chain.day import make_day
 from scitags_demo.chain.day_report import Sums, failed, planned, write_inputs
 from scitags_demo.chain.join import Joined
 from scitags_demo.errors import DemoError
-from scitags_demo.series import Series, from_labels
+from scitags_demo.observer import Observation
 
 LINK_MBIT = 60  # so that the afternoon's files wait for each other
 TRAFFIC = "traffic"
+_BITS_IN_MBIT = 1e6
 
 
 class DayOptions(msgspec.Struct, frozen=True):
@@ -50,14 +51,14 @@ class DayShown(msgspec.Struct, frozen=True):
     failed           transfers that did not go well, by their names
     problems         where the two differ
     joined           each file's way from the rule to the wire
-    traffic          by tag as the flow labels on the wire had it; None where no packet could be marked
+    traffic          by tag as packets on the wire bore it; None where none could be marked
     files            what `scitags report` can be run on again; none where nothing was kept
     """
 
     seconds: float
     statistics: Statistics
     how: str
-    traffic: Series | None
+    traffic: Bandwidth | None
     planned: dict[Tag, Sums]
     found: dict[Tag, Sums]
     untagged: int
@@ -98,7 +99,7 @@ def show(options: DayOptions, registry: Registry, output: Path | None, say: Call
         seconds=options.seconds,
         statistics=statistics,
         how=share.how,
-        traffic=from_labels(evidence.observation) if evidence.marking else None,
+        traffic=traffic(evidence.observation, evidence.began) if evidence.marking else None,
         planned=expected,
         found=found,
         untagged=untagged,
@@ -144,6 +145,23 @@ def as_text(shown: DayShown, source: Source) -> str:
     return "\n".join([flow_report.as_text(shown.statistics, source, shown.how, ()), "", *notes, verdict, *chain])
 
 
+def traffic(observation: Observation, began: float) -> Bandwidth:
+    """Mbit/s by tag in each second since the day began.
+
+    A tag that no firefly names is what some host drew at random: it counts as none.
+    """
+    announced = {one.tag for one in observation.announcements}
+    octets = {time: parts for time, parts in observation.timeline.octets.items() if time >= began}
+    count = int(max(octets, default=began) - began) + 1
+    borne: dict[Tag | None, list[float]] = {}
+    bare: dict[Tag | None, list[float]] = {}
+    for time, parts in octets.items():
+        for tag, amount in parts.items():
+            rates, name = (borne, tag) if tag in announced else (bare, None)
+            rates.setdefault(name, [0.0] * count)[int(time - began)] += amount * 8 / _BITS_IN_MBIT
+    return Bandwidth(began, 1.0, {"label": borne, None: bare})
+
+
 def as_json(shown: DayShown, source: Source) -> dict[str, Any]:
     """The report for programs, and whether it is what was planned."""
     more = {
@@ -162,5 +180,7 @@ def pictures(shown: DayShown, registry: Registry, directory: Path) -> list[Path]
     heading = f"A day of a data challenge in {shown.seconds:g} s"
     drawn = flow_pictures.draw(shown.statistics, registry, directory, heading=heading)
     if shown.traffic is not None:
-        drawn += picture.draw(shown.traffic, registry, directory / TRAFFIC)
+        paths = [directory / f"{TRAFFIC}.{kind}" for kind in flow_pictures.FORMATS]
+        bandwidth.draw(shown.traffic, registry, paths, heading=f"{heading}: bandwidth by tag, as read from the wire")
+        drawn += paths
     return drawn
