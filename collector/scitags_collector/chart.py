@@ -88,16 +88,16 @@ def colours(tags: Sequence[Tag | None]) -> list[str]:
         if tag.experiment not in experiments:
             experiments.append(tag.experiment)
         mates = [one for one in tags[:position] if one is not None and one.experiment == tag.experiment]
-        found.append(_shaded(HUES[experiments.index(tag.experiment) % len(HUES)], SHADES[len(mates) % len(SHADES)]))
+        found.append(shaded(HUES[experiments.index(tag.experiment) % len(HUES)], SHADES[len(mates) % len(SHADES)]))
     return found
 
 
 def hues(count: int) -> list[str]:
     """So many colours that differ."""
-    return [_shaded(HUES[number % len(HUES)], SHADES[number // len(HUES) % len(SHADES)]) for number in range(count)]
+    return [shaded(HUES[number % len(HUES)], SHADES[number // len(HUES) % len(SHADES)]) for number in range(count)]
 
 
-def _shaded(colour: str, share: float) -> str:
+def shaded(colour: str, share: float) -> str:
     """The colour with so much white in it, 0 to 1; or black, 0 to -1."""
     parts = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
     towards = 255 if share > 0 else 0

@@ -17,10 +17,13 @@ def _openssl(*arguments: str | Path) -> None:
 
 
 class Authority:
-    """Its certificate lies in directory as OpenSSL looks for it. Gone when closed."""
+    """Its certificate lies in directory as OpenSSL looks for it. Gone when closed.
 
-    def __init__(self) -> None:
-        self._directory = tempfile.TemporaryDirectory(prefix="scitags-authority-")
+    place is where its own directory is made; where temporary files are, unless given.
+    """
+
+    def __init__(self, place: Path | None = None) -> None:
+        self._directory = tempfile.TemporaryDirectory(prefix="scitags-authority-", dir=place)
         Path(self._directory.name).chmod(0o755)  # servers run as users of their own
         self.directory = Path(self._directory.name) / "certificates"
         self.directory.mkdir()

@@ -30,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--flows", type=int, metavar="N", help="with --day: as many as suit its time otherwise")
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help=f"put {PICTURE}.png and .svg there, with --full also {CHAIN}.*"
+        "--output", type=Path, metavar="DIR", help=f"put {PICTURE}.png and .svg there, with --full {CHAIN}.*"
     )
     parser.add_argument(
         "--seconds",
@@ -94,9 +94,7 @@ def _run_show(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
 
 
 def _run_full(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
-    from scitags_demo import picture, series  # noqa: PLC0415
-    from scitags_demo.chain import join, plan, report, run  # noqa: PLC0415
-    from scitags_demo.chain import picture as chain_picture  # noqa: PLC0415
+    from scitags_demo.chain import join, picture, plan, report, run  # noqa: PLC0415
 
     source = names.choose(arguments)
     say(source.description)
@@ -112,9 +110,7 @@ def _run_full(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
     document = report.as_json(joined, registry)
     written: list[Path] = []
     if arguments.output:
-        shape = series.from_labels if joined.marking else series.from_fireflies
-        written = picture.draw(shape(evidence.observation), registry, arguments.output / PICTURE)
-        written += chain_picture.draw(joined, registry, evidence.began, arguments.output / CHAIN)
+        written = picture.draw(joined, registry, evidence.began, arguments.output / CHAIN)
         table = arguments.output / f"{CHAIN}.json"
         table.write_text(json_line(document) + "\n")
         written.append(table)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -38,15 +38,15 @@ def can_mark(say: Callable[[str], None]) -> bool:
 
 
 class Watch:
-    """`scitags observe` on the router. The registry is all that it is given."""
+    """`scitags observe` on the router. The registry is all that it is given. It is run by prefix."""
 
-    def __init__(self, router: Namespace, directory: Path, registry: Registry) -> None:
+    def __init__(self, router: Namespace, directory: Path, registry: Registry, prefix: Sequence[str] = ()) -> None:
         self.log = directory / "observer.log"
         self._ready = directory / "observer.ready"
         self._report = directory / "observer.json"
         document = directory / "registry.json"
         document.write_bytes(dump(registry))
-        command = [sys.executable, *_SCITAGS, "observe", "--interface", OBSERVED_INTERFACE]
+        command = [*prefix, sys.executable, *_SCITAGS, "observe", "--interface", OBSERVED_INTERFACE]
         command += ["--json", "--output", str(self._report), "--ready", str(self._ready)]
         command += ["--registry", str(document), "--bucket", str(BUCKET_SECONDS)]
         self.process: Process = router.start("observer", command, self.log)

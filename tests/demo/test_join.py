@@ -246,6 +246,8 @@ def test_labels_that_look_tagged_beyond_chance_break_it() -> None:
     assert not joined.chance.is_likely
     assert not joined.holds
     assert join(seen(strangers[3:])).holds
+    named = Announcement(strangers[5].key or KEY, TAG, FlowState.START, BEGAN, None)
+    assert not join(seen(strangers[3:], (START, END, named))).holds
 
 
 def test_chance() -> None:

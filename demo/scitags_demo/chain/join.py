@@ -54,6 +54,7 @@ class Chain(msgspec.Struct, kw_only=True):
     packets     of these, in the direction of the data; marked: that bore the agent's tag
     fireflies   starts and ends on the wire
     octets      IP octets on these connections, in the direction of the data
+    moved       when, in seconds since 1970: as the storage told it, of the untagged as the observer saw it
     problems    what is wrong with which link
     can_mark    whether packets could be marked where this was run
     """
@@ -75,6 +76,7 @@ class Chain(msgspec.Struct, kw_only=True):
     marked: int = 0
     fireflies: tuple[int, int] = (0, 0)
     octets: int = 0
+    moved: tuple[float, float] | None = None
     problems: dict[Link, str] = {}
     can_mark: bool = True
 
@@ -90,18 +92,23 @@ class Chain(msgspec.Struct, kw_only=True):
 
 
 class Chance(msgspec.Struct, frozen=True):
-    """Flows that nobody tagged and whose hosts gave them a label, those of them that bear a listed pair, and how many
-    would if all labels are random."""
+    """Flows that nobody tagged and whose hosts gave them a label.
+
+    matched     those of them that bear a listed pair
+    expected    how many would if all labels are random
+    announced   those that a firefly names, which is never chance
+    """
 
     flows: int
     matched: int
     expected: float
+    announced: int = 0
 
     @property
     def is_likely(self) -> bool:
-        """Whether as many or more are to be expected at least once in a thousand such observations."""
+        """Whether nothing was announced, and as many or more match at least once in a thousand such observations."""
         below = sum(math.exp(-self.expected) * self.expected**n / math.factorial(n) for n in range(self.matched))
-        return 1 - below >= UNLIKELY
+        return not self.announced and 1 - below >= UNLIKELY
 
 
 class Joined(msgspec.Struct, frozen=True):
@@ -213,6 +220,7 @@ def _join_agent(chain: Chain, records: Iterable[Reported]) -> None:
     last = found[-1]
     chain.agent, chain.application = last.tag, last.application
     chain.keys = last.keys
+    chain.moved = last.started, last.ended or last.started
     if last.tag != chain.storage:
         chain.problems["agent"] = f"the agent was told {_said(last.tag)}, not {_said(chain.storage)}"
 
@@ -229,7 +237,11 @@ def _join_wire(chain: Chain, wire: _Wire, *, marking: bool) -> None:
         chain.problems["packets"] = f"none of {chain.packets} packets bears {_said(chain.agent)}{instead}"
     starts, ends, announced = wire.fireflies(chain)
     chain.fireflies = starts, ends
-    if not starts or not ends:
+    missing = (not starts) + (not ends)
+    if missing and missing <= wire.unseen:
+        # Of what the capture dropped nothing can be known.
+        wire.unseen -= missing
+    elif missing:
         chain.problems["fireflies"] = f"{starts} starts and {ends} ends with {_said(chain.agent)}"
     elif announced != chain.transfer.octets:
         chain.problems["fireflies"] = f"{announced} octets announced, not {chain.transfer.octets}"
@@ -247,7 +259,7 @@ def _join_untagged(chain: Chain, wire: _Wire) -> None:
             chain.problems["octets"] = "no flow of its size was seen on the wire"
         return
     wire.taken.add(flow.key)
-    chain.keys = [flow.key]
+    chain.keys, chain.moved = [flow.key], (flow.first, flow.last)
     chain.packets, chain.octets = flow.packets, flow.octets
     fireflies = wire.announcements(flow.key)
     chain.fireflies = _count(fireflies, FlowState.START), _count(fireflies, FlowState.END)
@@ -262,6 +274,7 @@ class _Wire:
         self._observation: Observation = evidence.observation
         self._registry: Registry = evidence.registry
         self.dropped = evidence.observation.dropped
+        self.unseen = self.dropped  # packets that may have been fireflies
         self.taken = set[FlowKey]()  # flows of untagged files
         self._by_key: dict[FlowKey, list[Announcement]] = {}
         for one in evidence.observation.announcements:
@@ -320,14 +333,12 @@ class _Wire:
         return min(fitting, key=lambda flow: flow.octets, default=None)
 
     def chance(self) -> Chance:
-        flows = [
-            flow
-            for key, flow in self._observation.flows.items()
-            if ":" in key.src and key not in self._tagged and any(borne.label for borne in flow.labels)
-        ]
+        free = {key: flow for key, flow in self._observation.flows.items() if key not in self._tagged}
+        flows = [one for key, one in free.items() if ":" in key.src and any(borne.label for borne in one.labels)]
         matched = sum(any(borne.tag is not None for borne in flow.labels) for flow in flows)
         pairs = sum(tag.experiment <= EXPERIMENT_MAX for tag in self._registry.tags())
-        return Chance(len(flows), matched, len(flows) * pairs * LABELS_OF_A_PAIR / LABELS)
+        announced = sum(bool(self.announcements(key)) for key in free)
+        return Chance(len(flows), matched, len(flows) * pairs * LABELS_OF_A_PAIR / LABELS, announced)
 
 
 def _count(fireflies: Iterable[Announcement], state: FlowState) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scitags_collector import chart
-from scitags_collector.chart import FAINT, INK, UNTAGGED_COLOUR
+from scitags_collector.chart import FAINT, HUES, INK, UNTAGGED_COLOUR
 from scitags_core.registry import Registry
 from scitags_core.tag import Tag
 from scitags_demo.chain.join import LINKS, Chain, Joined
@@ -19,20 +20,21 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH_INCHES, LINE_INCHES, MARGIN_INCHES = 12.5, 0.2, 1.7
+WIDTH_INCHES, LINE_INCHES, MARGIN_INCHES = 13.0, 0.2, 1.7
 RED = "#c4262e"
 GROUND = "#f3f5f7"
 LEAST_BAR_SECONDS = 0.15  # so that the eye finds it
+ROOM_FOR_WORDS = 1.2  # behind the last bar
+SHADES = (0.0, 0.35)  # of an experiment's hue, in turn: the names stand beside the lines
 
 
 def draw(joined: Joined, registry: Registry, began: float, stem: Path) -> list[Path]:
     """Write STEM.png and STEM.svg; their paths. began is when the plan's time was 0, in seconds since 1970."""
     chains = order(joined.chains)
-    tags = list(dict.fromkeys(one.expected for one in chains))
-    hues = dict(zip(tags, chart.colours(tags), strict=True))
+    hues = colours(list(dict.fromkeys(one.expected for one in chains)))
 
     def fill(figure: Figure) -> None:
-        links, times = figure.subplots(1, 2, sharey=True, width_ratios=(1.0, 1.25))
+        links, times = figure.subplots(1, 2, sharey=True, width_ratios=(1.2, 1.25))
         _ground(links, chains)
         _ground(times, chains)
         _draw_links(links, chains, hues)
@@ -49,6 +51,16 @@ def draw(joined: Joined, registry: Registry, began: float, stem: Path) -> list[P
 def order(chains: Sequence[Chain]) -> list[Chain]:
     """By experiment and activity, in the order of time; the untagged last."""
     return sorted(chains, key=lambda one: (one.expected is None, one.expected or Tag(0, 0), one.transfer.begin))
+
+
+def colours(tags: Sequence[Tag | None]) -> dict[Tag | None, str]:
+    """A hue for each experiment, its activities in shades that take turns."""
+    experiments = list(dict.fromkeys(tag.experiment for tag in tags if tag))
+    found: dict[Tag | None, str] = {None: UNTAGGED_COLOUR}
+    for experiment, hue in zip(experiments, itertools.cycle(HUES), strict=False):
+        own = [tag for tag in tags if tag and tag.experiment == experiment]
+        found |= {tag: chart.shaded(hue, share) for tag, share in zip(own, itertools.cycle(SHADES), strict=False)}
+    return found
 
 
 def _title(joined: Joined) -> str:
@@ -84,22 +96,24 @@ def _draw_links(axes: Axes, chains: Sequence[Chain], hues: dict[Tag | None, str]
             else:
                 edge: dict[str, Any] = {"color": "white", "markeredgecolor": UNTAGGED_COLOUR}
                 axes.plot(place, line, marker="o", markersize=4, zorder=2, **edge)
-    axes.set_xticks(range(len(LINKS)), list(LINKS))
+    axes.set_xticks(range(len(LINKS)), list(LINKS), fontsize=8)
     axes.xaxis.tick_top()
     axes.set_xlim(-0.6, len(LINKS) - 0.4)
     _head(axes, "filled: it holds    red: it broke    open: has no such link, or was not reached")
 
 
 def _draw_times(axes: Axes, chains: Sequence[Chain], hues: dict[Tag | None, str], began: float) -> None:
+    end = 0.0
     for line, chain in enumerate(chains):
-        if not chain.finished:
+        first, last = chain.moved or (chain.started, chain.finished)
+        if not last:
             continue
-        begin, seconds = chain.started - began, max(chain.finished - chain.started, LEAST_BAR_SECONDS)
+        begin, seconds = first - began, max(last - first, LEAST_BAR_SECONDS)
+        end = max(end, begin + seconds)
         axes.barh(line, seconds, left=begin, height=0.62, color=hues[chain.expected], linewidth=0)
         axes.text(begin + seconds + 0.2, line, _told(chain), va="center", fontsize=7.5, color=FAINT)
     axes.set_xlabel("time (s)")
-    axes.set_xlim(left=0)
-    axes.margins(x=0.12)
+    axes.set_xlim(0, (end or 1.0) * ROOM_FOR_WORDS)
     axes.grid(axis="x", color="#e3e6e9", linewidth=0.8)
     axes.set_axisbelow(True)
     _head(axes, "when it was moved, by what, and the share of its packets that bore the tag")

@@ -41,7 +41,7 @@ def verdict(joined: Joined) -> list[str]:
         if counts[link]:
             lines.append(f"Broken: {link}, for {count_text(counts[link], 'file')}. (It holds when {what}.)")
     if not joined.chance.is_likely:
-        lines.append("Broken: more untagged flows look tagged than chance makes likely.")
+        lines.append("Broken: more untagged flows look tagged, or are announced, than chance makes likely.")
     if joined.holds:
         lines.append("The chain holds from the rule to the wire for every file.")
     return lines
@@ -52,8 +52,9 @@ def notes(joined: Joined) -> list[str]:
     found = []
     chance = joined.chance
     found.append(
-        f"{count_text(chance.flows, 'flow')} of nobody's (untagged files, requests to storages) bear labels of their "
-        f"hosts; {chance.matched} look like a listed pair, {chance.expected:.2f} would by chance; no firefly names them"
+        f"{count_text(chance.flows, 'flow')} that nobody tagged (untagged files, requests to storages) bear labels of "
+        f"their hosts; {chance.matched} look like a listed pair, where chance makes {chance.expected:.2f}; fireflies "
+        f"name {chance.announced or 'none'} of them"
     )
     packets, marked = sum(one.packets for one in joined.tagged), sum(one.marked for one in joined.tagged)
     if packets:
@@ -78,6 +79,7 @@ def as_json(joined: Joined, registry: Registry) -> dict[str, Any]:
             "flows": joined.chance.flows,
             "matched": joined.chance.matched,
             "expected": joined.chance.expected,
+            "announced": joined.chance.announced,
         },
         "links": LINKS,
         "files": [_file(one, registry) for one in joined.chains],

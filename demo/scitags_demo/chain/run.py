@@ -19,8 +19,8 @@ from scitags_core.registry import Registry, dump
 from scitags_core.tag import Tag
 from scitags_demo import kernel, observer, xrootd_plugin
 from scitags_demo.authority import Authority
-from scitags_demo.chain import evidence, fts, rucio, storage
-from scitags_demo.chain.evidence import Direct, Evidence
+from scitags_demo.chain import fts, rucio, storage
+from scitags_demo.chain.evidence import Direct, Evidence, Reported, opened, path_of, reported
 from scitags_demo.chain.jobs import File
 from scitags_demo.chain.plan import EXPERIMENTS, Plan, Transfer, check
 from scitags_demo.errors import DemoError
@@ -32,12 +32,13 @@ from scitags_demo.resources import cleaned_up, last_line, own_directory
 from scitags_demo.watching import Watch, can_mark
 
 READY_SECONDS = 60.0
-SETTLE_SECONDS = 1.0  # the last end is on its way through agent and firefly
+ENDS_SECONDS = 20.0  # for the agents to hear of the ends of all transfers
+SETTLE_SECONDS = 0.5  # the last firefly is on its way
 GRACE_SECONDS = 120.0  # beyond the last beginning, before the show is given up
 HEAD_START_SECONDS = 1.0  # between the orders and the first transfer
 DIRECT_SECONDS = 60
-LINK_MBIT = 100
-SLOTS = 12
+LINK_MBIT = 50
+SLOTS = 8
 FTS_PORT = 8446  # FTS's own, on the loopback of the centre
 _POLL_SECONDS = 0.05
 
@@ -106,7 +107,7 @@ class _Stage:
         self._network = Network(resources, with_centre=True)
         self._centre = self._network.places[CENTRE]
         self._places = {side: storage.Places(directory, side) for side in SITES}
-        self._authority = Authority()
+        self._authority = Authority(directory)
         resources.callback(self._authority.close)
         self._processes: list[tuple[Process, Path]] = []
         # What is run in the centre's namespace from here.
@@ -121,8 +122,6 @@ class _Stage:
         registry = self._directory / "registry.json"
         registry.write_bytes(dump(self._options.registry))
         self._rucio = rucio.Service(installed, self._directory, self._inside, experiments, registry)
-        self._watch = Watch(self._network.router, self._directory, self._options.registry)
-        self._keep(self._watch.process, self._watch.log)
         for side, places in self._places.items():
             storage.prepare(places, self._authority, plugin)
             namespace = self._network.places[side]
@@ -138,19 +137,21 @@ class _Stage:
         self._made = self._rucio.build(self._plan, f"http://127.0.0.1:{FTS_PORT}")
         for transfer in self._plan.transfers:
             url = self._made.urls[transfer.name]
-            storage.put(self._places[transfer.source], evidence.path_of(url), transfer.octets)
+            storage.put(self._places[transfer.source], path_of(url), transfer.octets)
         for side, places in self._places.items():
             self._keep(storage.start_server(places, self._network.places[side]), places.server_log)
         if any(one.by == "rucio" for one in self._plan.direct):
             self._start_rest_server()
         self._wait("the storages", lambda: all(map(storage.server_is_ready, self._places.values())))
-        self._wait("the observer", self._watch.is_ready)
 
     def play(self) -> Evidence:
         """The transfers."""
         self._say("Rucio's conveyor-submitter ...")
         requests = self._rucio.submit()
         submitted = sum(bool(one.job) for one in requests)
+        watch = Watch(self._network.router, self._directory, self._options.registry, storage.FIRST)
+        self._keep(watch.process, watch.log)
+        self._wait("the observer", watch.is_ready)
         began = time.time() + HEAD_START_SECONDS
         self._order(began)
         ruled, direct = len(list(self._plan.ruled)), len(list(self._plan.direct))
@@ -159,15 +160,13 @@ class _Stage:
         moved = self._move_directly(began)
         # What was never submitted is not waited for.
         self._wait("FTS", lambda: len(self._files()) >= submitted, began + last + GRACE_SECONDS - time.time())
-        time.sleep(SETTLE_SECONDS)
-        report = self._watch.report()
+        self._wait_for_ends()
+        report = watch.report()
         self._say("Rucio's conveyor-poller and conveyor-finisher ...")
         states = self._rucio.conclude()
-        opened = {
-            side: tuple(evidence.opened(places.server_log.read_text(errors="replace")))
-            for side, places in self._places.items()
+        logged = {
+            side: tuple(opened(places.server_log.read_text(errors="replace"))) for side, places in self._places.items()
         }
-        records = {side: tuple(evidence.reported(_read(places.agent_records))) for side, places in self._places.items()}
         return Evidence(
             plan=self._plan,
             registry=self._options.registry,
@@ -179,8 +178,8 @@ class _Stage:
             urls=self._made.urls,
             files=self._files(),
             direct=tuple(moved),
-            opened=opened,
-            records=records,
+            opened=logged,
+            records=self._records(),
             observation=observer.parse(report),
             report=report,
         )
@@ -216,7 +215,8 @@ class _Stage:
 
     def _files(self) -> tuple[File, ...]:
         """What FTS is done with."""
-        return tuple(msgspec.json.decode(line, type=File) for line in _read(self._fts_record).splitlines())
+        whole, _, _ = _read(self._fts_record).rpartition(b"\n")
+        return tuple(msgspec.json.decode(line, type=File) for line in whole.splitlines())
 
     def _move_directly(self, began: float) -> list[Direct]:
         """What users fetch, each at its time. Files of one visit go together."""
@@ -258,6 +258,19 @@ class _Stage:
         command = ["env", *(f"{name}={value}" for name, value in self._rucio.environment.items())]
         self._keep(self._centre.start("Rucio's REST server", [*command, *self._rucio.server_command()], log), log)
         self._wait("Rucio's REST server", lambda: b"Running on" in _read(log))
+
+    def _records(self) -> dict[Side, tuple[Reported, ...]]:
+        """What the agents wrote down."""
+        return {side: tuple(reported(_read(places.agent_records))) for side, places in self._places.items()}
+
+    def _wait_for_ends(self) -> None:
+        """Where some do not come, that is for the join to say."""
+        deadline = time.monotonic() + ENDS_SECONDS
+        while time.monotonic() < deadline:
+            time.sleep(SETTLE_SECONDS)
+            if all(one.ended is not None for found in self._records().values() for one in found):
+                break
+        time.sleep(SETTLE_SECONDS)
 
     def _wait(self, what: str, is_so: Callable[[], bool], seconds: float = READY_SECONDS) -> None:
         deadline = time.monotonic() + seconds
