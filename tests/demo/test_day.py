@@ -133,7 +133,7 @@ def test_a_small_day_is_found_again(
     said = capsys.readouterr()
     assert said.out, said.err
     told = json.loads(said.out)
-    assert (told["problems"], told["failed"], told["untagged"]) == ([], [], 1), said.err
+    assert (told["problems"], told["failed"], told["untagged"]) == ([], {}, 1), said.err
     assert status == 0, said.err
     assert (told["octets"], told["octets_by_fts"]) == (10_000_010, 4_000_001)
     applications = {row["application"]: (row["flows"], row["octets"]) for row in told["applications"]}

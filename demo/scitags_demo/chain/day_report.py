@@ -39,6 +39,7 @@ def write_inputs(evidence: Evidence, directory: Path) -> tuple[Path, Path]:
             "end_time": _instant(file.finished),
             "job_id": file.job_id,
             "state": file.state,
+            "error": file.reason,
         }
         lines.append(msgspec.json.encode(line) + b"\n")
     completions.write_bytes(b"".join(lines))
@@ -65,13 +66,13 @@ class Sums(msgspec.Struct):
         return f"{self.flows} flows, {self.by_fts} of them FTS', {self.octets:,} octets"
 
 
-def failed(evidence: Evidence) -> tuple[str, ...]:
-    """The transfers that did not go well, by FTS' and the clients' word; also those that never began."""
-    bad = {file.name for file in evidence.files if file.state != "FINISHED"}
-    bad |= {one.name for one in evidence.direct if one.problem}
+def failed(evidence: Evidence) -> dict[str, str]:
+    """The transfers that did not go well, and why, by FTS' and the clients' word; also those that never began."""
+    bad = {file.name: file.reason or file.state for file in evidence.files if file.state != "FINISHED"}
+    bad |= {one.name: one.problem for one in evidence.direct if one.problem}
     done = {file.name for file in evidence.files} | {one.name for one in evidence.direct}
-    bad |= {one.name for one in evidence.plan.transfers if one.name not in done}
-    return tuple(sorted(bad))
+    bad |= {one.name: "never begun" for one in evidence.plan.transfers if one.name not in done}
+    return dict(sorted(bad.items()))
 
 
 def planned(plan: Plan, registry: Registry, without: Collection[str]) -> tuple[dict[Tag, Sums], int]:

@@ -48,7 +48,7 @@ class DayShown(msgspec.Struct, frozen=True):
 
     planned, found   by tag: transfers, FTS' among them, octets
     untagged         transfers without a tag that went well
-    failed           transfers that did not go well, by their names
+    failed           transfers that did not go well, by their names, and why
     problems         where the two differ
     joined           each file's way from the rule to the wire
     traffic          by tag as packets on the wire bore it; None where none could be marked
@@ -62,7 +62,7 @@ class DayShown(msgspec.Struct, frozen=True):
     planned: dict[Tag, Sums]
     found: dict[Tag, Sums]
     untagged: int
-    failed: tuple[str, ...]
+    failed: dict[str, str]
     problems: tuple[str, ...]
     joined: Joined
     files: tuple[Path, ...]
@@ -140,7 +140,7 @@ def as_text(shown: DayShown, source: Source) -> str:
         if not shown.problems
         else f"What was planned and what was seen differ: {'; '.join(shown.problems)}."
     )
-    notes = [f"Did not go well: {', '.join(shown.failed)}."] if shown.failed else []
+    notes = [f"Did not go well: {name}: {' '.join(why.split())}" for name, why in shown.failed.items()]
     chain = chain_report.verdict(shown.joined)
     return "\n".join([flow_report.as_text(shown.statistics, source, shown.how, ()), "", *notes, verdict, *chain])
 
