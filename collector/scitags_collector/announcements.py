@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 
 from scitags_collector.packet import TCP, UDP
@@ -39,7 +39,7 @@ class Announcements:
         self.counts: Counter[tuple[Tag, FlowState]] = Counter()
         self.refused: list[str] = []
         self.refusals = 0
-        self._tags: dict[Tuple5, frozenset[Tag]] = {}
+        self._tags: OrderedDict[Tuple5, frozenset[Tag]] = OrderedDict()
         self._has_partial = False
         self._listener: Listener | None = None
 
@@ -67,7 +67,7 @@ class Announcements:
         for one in (tuple5(event.key), tuple5(event.key.reversed())):
             self._tags[one] = self._tags.get(one, _NO_TAGS) | {event.tag}
         while len(self._tags) > 2 * CONNECTIONS_KEPT:  # the oldest has most likely ended
-            del self._tags[next(iter(self._tags))]
+            self._tags.popitem(last=False)
 
     def forget(self, of: Tuple5) -> None:
         """Let go of what is known of one direction of a connection."""

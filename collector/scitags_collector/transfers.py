@@ -62,7 +62,8 @@ class Assembly:
         self.timeless = 0
         self._open: dict[tuple[str, FlowKey, Tag, str], list[Transfer]] = {}
         self._found: list[Transfer] = []
-        self._recent: dict[tuple[object, ...], None] = {}
+        self._recent: set[tuple[object, ...]] = set()
+        self._before: set[tuple[object, ...]] = set()  # what was recent until there were too many
 
     def add(self, told: Told) -> None:
         """Take an event."""
@@ -90,11 +91,11 @@ class Assembly:
         if moment is None:
             return False
         mark = (told.reporter, event.key, event.tag, event.state, event.transfer_id, event.start_time, moment)
-        if mark in self._recent:
+        if mark in self._recent or mark in self._before:
             return True
         if len(self._recent) >= COPIES_REMEMBERED:
-            del self._recent[next(iter(self._recent))]
-        self._recent[mark] = None
+            self._before, self._recent = self._recent, set()
+        self._recent.add(mark)
         return False
 
     def _begin(self, place: tuple[str, FlowKey, Tag, str], told: Told) -> None:
