@@ -1,7 +1,8 @@
 """The agent under load: events a second from the pipe to fireflies, with marks and without; memory; an idle agent.
 
-The writer has its lines ready before the clock starts, and hands each over in a write of its own. The collector takes
-what the kernel has joined (UDP_GRO), so that counting costs the machine little; nothing may be missing there.
+Bursts at full speed, and a pace that is kept up, of which some flows are timed from the write to the firefly. The
+writer has its lines ready before the clock starts, and hands each over in a write of its own. The collector takes what
+the kernel has joined (UDP_GRO), so that counting costs the machine little; nothing may be missing there.
 """
 
 from __future__ import annotations
@@ -28,12 +29,18 @@ ROUNDS = 3
 FLOWS = 100_000
 IDLE_SECONDS = 10
 LIMIT_SECONDS = 120.0
+PACE_SECONDS = 20
+PACES = (("fireflies", 150_000), ("fireflies and marks", 100_000))  # events a second
+TIMED_A_SECOND = 100
+POLL_SECONDS = 0.1  # a look at its counters costs the agent as much as many events
 TICKS = os.sysconf("SC_CLK_TCK")
 
-# A start and, some hundred lines later, its end; in writes of so many lines.
+# A start and, some hundred lines later, its end; in writes of so many lines. With a pace, as many lines again each
+# second, handed over each millisecond, and every tenth a flow of its own, to an address that the collector looks for:
+# what is told are the moments of its writes, and how late the last of a millisecond's lines was at worst.
 WRITER = """
-import os, sys
-count, lines = int(sys.argv[2]), int(sys.argv[3])
+import os, sys, time
+count, lines, seconds = map(int, sys.argv[2:])
 pairs = []
 for number in range(count // 2):
     words = b"tcp 2001:db8::1 %d fd00:2:%x::1 1094 2 15\\n" % (1 + number % 60000, number // 60000)
@@ -50,18 +57,34 @@ if lines > 1:
 descriptor = os.open(sys.argv[1], os.O_WRONLY)
 print("ready", flush=True)
 sys.stdin.readline()
-for piece in text:
-    os.write(descriptor, piece)
+if not seconds:
+    for piece in text:
+        os.write(descriptor, piece)
+    sys.exit()
+began, late, written = time.monotonic(), 0, []
+for tick in range(1000 * seconds):
+    due = began + tick / 1000
+    time.sleep(max(0, due - time.monotonic()))
+    if tick % 10 == 0:
+        written.append(time.monotonic())
+        os.write(descriptor, b"start tcp 2001:db8::1 %d fd00:ffff::1 1094 2 15\\n" % len(written))
+    for piece in text[tick % 1000 * len(text) // 1000:(tick % 1000 + 1) * len(text) // 1000]:
+        os.write(descriptor, piece)
+    late = max(late, time.monotonic() - due)
+for number in range(len(written)):
+    os.write(descriptor, b"end tcp 2001:db8::1 %d fd00:ffff::1 1094 2 15\\n" % (number + 1))
+print(late, *written, flush=True)
 """
 
 COLLECTOR = """
-import socket, struct, sys
+import re, socket, struct, sys, time
 one = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
 one.setsockopt(socket.SOL_SOCKET, 33, 512 << 20)
 one.setsockopt(socket.IPPROTO_UDP, 104, 1)
 one.bind(("::", 10514))
+timed = re.compile(rb'"start","current[^{}]*},"flow-id":{[^{}]*"fd00:ffff::1","protocol":"tcp","src-port":([0-9]+)')
 print("ready", flush=True)
-count = 0
+count, arrived = 0, {}
 while True:
     octets, control, _, _ = one.recvmsg(65536, 64)
     if octets == b"stop":
@@ -70,17 +93,24 @@ while True:
     for _, kind, value in control:
         size = struct.unpack_from("i", value)[0]
     count += -(-len(octets) // size)
-print(count, flush=True)
+    if b"fd00:ffff::1" in octets:
+        arrived.update(dict.fromkeys(map(int, timed.findall(octets)), time.monotonic()))
+print(count, *(arrived[number] for number in sorted(arrived)), flush=True)
 """
 
 
 class Measured(msgspec.Struct):
-    """One run: events, seconds until the last was sent as a firefly, those that arrived, the agent's CPU seconds."""
+    """One run: events, seconds until the last was sent as a firefly, those that arrived, the agent's CPU seconds.
+
+    Of a pace, too: by how many seconds the writer was late at worst, and seconds from writes to fireflies, in order.
+    """
 
     events: int
     seconds: float
     arrived: int
     cpu: float
+    late: float
+    delays: list[float]
 
 
 class Stage:
@@ -116,14 +146,15 @@ class Stage:
         self.agent.send_signal(signal.SIGTERM)
         self.agent.wait(60)
 
-    def run(self, events: int, lines: int) -> Measured:
+    def run(self, events: int, lines: int, seconds: int = 0) -> Measured:
+        """A burst of events; or, with seconds, as many in each of them, and the flows that are timed."""
         collector = self._network.popen(
             [sys.executable, "-c", COLLECTOR], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
         )
         assert collector.stdout is not None
         collector.stdout.readline()
         writer = subprocess.Popen(
-            [sys.executable, "-c", WRITER, self.pipe, str(events), str(lines)],
+            [sys.executable, "-c", WRITER, self.pipe, str(events), str(lines), str(seconds)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -131,20 +162,22 @@ class Stage:
         assert writer.stdin is not None
         assert writer.stdout is not None
         writer.stdout.readline()
+        total = events * seconds + TIMED_A_SECOND * 2 * seconds if seconds else events
         before, cpu = self._sent(), self.cpu()
         began = time.perf_counter()
         writer.stdin.write("go\n")
         writer.stdin.flush()
-        while self._sent() - before < events and time.perf_counter() - began < LIMIT_SECONDS:
-            time.sleep(0.02)
-        seconds = time.perf_counter() - began
+        while self._sent() - before < total and time.perf_counter() - began < LIMIT_SECONDS:
+            time.sleep(POLL_SECONDS)
+        took = time.perf_counter() - began
         used = self.cpu() - cpu
-        writer.wait(LIMIT_SECONDS)
+        late, *written = map(float, writer.communicate(timeout=LIMIT_SECONDS)[0].split() or [0])
         time.sleep(0.2)
         with self._host.entered(), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as stop:
             stop.sendto(b"stop", ("2001:db8::2", 10514))
-        arrived = int(collector.communicate(timeout=LIMIT_SECONDS)[0])
-        return Measured(events, seconds, arrived, used)
+        arrived, *at = map(float, collector.communicate(timeout=LIMIT_SECONDS)[0].split())
+        delays = sorted(there - here for there, here in zip(at, written, strict=True))
+        return Measured(total, took, int(arrived), used, late, delays)
 
     def _sent(self) -> int:
         return int(self.client.status(timeout=60)["backends"]["firefly"]["sent"])
@@ -188,6 +221,15 @@ def _main() -> None:
                         f"  {name:<20} {lines:>4} lines a write: {found.events / found.seconds:>9,.0f} events/s, "
                         f"{found.events - found.arrived} lost, {found.cpu / found.events * 1e6:.1f} us of CPU an event"
                     )
+        for (name, rate), one in zip(PACES, (plain, marking), strict=True):
+            found = one.run(rate, 1, PACE_SECONDS)
+            delays = [1e3 * delay for delay in found.delays]
+            median, late = delays[len(delays) // 2], delays[len(delays) * 99 // 100]
+            print(
+                f"  {name:<20} {rate:,} events/s for {PACE_SECONDS} s: {found.events - found.arrived} lost, "
+                f"{found.cpu / found.seconds:.0%} of a core, the writer at most {1e3 * found.late:.1f} ms late; "
+                f"from write to firefly: median {median:.1f} ms, p99 {late:.1f} ms, worst {delays[-1]:.1f} ms"
+            )
     with stage(marks=True) as full:
         before = full.memory()
         with full.pipe.open("wb", buffering=0) as pipe:

@@ -1,9 +1,9 @@
 """Duplicate-SACKs that marking causes where packets get lost: `python -m bench loss [OPTION ...]`.
 
 Streams over a path that loses data packets by chance (bench/path_box.c), for each way to mark; marks are on before the
-first data, and the streams are paced, so that the machine has time left. A duplicate-SACK (RFC 2883) tells the sender
-that it has sent again what had arrived: a lost packet needs none. What an unmarked transfer over the same path gets is
-what the path and the kernel do by themselves.
+first data. The streams are paced, so that the machine has time left, and send no tail loss probes: those take a pause
+of the machine for a loss. A duplicate-SACK (RFC 2883) tells the sender that it has sent again what had arrived: a lost
+packet needs none. What an unmarked transfer over the same path gets is what path and kernel do by themselves.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from bench.ways import OURS, opened
 from scitags_agent.bpf.kernel_label import probe
 
 LOSS, DELAY, STREAMS, SEED = 2e-5, 0.001, 4, 2024
-PACKETS = 1_000_000
+PACKETS = 600_000
 PACE = 60_000_000  # octets a second of each stream: a sender that is kept waiting by others takes delay for loss
 MTU = 9000
 CHECK_SECONDS, LONGEST_SECONDS = 0.1, 120.0
@@ -51,6 +51,7 @@ def transfer(name: str, mtu: int, packets: int, limits: Limits, peers: Mapping[s
     try:
         with ExitStack() as stack:
             hosts = stack.enter_context(joined(mtu, limits))
+            hosts.alice.set_sysctl("ipv4/tcp_early_retrans", "0")
             way = opened(stack, [name], hosts.alice, SENDING, peers)[name]
             waiting = Streams(hosts, drawn_tags(SEED, STREAMS), octets_per_second=PACE)
             way.put_on(waiting.streams)
@@ -82,7 +83,9 @@ def _found(name: str, mtu: int, path: PathCounters, first: Sample, last: Sample)
 
 def show(found: Sequence[Lossy], limits: Limits) -> None:
     """The table."""
-    print(f"\n{STREAMS} streams, one data packet in {1 / limits.loss:,.0f} lost, round trip {2e3 * limits.delay:g} ms")
+    lost = f"one data packet in {1 / limits.loss:,.0f} lost" if limits.loss else "none lost"
+    ahead = f", headers {1e3 * limits.skew:g} ms behind" if limits.skew else ""
+    print(f"\n{STREAMS} streams, {lost}, round trip {2e3 * limits.delay:g} ms{ahead}")
     print(
         f"  {'':<24} {'MTU':>5} {'packets':>10} {'headers':>8} {'runts':>7} {'lost':>5} {'queue':>6} "
         f"{'sent again':>10} {'DSACKs':>7} {'reordered':>9} {'Gbit/s':>7}"

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.sc24 import Found, Part, Run, processor_shares, speeds
+from bench.sc24 import TITLES, Found, Part, Run, processor_shares, speeds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,7 +53,7 @@ def draw(found: Found, stem: Path) -> list[Path]:
                 _dress(axes, run.parts)
             line[0].set_ylabel(name)
         for run, axes, last in zip(runs, grid[0], grid[-1], strict=True):
-            axes.set_title(run.contender, loc="left", fontsize=11, fontweight="bold", pad=30)
+            axes.set_title(TITLES[run.contender], loc="left", fontsize=11, fontweight="bold", pad=30)
             _name_parts(axes, run.parts)
             last.set_xlabel("time (s)")
         figure.suptitle(_title(found), x=0.01, ha="left", color=FAINT, fontsize=9)

@@ -114,11 +114,12 @@ class Turns:
                 self.senders.append(sender)
                 ends.append(self._stack.enter_context(server.accept()[0]))
         self._ends = ends
+        self.receiver = 0  # the far end's process, once they may send
 
     def __enter__(self) -> Self:
         orders, self._order = os.pipe()
         self._told, tell = os.pipe()
-        self._stack.enter_context(forked(lambda: self._receive(orders, tell)))
+        self.receiver = self._stack.enter_context(forked(lambda: self._receive(orders, tell)))
         os.close(orders)
         os.close(tell)
         stay_on_cpu(0)
@@ -138,6 +139,10 @@ class Turns:
                 left -= self._ends[turn[0]].recv_into(buffer, min(left, len(buffer)))
             os.write(tell, _SECONDS.pack(time.thread_time() - began))
 
+    def segment_octets(self) -> list[int]:
+        """What the kernel fills a segment of each connection with."""
+        return [one.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) for one in self.senders]
+
     def take(self, number: int) -> tuple[float, float]:
         """Send a slice by that connection: seconds until it has arrived, and processor seconds of both ends."""
         sender = self.senders[number]
@@ -150,9 +155,11 @@ class Turns:
         return time.perf_counter() - began, processor + theirs
 
 
-def measured(mtu: int, rounds: int, bits_per_second: float, peers: Mapping[str, Path]) -> list[Speed]:
-    """All ways at one MTU, in turn. Raises MarkerUnavailable, OSError."""
-    names = (*WAYS, *peers)
+def measured(
+    mtu: int, rounds: int, bits_per_second: float, peers: Mapping[str, Path], ways: Sequence[str] = WAYS
+) -> list[Speed]:
+    """Ways at one MTU, in turn, the unmarked one always among them. Raises MarkerUnavailable, OSError."""
+    names = tuple(dict.fromkeys((UNMARKED, *ways, *peers)))
     segments = [mtu - FIXED_OCTETS - HEADER_OCTETS if name == SHORT else 0 for name in names]
     allowed = os.sched_getaffinity(0)
     chance = random.Random(1)
@@ -160,9 +167,9 @@ def measured(mtu: int, rounds: int, bits_per_second: float, peers: Mapping[str, 
     try:
         with ExitStack() as stack:
             alice, bob = stack.enter_context(hosts(mtu, bits_per_second))
-            ways = opened(stack, names, alice, "alice0", peers)
+            open_ways = opened(stack, names, alice, "alice0", peers)
             turns = stack.enter_context(Turns(alice, bob, segments))
-            for number, way in enumerate(ways.values()):
+            for number, way in enumerate(open_ways.values()):
                 key = FlowKey.of(ALICE, FIRST_CLIENT_PORT + number, far_address(number), PORT)
                 way.put_on([Stream(key, TAG, number, turns.senders[number])])
             for round_number in range(-WARM_UP_ROUNDS, rounds):
@@ -170,7 +177,7 @@ def measured(mtu: int, rounds: int, bits_per_second: float, peers: Mapping[str, 
                     slice_taken = turns.take(number)
                     if round_number >= 0:
                         taken[names[number]].append(slice_taken)
-            sizes = [one.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) for one in turns.senders]
+            sizes = turns.segment_octets()
     finally:
         os.sched_setaffinity(0, allowed)
     return [_speed(name, mtu, size, taken[name], taken[UNMARKED]) for name, size in zip(names, sizes, strict=True)]
@@ -208,6 +215,7 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="python -m bench speed", description="speed by way of marking")
     found.add_argument("--rounds", type=int, default=ROUNDS)
     found.add_argument("--mtu", type=int, action="append")
+    found.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, metavar="WAY", help="; ".join(WAYS))
     found.add_argument("--rate", type=float, default=0.0, metavar="GBITS", help="limit of the way out, in Gbit/s")
     add_peers(found)
     found.add_argument("--json", action="store_true")
@@ -235,7 +243,7 @@ def main(arguments: Sequence[str] = ()) -> None:
     found = [
         one
         for mtu in options.mtu or MTUS
-        for one in measured(mtu, options.rounds, options.rate * 1e9, peers_of(options))
+        for one in measured(mtu, options.rounds, options.rate * 1e9, peers_of(options), options.ways)
     ]
     if options.json:
         print(msgspec.json.encode(found).decode())

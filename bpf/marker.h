@@ -43,8 +43,9 @@ struct slot {
 };
 
 /* What user space writes through a mapping while packets pass.
- * A slot is filled in this order: a new number with label 0, the key, the label. The program takes a label only if
- * the number was the same before and after the comparison of the key, so that it never compares with half a key. */
+ * A slot is filled in this order: the key, then the label; it is emptied by one store of a new number with label 0. The
+ * program takes a label only if the number was the same before and after the comparison of the key, so that it never
+ * compares with half a key. */
 struct state {
 	__u64 source_ports[PORTS / 64]; /* a bit for each source port of any flow */
 	__u32 overflowed[SETS];         /* how many flows of each set are in the map */

@@ -105,10 +105,11 @@ class Usage(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     sent: int | None = None
 
 
-class FlowEvent(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+class FlowEvent(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One thing that happened to one flow.
 
     The source of the key is the supplier of the data, whoever reports it. Times are aware (UTC).
+    Many are made in a second: the garbage collector need not look at them, as none ever refers to itself.
     """
 
     state: FlowState
@@ -147,7 +148,7 @@ def check_tag(experiment: object, activity: object) -> Tag:
     return Tag(cast("int", experiment), cast("int", activity))
 
 
-class FlowChange(msgspec.Struct, frozen=True, array_like=True):
+class FlowChange(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What the table of flows hands to every backend for one accepted event.
 
     event    the event, its start_time remembered from the start

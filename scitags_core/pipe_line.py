@@ -11,9 +11,9 @@ where they do not, the table of flows does it, which knows the start.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from functools import lru_cache
-from typing import NamedTuple
 
 from scitags_core.errors import FlowEventError, shown
 from scitags_core.flow import (
@@ -22,15 +22,16 @@ from scitags_core.flow import (
     FlowKey,
     FlowState,
     Transport,
-    canonical_address,
     check_tag,
     zone_of,
 )
 from scitags_core.tag import ACTIVITY_MAX, Tag
 
 FIELDS = 8
-_PROTOCOLS: dict[bytes, Transport] = {b"tcp": "tcp", b"udp": "udp"}
-_STATES = {b"start": FlowState.START, b"end": FlowState.END}
+_STARTS_REMEMBERED = 1 << 14
+_OCTETS_REMEMBERED = 200  # of one; addresses are shorter, whatever else may stand between them
+_START, _END = FlowState.START, FlowState.END
+_STATES = {b"start": _START, b"end": _END}
 _BEGINNING = re.compile(rb"(?:start|end)[ \t]+(?:tcp|udp)[ \t]", re.IGNORECASE)
 
 
@@ -42,30 +43,57 @@ def parse_line(line: bytes, now: datetime | None = None) -> FlowEvent:
     fields = line.split()
     if len(fields) != FIELDS:
         raise FlowEventError(f"{shown(line)} has {len(fields)} fields, not {FIELDS}")
-    state, protocol, src, src_port, dst, dst_port, experiment, activity = fields
+    word, protocol, src, src_port, dst, dst_port, experiment, activity = fields
     try:
         # int() takes a sign, and underscores, too.
         if not (src_port + dst_port).isdigit():
             raise FlowEventError(f"{shown(line)}: a port is not a number")
-        source, destination = _address(src), _address(dst)
         from_port, to_port = int(src_port), int(dst_port)
-        if from_port > PORT_MAX or to_port > PORT_MAX or destination.is_ipv6 is not source.is_ipv6:
-            # What is wrong is said by what checks it everywhere.
-            FlowKey.of(source.text, from_port, destination.text, to_port)
-        known = _STATES.get(state) or _state(state)
-        return FlowEvent(
-            state=known,
-            key=FlowKey(
-                source.text, from_port, destination.text, to_port, _PROTOCOLS.get(protocol) or _protocol(protocol)
-            ),
-            tag=_tag(experiment, activity, known is FlowState.END),
-            start_time=now if known is FlowState.START else None,
-            zone=destination.zone,
+        if from_port > PORT_MAX or to_port > PORT_MAX:
+            raise FlowEventError(f"port {shown(max(from_port, to_port))} is outside 0..{PORT_MAX}")
+        state, transport, source, destination, zone, tag = _all_but_ports(
+            word, protocol, src, dst, experiment, activity
         )
     except UnicodeDecodeError:
         raise FlowEventError(f"{shown(line)} is not ASCII") from None
     except ValueError as error:  # an integer of thousands of digits
         raise FlowEventError(f"{error} in {shown(line)}") from None
+    key = FlowKey(source, from_port, destination, to_port, transport)
+    return FlowEvent(state, key, tag, now if state is _START else None, None, None, "", None, "", zone)
+
+
+class LineReader:
+    """Reads lines by the thousand. What stands behind the word in a start is remembered, as its end repeats it."""
+
+    def __init__(self) -> None:
+        self._begun: dict[bytes, tuple[FlowKey, Tag, str]] = {}
+
+    def read(
+        self, lines: Iterable[bytes], now: datetime, mend: Callable[[bytes, FlowEventError], Iterable[FlowEvent]]
+    ) -> list[FlowEvent]:
+        """What parse_line() makes of each line without its newline, in order.
+
+        Of a line that is no event, mend() is told the reason, and says what comes in its place.
+        """
+        events: list[FlowEvent] = []
+        begun = self._begun
+        for line in lines:
+            word, _, rest = line.partition(b" ")
+            if word == b"end" and rest in begun:
+                key, tag, zone = begun.pop(rest)
+                events.append(FlowEvent(_END, key, tag, None, None, None, "", None, "", zone))
+                continue
+            try:
+                event = parse_line(line, now)
+            except FlowEventError as error:
+                events += mend(line, error)
+                continue
+            events.append(event)
+            if word == b"start" and len(rest) <= _OCTETS_REMEMBERED:
+                if len(begun) >= _STARTS_REMEMBERED:
+                    begun.clear()
+                begun[rest] = event.key, event.tag, event.zone
+        return events
 
 
 def format_line(event: FlowEvent) -> bytes:
@@ -87,21 +115,20 @@ def last_beginning(line: bytes) -> int:
     return max((found.start() for found in _BEGINNING.finditer(line)), default=0)
 
 
-class _Address(NamedTuple):
-    text: str
-    zone: str
-    is_ipv6: bool
+# A storage has few peers and few tags at a time, and reading these costs more than all the rest of a line.
+@lru_cache(maxsize=1 << 14)
+def _all_but_ports(  # noqa: PLR0917  (the fields of a line)
+    word: bytes, protocol: bytes, src: bytes, dst: bytes, experiment: bytes, activity: bytes
+) -> tuple[FlowState, Transport, str, str, str, Tag]:
+    state = _STATES.get(word.lower())
+    if state is None:
+        raise FlowEventError(f"state {shown(word.decode('ascii'))} is neither start nor end")
+    written = dst.decode("ascii")
+    # That both are of one family is checked there.
+    key = FlowKey.of(src.decode("ascii"), 0, written, 0, protocol.decode("ascii"))
+    return state, key.protocol, key.src, key.dst, zone_of(written), _tag(experiment, activity, state is _END)
 
 
-# A storage has few peers and few tags at a time, and reading one costs more than all the rest of a line.
-@lru_cache(maxsize=1 << 16)
-def _address(word: bytes) -> _Address:
-    written = word.decode("ascii")
-    text = canonical_address(written)
-    return _Address(text, zone_of(written), ":" in text)
-
-
-@lru_cache(maxsize=1 << 12)
 def _tag(experiment: bytes, activity: bytes, is_end: bool) -> Tag:
     if not (experiment + activity).isdigit():
         raise FlowEventError(f"experiment {shown(experiment)} or activity {shown(activity)} is not a number")
@@ -110,17 +137,3 @@ def _tag(experiment: bytes, activity: bytes, is_end: bool) -> Tag:
         # No activity is that large: it is the experiment.
         return check_tag(second, first)
     return check_tag(first, second)
-
-
-def _protocol(word: bytes) -> Transport:
-    found = _PROTOCOLS.get(word.lower())
-    if found is None:
-        raise FlowEventError(f"protocol {shown(word.decode('ascii'))} is neither tcp nor udp")
-    return found
-
-
-def _state(word: bytes) -> FlowState:
-    state = _STATES.get(word.lower())
-    if state is None:
-        raise FlowEventError(f"state {shown(word.decode('ascii'))} is neither start nor end")
-    return state

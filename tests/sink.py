@@ -39,7 +39,10 @@ class Sink:
     def flows(self, first: int = 0, limit: int | None = None) -> list[dict[str, Any]]:
         return []
 
-    async def match(self, event: FlowEvent) -> FlowEvent | None:
+    def prepare_to_match(self) -> None:
+        pass
+
+    async def match(self, event: FlowEvent, *, sent: float | None = None) -> FlowEvent | None:
         return event
 
     async def reload(self) -> str:

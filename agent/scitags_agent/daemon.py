@@ -86,8 +86,11 @@ class Inlet:
     def status(self) -> dict[str, Any]:
         return self._daemon.status()
 
-    async def match(self, event: FlowEvent) -> FlowEvent | None:
-        return await self._daemon.match(event)
+    def prepare_to_match(self) -> None:
+        self._daemon.prepare_to_match()
+
+    async def match(self, event: FlowEvent, *, sent: float | None = None) -> FlowEvent | None:
+        return await self._daemon.match(event, sent=sent)
 
     def flows(self, first: int = 0, limit: int | None = None) -> list[dict[str, Any]]:
         return self._daemon.flows(first, limit)
@@ -183,10 +186,7 @@ class Daemon:
         ledger = self._ledger
         if ledger is not None:
             self._write_down(ledger, Frame(source, position, now, list(events)))
-        changes: list[FlowChange] = []
-        apply = self.table.apply
-        for event in events:
-            changes += apply(event, now)
+        changes = self.table.apply_all(events, now)
         if changes:
             self.fanout.put(changes)
         if ledger is not None and ledger.is_long:
@@ -405,8 +405,7 @@ class Daemon:
         changes = list(snapshot.outstanding)
         for frame in frames:
             self._positions[frame.source] = frame.position
-            for event in frame.events:
-                changes += self.table.apply(event, frame.now)
+            changes += self.table.apply_all(frame.events, frame.now)
         if len(self.table):
             log.info("%d transfers are under way since before this agent", self.table.users)
         self.table.forget_totals()
@@ -503,10 +502,17 @@ class Daemon:
             except OSError as error:
                 self._count_ledger_failure(error)
 
-    async def match(self, event: FlowEvent) -> FlowEvent | None:
+    def prepare_to_match(self) -> None:
+        """Watch connections from now on."""
+        try:
+            self._matchmaker().begin_to_watch()
+        except OSError as error:
+            log.warning("connections cannot be looked up: %s", error)
+
+    async def match(self, event: FlowEvent, *, sent: float | None = None) -> FlowEvent | None:
         """The event with the 5-tuple of the connection of this host that it means; None when that cannot be said."""
         try:
-            return await self._matchmaker().match(event)
+            return await self._matchmaker().match(event, sent=sent)
         except OSError as error:
             self.failures["sock_diag"] += 1
             if self.failures["sock_diag"] == 1:

@@ -112,31 +112,37 @@ def _kernel_labels() -> Finding:
 
 
 def _headers(config: Config | None) -> Iterator[Finding]:
-    """In which ways headers can be had, the best first."""
+    """In which ways headers can be had, of those that are asked for, the best first."""
     instances = [one for one, _ in config.backends if one.kind.kind == "extension_header"] if config else []
     modes = {str(getattr(one.settings, "mode", "auto")) for one in instances} or {"auto"}
-    reasons: dict[str, str] = {}
-    if modes & {"auto", "socket"}:
-        reasons["socket"] = _why_not_on_sockets()
-    if modes & {"auto", "tc", "tc-unreserved"}:
-        from scitags_agent.bpf.header_program import probe  # noqa: PLC0415
-
-        reasons["tc"] = probe() or ""
+    on_sockets = _why_not_on_sockets() if modes & {"auto", "socket"} else None
+    at_tc = _why_not_at_tc() if modes - {"socket"} else None
+    if on_sockets is not None:
+        is_bad = "socket" in modes or bool(at_tc)
+        yield _header_finding("socket", "set on live sockets", on_sockets, "put in at tc", is_bad=is_bad)
+    if at_tc is not None:
+        is_bad = bool(modes & {"tc", "tc-unreserved"} or on_sockets)
+        yield _header_finding("tc", "put in at tc", at_tc, "set on live sockets alone", is_bad=is_bad)
     if modes & {"auto", "tc"}:
-        reasons["route"] = _why_no_routes()
-    names = {"socket": "set on live sockets", "tc": "put in at tc", "route": "with room kept free by routes"}
-    for way, why in reasons.items():
-        subject = f"headers: {way}"
-        if not why:
-            yield Finding(subject, "good", f"can be {names[way]}" if way != "route" else names[way])
-            continue
-        needed = way in modes or (way == "tc" and "tc-unreserved" in modes) or (way == "route" and "tc" in modes)
-        others = [names[other] for other, reason in reasons.items() if not reason and other != "route"]
-        verdict: Verdict = "bad" if (needed and way != "route") or not others else "note"
-        remedy = f"until then they are {' or '.join(others)}" if others else "until then no packet bears one"
-        if way == "route":
-            remedy = "until then full-size packets are left unmarked at tc"
-        yield Finding(subject, verdict, why, remedy)
+        without = "put in at tc where they fit, and not into full packets"
+        yield _header_finding("route", "put in at tc with room kept free by routes", _why_no_routes(), without)
+
+
+def _header_finding(way: str, how: str, why_not: str, otherwise: str, *, is_bad: bool = False) -> Finding:
+    subject = f"headers: {way}"
+    if not why_not:
+        return Finding(subject, "good", f"can be {how}")
+    if is_bad:
+        return Finding(
+            subject, "bad", why_not, "packaging/systemd/extension-header.conf has the rights that are needed"
+        )
+    return Finding(subject, "note", why_not, f"until then they are {otherwise}")
+
+
+def _why_not_at_tc() -> str:
+    from scitags_agent.bpf.header_program import probe  # noqa: PLC0415
+
+    return probe() or ""
 
 
 def _why_not_on_sockets() -> str:
@@ -159,8 +165,8 @@ def _why_no_routes() -> str:
             asked.routes_of(PROTOCOL)
     except OSError as error:
         return str(error)
-    missing = _missing({12: "CAP_NET_ADMIN"})
-    return f"{', '.join(missing)} missing in this process" if missing else ""
+    missing = _missing({12: "CAP_NET_ADMIN", 13: "CAP_NET_RAW"})
+    return f"{', '.join(sorted(missing))} missing in this process" if missing else ""
 
 
 def _labels() -> Finding:

@@ -16,7 +16,7 @@ from scitags_core.roles import Backend
 
 log = logging.getLogger(__name__)
 
-BATCH = 1024
+BATCH = 2048
 CROWDED = 8192  # changes in a queue from which on sources that can wait are asked to
 PATIENCE_SECONDS = 1.0
 
@@ -110,7 +110,7 @@ class Lane:
             # No pause between batches: what a source brings next waits in the kernel meanwhile, and a
             # writer that outruns us is slowed down rather than dropped.
             while self._queue:
-                batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
+                batch = self._next_batch()
                 self._working = batch
                 try:
                     await self.backend.handle(batch)
@@ -126,6 +126,13 @@ class Lane:
                 await asyncio.sleep(0)
             self._filled.clear()
             self._idle.set()
+
+    def _next_batch(self) -> list[FlowChange]:
+        if len(self._queue) > BATCH:
+            return [self._queue.popleft() for _ in range(BATCH)]
+        batch = list(self._queue)
+        self._queue.clear()
+        return batch
 
     async def drained(self) -> None:
         """Return when nothing is queued or in work."""

@@ -12,6 +12,10 @@ to here that comes next.
 A start waits for its connection for a few seconds. We never guess: when starts with different tags could each mean a
 connection, or one start any of two, the connection is in dispute, and is matched to nothing from then on.
 
+The kernel tells of each connection as it comes to stand (scitags_agent.arrivals), and when a report was sent where its
+source knows. What counts are those times, not when we get round to it: a start can mean what comes after it alone, and
+the first of that. Where the kernel tells nothing, connections are looked for every few milliseconds.
+
 A connection that was there before the start is meant only when none comes, when it is the only one in question, and
 when it was idle or hardly used as the start came and moves data now: a client that uses its connection again.
 """
@@ -20,111 +24,58 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
 
 import msgspec
 
-from scitags_agent import tcp_info
-from scitags_agent.connections import INFO, OPEN_STATES, Connection, Lookup, dump
+from scitags_agent.arrivals import Arrival, Arrivals
+from scitags_agent.bpf.connections import ConnectionsUnavailable
+from scitags_agent.candidates import GRACE_SECONDS, YOUNG_SECONDS, AsItWas, Place, Ports, as_it_is, place_of
+from scitags_agent.connections import OPEN_STATES, Connection, Lookup, dump
 from scitags_agent.local_address import is_local
 from scitags_agent.presence import Presence, find_alive
-from scitags_core.flow import UNKNOWN_PORT, FlowEvent, FlowKey, FlowState, Transport
+from scitags_core.flow import FlowEvent, FlowKey, FlowState, Transport
+
+log = logging.getLogger(__name__)
 
 WAIT_SECONDS = 5.0
 # While something waits, so often at most, and for no more than this share of the time.
 LOOK_SECONDS = 0.003
+# So often where we are told of connections, and only look for one that is used again.
+SELDOM_LOOK_SECONDS = 0.1
 LOOK_SHARE = 0.1
 # Whoever comes while others wait is worth an earlier look, but not for more than this share of the time.
 EARLY_LOOK_SHARE = 0.3
 # From a start until its client can have been sent to the pool, and have connected.
 REDIRECT_SECONDS = 0.0015
-# What came so shortly before we heard of a start can have come after it was sent: we may be behind.
-YOUNG_SECONDS = 0.05
-# After so long without a new connection, those that were there before are considered.
-GRACE_SECONDS = 0.5
-HARDLY_USED_OCTETS = 1 << 14
 # With more ports in question than that, one look at everything costs less.
 PORTS_ASKED_FOR = 4
 MATCHES_REMEMBERED = 1 << 17
 DISPUTES_REMEMBERED = 1 << 14
 SOCKETS_AT_ONCE = 256
+# The event loop's turns from a datagram that is there to the start that waits: it is read, a task begins with it.
+TURNS_TO_A_START = 3
 
-_MICROSECONDS_OF_AGES = 1 << 62
 _FOREVER_AGO = float("-inf")
-_Ports = tuple[Transport, int, int]  # near, far; one of them 0, which stands for any
-_Options = dict[int, Connection]  # by cookie
-
-
-class _Place(msgspec.Struct, frozen=True):
-    """What is sure of a report: a connection from here to there is meant. far_port is 0 where near_port serves."""
-
-    protocol: Transport
-    near: str
-    near_port: int
-    far: str
-    far_port: int
-    is_source: bool  # whether the near end is the flow's source
-
-    @property
-    def ports(self) -> _Ports:
-        return self.protocol, self.near_port, self.far_port
-
-    def fits(self, connection: Connection) -> bool:
-        return (
-            connection.local == self.near
-            and connection.remote == self.far
-            and (not self.near_port or connection.local_port == self.near_port)
-            and (not self.far_port or connection.remote_port == self.far_port)
-        )
-
-    def key_of(self, connection: Connection) -> FlowKey:
-        return connection.key if self.is_source else connection.key.reversed()
-
-
-class _AsItWas(msgspec.Struct, frozen=True):
-    """A connection at some moment: octets of data, seconds in which some of ours were under way, and for how long
-    none moved, in either direction and in one of them."""
-
-    sent: int
-    received: int
-    busy: float
-    idle: float
-    half_idle: float
-
-    @property
-    def moved(self) -> int:
-        return self.sent + self.received
-
-    @property
-    def is_young(self) -> bool:
-        """Whether a start that has just been heard can mean it; the kernel takes a socket's birth for activity.
-
-        Many octets are no sign of age where they went one way, in no longer than that: a fast link moves them before we
-        look. While we have sent nothing, half_idle is the connection's age.
-        """
-        if self.half_idle > YOUNG_SECONDS:
-            return False
-        is_one_way = self.received <= HARDLY_USED_OCTETS and self.busy <= YOUNG_SECONDS
-        return self.moved <= HARDLY_USED_OCTETS or is_one_way or not self.sent
-
-    @property
-    def is_unused(self) -> bool:
-        """Whether nobody else seems to be using it."""
-        return self.moved <= HARDLY_USED_OCTETS or self.idle >= GRACE_SECONDS
+_Options = dict[int, FlowKey]  # the keys of connections, our end as the source, by cookie
 
 
 class _Waiting(msgspec.Struct, eq=False):
     """A start whose connection has not come yet."""
 
     event: FlowEvent
-    place: _Place
+    place: Place
     arrived: float
+    sent: float  # no connection that came before it is meant
+    is_timed: bool  # sent is exact: of what came after it the first is meant
     found: asyncio.Future[FlowKey | None]
     acted_on: asyncio.Event
-    before: dict[int, _AsItWas] | None = None  # by cookie; None until the first look
+    before: dict[int, AsItWas] | None = None  # by cookie; None until the first look
     is_prompt: bool = False  # its connection was not there yet at the first look
     ambiguous: bool = False  # a connection that it could mean is in dispute
 
@@ -132,16 +83,23 @@ class _Waiting(msgspec.Struct, eq=False):
 class Matcher:
     """Matches reports to this host's connections. One for an agent; to be used in its event loop alone."""
 
-    def __init__(self, *, wait: float = WAIT_SECONDS) -> None:
-        """wait, in seconds: how long a start waits for its connection. Raises SockDiagError."""
+    def __init__(self, *, wait: float = WAIT_SECONDS, watch: bool = True) -> None:
+        """wait, in seconds: how long a start waits for its connection. watch: have the kernel tell of connections.
+
+        Raises SockDiagError.
+        """
         self._wait = wait
         self._lookup = Lookup()
+        self._arrivals: Arrivals | None = None
+        self._may_watch = watch
+        self._deciding: asyncio.Task[None] | None = None
+        self._is_undecided = False
         self._presence = Presence(self._lookup)
         self._waiting: list[_Waiting] = []
         self._looking: asyncio.Task[None] | None = None
         self._somebody_came = asyncio.Event()
         # When each connection was first seen, by our clock and by cookie, while something waited for its ports.
-        self._sightings: dict[_Ports, dict[int, float]] = {}
+        self._sightings: dict[Ports, dict[int, float]] = {}
         self._disputed: OrderedDict[int, None] = OrderedDict()
         self._claimed: Counter[int] = Counter()  # cookies of the connections of flows under way
         # What a report's 5-tuple stands for, the oldest first: dCache's pair by 5-tuple and order.
@@ -152,9 +110,12 @@ class Matcher:
         """Let all that wait go unmatched, and look no more."""
         for one in self._waiting:
             _settle(one, None)
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.gather(self._looking, return_exceptions=True)
+        for task in (self._looking, self._deciding):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        if self._arrivals is not None:
+            self._arrivals.close()
         self._lookup.close()
 
     def counters(self) -> Mapping[str, int]:
@@ -166,15 +127,34 @@ class Matcher:
         unmatched     none came in time, or the report says too little
         elsewhere     neither end is at this host
         failed_looks  the kernel refused to tell
+        lost_reports  of connections that came, for which there was no room
         """
-        return {**self._counters, "waiting": len(self._waiting), "remembered": len(self._matched)}
+        lost = self._arrivals.lost if self._arrivals is not None else 0
+        return {
+            **self._counters,
+            "waiting": len(self._waiting),
+            "remembered": len(self._matched),
+            **({"lost_reports": lost} if lost else {}),
+        }
 
     def is_exact(self, key: FlowKey, zone: str = "") -> bool:
         """Whether a 5-tuple is that of a connection of this host, at either end. Costs about 15 us."""
         return key.is_complete and find_alive(self._lookup, key, zone) is not None
 
-    async def match(self, event: FlowEvent) -> FlowEvent | None:
+    def begin_to_watch(self) -> None:
+        """Have the kernel tell of connections from now on, where it can; else from the first start on that waits."""
+        if not self._may_watch:
+            return
+        self._may_watch = False
+        try:
+            self._arrivals = Arrivals(self._decide_soon)
+        except ConnectionsUnavailable as error:
+            log.info("connections that reports mean are looked for, as the kernel tells of none: %s", error)
+
+    async def match(self, event: FlowEvent, *, sent: float | None = None) -> FlowEvent | None:
         """The event with the 5-tuple of the connection that it means; None when that cannot be said.
+
+        sent is when it was sent, by time.monotonic, where the kernel has noted that.
 
         For reports whose far port may be missing or untrue: of one that is true and comes before its connection,
         another that comes meanwhile may be taken for it. A start may wait, an end no longer than its start. What is
@@ -191,11 +171,11 @@ class Matcher:
             self._counters["exact"] += 1
             self._remember(event.key, event.key, connection.cookie)
             return event
-        place = _place(event.key)
+        place = place_of(event.key)
         if place is None:
             self._count_out(event.key)
             return None
-        return await self._wait_for(event, place)
+        return await self._wait_for(event, place, sent)
 
     async def gone(self, flows: Collection[FlowKey]) -> set[FlowKey]:
         """Those of all flows under way whose connections have been there and are not any more (Presence.gone)."""
@@ -212,11 +192,17 @@ class Matcher:
 
     # --- starts -------------------------------------------------------------------------------------
 
-    async def _wait_for(self, event: FlowEvent, place: _Place) -> FlowEvent | None:
+    async def _wait_for(self, event: FlowEvent, place: Place, sent: float | None) -> FlowEvent | None:
         loop = asyncio.get_running_loop()
-        one = _Waiting(event, place, time.monotonic(), loop.create_future(), asyncio.Event())
+        now = time.monotonic()
+        since = now - YOUNG_SECONDS if sent is None else sent
+        one = _Waiting(event, place, now, since, sent is not None, loop.create_future(), asyncio.Event())
         self._waiting.append(one)
         self._somebody_came.set()
+        self.begin_to_watch()
+        if self._arrivals is not None:
+            self._arrivals.catch_up()
+            self._decide_soon()
         if self._looking is None or self._looking.done():
             self._looking = loop.create_task(self._look_while_waiting())
         try:
@@ -241,7 +227,8 @@ class Matcher:
             early = (now - began) / EARLY_LOOK_SHARE
             await asyncio.sleep(early)
             with contextlib.suppress(TimeoutError):
-                pause = max(LOOK_SECONDS, (now - began) / LOOK_SHARE) - early
+                often = LOOK_SECONDS if self._arrivals is None else SELDOM_LOOK_SECONDS
+                pause = max(often, (now - began) / LOOK_SHARE) - early
                 await asyncio.wait_for(self._somebody_came.wait(), pause)
         self._sightings.clear()  # what comes while nobody waits is not seen coming
 
@@ -250,102 +237,133 @@ class Matcher:
         waiting = list(self._waiting)
         asked = {one.place.ports for one in waiting}
         present = await self._present(asked)
+        if self._arrivals is not None:
+            self._arrivals.catch_up()  # all that is present is there too, but for what was before we watched
         now = time.monotonic()
         self._sightings = {ports: self._sighted(ports, present[ports], now) for ports in asked}
         fitting = {
-            place: {c.cookie: c for c in present[place.ports] if place.fits(c)}
+            place: {c.cookie: c for c in present[place.ports] if place.fits(c.key)}
             for place in {one.place for one in waiting}
         }
         for one in waiting:
             if one.before is None:
                 one.is_prompt = _came_just_now(one.event)
-                one.before = {cookie: _as_it_is(c) for cookie, c in fitting[one.place].items()}
+                one.before = {cookie: as_it_is(c) for cookie, c in fitting[one.place].items()}
         for place, connections in fitting.items():
             here = [one for one in waiting if one.place == place]
             # New connections first: what they leave may mean one that was there before.
             for choose in (self._new_ones, self._used_again):
                 self._assign([(one, choose(one, connections)) for one in here if not one.found.done()])
-            self._release(here, connections)
+            self._release(here, connections.keys())
 
-    async def _present(self, asked: set[_Ports]) -> dict[_Ports, list[Connection]]:
+    async def _present(self, asked: set[Ports]) -> dict[Ports, list[Connection]]:
         """The open connections with these ports."""
-        present: dict[_Ports, list[Connection]] = {ports: [] for ports in asked}
+        present: dict[Ports, list[Connection]] = {ports: [] for ports in asked}
         if len(asked) <= PORTS_ASKED_FOR:
             for protocol, near_port, far_port in asked:
-                found = dump(protocol, local_port=near_port, remote_port=far_port, details=True)
-                present[protocol, near_port, far_port] = [one for one in found if one.state in OPEN_STATES]
-                await asyncio.sleep(0)
+                present[protocol, near_port, far_port] = await _open_ones(protocol, near_port, far_port)
             return present
         for protocol in {ports[0] for ports in asked}:
-            for count, one in enumerate(dump(protocol, details=True), 1):
+            for one in await _open_ones(protocol):
                 for ports in ((protocol, one.local_port, 0), (protocol, 0, one.remote_port)):
-                    if ports in present and one.state in OPEN_STATES:
+                    if ports in present:
                         present[ports].append(one)
-                if count % SOCKETS_AT_ONCE == 0:
-                    await asyncio.sleep(0)
         return present
 
-    def _sighted(self, ports: _Ports, connections: list[Connection], now: float) -> dict[int, float]:
+    def _sighted(self, ports: Ports, connections: list[Connection], now: float) -> dict[int, float]:
         """When each was first seen; at the first look at these ports only what is young counts as seen coming."""
         known = self._sightings.get(ports)
         if known is None:
-            return {one.cookie: now if _as_it_is(one).is_young else _FOREVER_AGO for one in connections}
+            return {one.cookie: now if as_it_is(one).is_young else _FOREVER_AGO for one in connections}
         return {one.cookie: known.get(one.cookie, now) for one in connections}
 
-    def _new_ones(self, one: _Waiting, connections: _Options) -> _Options:
+    def _new_ones(self, one: _Waiting, connections: Mapping[int, Connection]) -> _Options:
+        """Those that have been seen coming; what the kernel has told of is dealt with by its time."""
         seen = self._sightings[one.place.ports]
         since = one.arrived - YOUNG_SECONDS
         others = (one.before or {}) if one.is_prompt else {}
-        free = self._free(connections)
-        return {cookie: c for cookie, c in free.items() if seen[cookie] >= since and cookie not in others}
+        told: Container[int] = self._arrivals if self._arrivals is not None else ()
+        return {
+            cookie: connections[cookie].key
+            for cookie in self._free(connections)
+            if seen[cookie] >= since and cookie not in others and cookie not in told
+        }
 
-    def _used_again(self, one: _Waiting, connections: _Options) -> _Options:
+    def _used_again(self, one: _Waiting, connections: Mapping[int, Connection]) -> _Options:
         free = self._free(connections)
         if time.monotonic() - one.arrived < GRACE_SECONDS or len(free) != 1:
             return {}
-        ((cookie, connection),) = free.items()
+        (cookie,) = free
         was = (one.before or {}).get(cookie)
-        return free if was is not None and was.is_unused and _as_it_is(connection).moved > was.moved else {}
+        is_meant = was is not None and was.is_unused and as_it_is(connections[cookie]).moved > was.moved
+        return {cookie: connections[cookie].key} if is_meant else {}
 
-    def _free(self, connections: _Options) -> _Options:
-        return {
-            cookie: one
-            for cookie, one in connections.items()
-            if cookie not in self._claimed and cookie not in self._disputed
-        }
+    def _free(self, cookies: Iterable[int]) -> list[int]:
+        return [one for one in cookies if one not in self._claimed and one not in self._disputed]
+
+    # --- what the kernel tells of -------------------------------------------------------------------
+
+    def _decide_soon(self) -> None:
+        self._is_undecided = True
+        if self._waiting and (self._deciding is None or self._deciding.done()):
+            self._deciding = asyncio.get_running_loop().create_task(self._decide())
+
+    async def _decide(self) -> None:
+        while self._is_undecided:
+            self._is_undecided = False
+            now = time.monotonic()
+            # Whatever was sent before now is heard before anything is decided about what came before now.
+            for _ in range(TURNS_TO_A_START):
+                await asyncio.sleep(0)
+            for place in {one.place for one in self._waiting}:
+                self._give_out(place, now)
+
+    def _give_out(self, place: Place, until: float) -> None:
+        """What came until then goes to the starts of a place, in the order in which it came."""
+        assert self._arrivals is not None
+        here = [one for one in self._waiting if one.place == place]
+        fitting = [
+            one for one in self._arrivals.between(place.near, place.far) if one.stood <= until and place.fits(one.key)
+        ]
+        for arrival in fitting:
+            if self._free((arrival.cookie,)):
+                free = set(self._free(one.cookie for one in fitting))
+                unsure = [one for one in fitting if one.cookie in free]
+                self._assign([(one, _meant_by(one, arrival, unsure)) for one in _could_mean(here, arrival)])
+        self._release(here, {one.cookie for one in fitting})
 
     def _assign(self, choices: list[tuple[_Waiting, _Options]]) -> None:
         """Give each start its connection, where there is no doubt."""
         for one, options in choices:
-            own = self._free(options)  # others of this round may have taken some
+            own = {cookie: options[cookie] for cookie in self._free(options)}  # others may have taken some
             if not own:
                 continue
             rivals = [other for other, theirs in choices if not other.found.done() and theirs.keys() & own.keys()]
             # As many starts as connections, all with the same tag: which is which makes no difference.
             if all(other.event.tag == one.event.tag for other in rivals) and len(own) <= len(rivals):
-                connection = next(iter(own.values()))
-                key = one.place.key_of(connection)
+                cookie, near_key = next(iter(own.items()))
+                key = one.place.told(near_key)
                 self._counters["matched"] += 1
-                self._remember(one.event.key, key, connection.cookie)
+                self._remember(one.event.key, key, cookie)
                 _settle(one, key)
                 continue
             for other in rivals:
                 other.ambiguous = True
             self._dispute(own)
 
-    def _dispute(self, connections: _Options) -> None:
-        for cookie in connections:
+    def _dispute(self, cookies: Iterable[int]) -> None:
+        for cookie in cookies:
             self._disputed[cookie] = None
             if len(self._disputed) > DISPUTES_REMEMBERED:
                 self._disputed.popitem(last=False)
 
-    def _release(self, waiting: list[_Waiting], connections: _Options) -> None:
+    def _release(self, waiting: list[_Waiting], cookies: AbstractSet[int]) -> None:
         """Let those go whose connections have come, though which is whose cannot be said.
 
         Until then each start goes on waiting, as the next connection may be its own and not that of a later start.
         """
         stuck = [one for one in waiting if one.ambiguous and not one.found.done()]
-        if len(stuck) <= len(connections.keys() & self._disputed.keys()):
+        if len(stuck) <= len(cookies & self._disputed.keys()):
             for one in stuck:
                 self._give_up(one)
 
@@ -395,6 +413,33 @@ class Matcher:
         self._counters["unmatched" if is_local(key.src) or is_local(key.dst) else "elsewhere"] += 1
 
 
+async def _open_ones(protocol: Transport, near_port: int = 0, far_port: int = 0) -> list[Connection]:
+    """This host's open connections, by port where given; read in steps, so that others get their turn."""
+    found = []
+    dumped = dump(protocol, local_port=near_port, remote_port=far_port, details=True)
+    for count, one in enumerate(dumped, 1):
+        if one.state in OPEN_STATES:
+            found.append(one)
+        if count % SOCKETS_AT_ONCE == 0:
+            await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    return found
+
+
+def _could_mean(starts: Iterable[_Waiting], arrival: Arrival) -> list[_Waiting]:
+    """Those that still wait and were sent in time. The round trip was measured once, and may have been a slow one."""
+    waiting = [one for one in starts if not one.found.done()]
+    in_time = [one for one in waiting if one.sent <= arrival.asked]
+    return in_time or [one for one in waiting if one.sent <= arrival.stood]
+
+
+def _meant_by(one: _Waiting, arrival: Arrival, free: Iterable[Arrival]) -> _Options:
+    """The arrival; every other as well where it is not known what came before the start was sent."""
+    if one.is_timed:
+        return {arrival.cookie: arrival.key}
+    return {other.cookie: other.key for other in free if one.sent <= other.stood}
+
+
 def _settle(one: _Waiting, key: FlowKey | None) -> None:
     if not one.found.done():
         one.found.set_result(key)
@@ -405,27 +450,3 @@ def _came_just_now(event: FlowEvent) -> bool:
     if event.current_time is None:
         return False
     return 0 <= (datetime.now(UTC) - event.current_time).total_seconds() <= REDIRECT_SECONDS
-
-
-def _as_it_is(connection: Connection) -> _AsItWas:
-    info = tcp_info.decode(connection.attributes().get(INFO, b""))
-    if not info:
-        return _AsItWas(0, 0, 0.0, 0.0, 0.0)
-    idle = sorted((info["last_data_sent"] / 1000, info["last_data_recv"] / 1000))
-    busy = info.get("busy_time", _MICROSECONDS_OF_AGES) / 1_000_000  # since Linux 4.10
-    return _AsItWas(tcp_info.payload_sent(info), tcp_info.payload_received(info), busy, *idle)
-
-
-def _place(key: FlowKey) -> _Place | None:
-    """What a report can mean; None when neither end is here, or when the ports say too little.
-
-    When both ends are here each connection has two sockets, of which one will do.
-    """
-    for near, is_source in ((key.reversed(), False), (key, True)):
-        if not is_local(near.src):
-            continue
-        if near.src_port:
-            return _Place(key.protocol, near.src, near.src_port, near.dst, UNKNOWN_PORT, is_source)
-        if near.dst_port:
-            return _Place(key.protocol, near.src, UNKNOWN_PORT, near.dst, near.dst_port, is_source)
-    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import weakref
@@ -94,10 +95,16 @@ def take(key: FlowKey) -> int | None:
 def identified(event: FlowEvent, descriptor: int) -> FlowEvent:
     """The event with the ports of a socket where it leaves them open (0).
 
-    The descriptor stays the caller's. Raises FlowEventError for what is no connected socket, or another connection's.
+    The other side may have gone before we looked: then the socket does not say any more who that was, and an event that
+    leaves nothing open is as good without. The descriptor stays the caller's. Raises FlowEventError for what is no
+    connected socket, or another connection's.
     """
     key = event.key
     protocol, local, remote = _ends(descriptor)
+    if remote is None:
+        if key.src_port and key.dst_port and local in ((key.src, key.src_port), (key.dst, key.dst_port)):
+            return event
+        raise FlowEventError(f"{key}: the descriptor passed along is of no connected socket")
     for source, destination in ((local, remote), (remote, local)):
         found = FlowKey(*source, *destination, protocol)
         if protocol == key.protocol and _fits(key, found):
@@ -114,18 +121,22 @@ def _fits(key: FlowKey, found: FlowKey) -> bool:
     )
 
 
-def _ends(descriptor: int) -> tuple[Transport, tuple[str, int], tuple[str, int]]:
+def _ends(descriptor: int) -> tuple[Transport, tuple[str, int], tuple[str, int] | None]:
+    """Protocol, local and remote end of a socket; no remote one where it is not, or no longer, connected."""
     try:
         # Not a copy of the descriptor, which would stay open where it is of no socket.
         one = socket.socket(fileno=descriptor)
         try:
             if one.family not in (socket.AF_INET, socket.AF_INET6) or one.type not in _TRANSPORTS:
                 raise FlowEventError("the descriptor passed along is of no TCP or UDP socket")
-            return _TRANSPORTS[one.type], _end(one.getsockname()), _end(one.getpeername())
+            local, remote = _end(one.getsockname()), None
+            with contextlib.suppress(OSError):
+                remote = _end(one.getpeername())
+            return _TRANSPORTS[one.type], local, remote
         finally:
             one.detach()
     except OSError as error:
-        raise FlowEventError(f"the descriptor passed along is of no connected socket: {error.strerror}") from None
+        raise FlowEventError(f"the descriptor passed along is of no socket: {error.strerror}") from None
 
 
 def _end(address: tuple[Any, ...]) -> tuple[str, int]:

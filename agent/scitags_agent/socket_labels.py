@@ -47,7 +47,7 @@ class SocketLabels:
         self._places = ["", *namespaces]
         self._wanted = wanted
         self._begun = begun
-        self._offered: deque[FlowKey] = deque()
+        self._offered: deque[tuple[float, FlowKey]] = deque()  # when each has lasted for a moment, the next first
         self._names: dict[bytes, FlowKey] = {}
         self._unsettled: set[bytes] = set()  # those whose socket is not there yet, or has sent nothing since
         self._timer: asyncio.TimerHandle | None = None
@@ -71,15 +71,15 @@ class SocketLabels:
 
     def offer(self, name: FlowKey) -> None:
         """A connection that began; the kernel is asked for its label when it has lasted for a moment."""
-        self._offered.append(name)
+        self._offered.append((time.monotonic() + PATIENCE_SECONDS, name))
         if self._timer is None and self._round is None:
             self._look_in(PATIENCE_SECONDS)
 
-    def put(self, name: FlowKey) -> None:
-        """Ask at once, or for another label than before."""
+    def put(self, name: FlowKey) -> bool:
+        """Ask at once, or for another label than before; whether the connection is still under way."""
         wanted = self._wanted(name)
         if wanted is None:
-            return
+            return False
         keys, label = wanted
         for key in keys:
             try:
@@ -93,6 +93,7 @@ class SocketLabels:
             self._unsettled.add(key)
             self._is_changed = True
         self._hurry()
+        return True
 
     def remove(self, keys: Iterable[bytes]) -> None:
         """Of these connections, no label any more."""
@@ -136,10 +137,14 @@ class SocketLabels:
 
     def _begin_round(self) -> None:
         self._timer = None
-        for _ in range(min(len(self._offered), PUTS_A_ROUND)):
-            self.put(self._offered.popleft())
-        wait = self._next_walk - time.monotonic()
-        if wait > 0:
+        now = time.monotonic()
+        puts = 0
+        while self._offered and self._offered[0][0] <= now and puts < PUTS_A_ROUND:
+            puts += self.put(self._offered.popleft()[1])
+        wait = self._next_walk - now
+        if not self._is_changed and not self._unsettled:
+            self._plan()  # there is nothing to look for
+        elif wait > 0:
             self._look_in(wait)
         else:
             self._round = asyncio.create_task(self._walk_and_tell())
@@ -178,7 +183,7 @@ class SocketLabels:
         if self._is_changed:
             self._look_in(SOON_SECONDS)
         elif self._offered:
-            self._look_in(PATIENCE_SECONDS)
+            self._look_in(max(SOON_SECONDS, self._offered[0][0] - time.monotonic()))
 
     def _walk_in_thread(self) -> asyncio.Future[list[SocketReport]]:
         return asyncio.get_running_loop().run_in_executor(self._walker, self._walk)

@@ -74,7 +74,8 @@ class TcHeaders:
         self._too_big: list[TooBigMessages] = []
         self._chores: list[asyncio.Task[None]] = []
         self._due = asyncio.Event()
-        self.counters_of_failures: Counter[str] = Counter()
+        self._has_room = asyncio.Event()  # some flow
+        self._failures: Counter[str] = Counter()
         try:
             self._placement = Placement(
                 self._program,
@@ -149,6 +150,7 @@ class TcHeaders:
                 flow.place = place
                 if place is not None:
                     self._by_place.setdefault(place, set()).add(flow.key)
+                    self._has_room.set()
                 self._set_room(flow, room)
         elif flows:
             for flow in flows:
@@ -170,6 +172,8 @@ class TcHeaders:
             self._by_place[flow.place].discard(flow.key)
             if not self._by_place[flow.place]:
                 del self._by_place[flow.place]
+            if not self._by_place:
+                self._has_room.clear()
         self._release(flow.place)
 
     def room_of(self, key: FlowKey) -> Room | None:
@@ -207,7 +211,7 @@ class TcHeaders:
             "interfaces": len(self._placement),
             **{f"packets_{name}": total for name, total in self._program.outcomes().items()},
             **({"failed_scans": failed} if failed else {}),
-            **self.counters_of_failures,
+            **self._failures,
         }
 
     def _flow_of(self, key: FlowKey) -> _Flow | None:
@@ -245,6 +249,7 @@ class TcHeaders:
         """For connections whose other end takes less than the path lets through, room is to be kept below that."""
         seen = 0
         while True:
+            await self._has_room.wait()
             await asyncio.sleep(PEERS_SECONDS)
             narrowed = self._program.narrowed
             if narrowed == seen or self._routes is None:
@@ -267,8 +272,8 @@ class TcHeaders:
             try:
                 await self._follow_routes()
             except OSError as error:
-                self.counters_of_failures["failed_looks_at_routes"] += 1
-                if self.counters_of_failures["failed_looks_at_routes"] == 1:
+                self._failures["failed_looks_at_routes"] += 1
+                if self._failures["failed_looks_at_routes"] == 1:
                     log.error("the routes cannot be looked at: %s (said once, counted from here)", error)
 
     async def _follow_routes(self) -> None:

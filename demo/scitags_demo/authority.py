@@ -1,4 +1,4 @@
-"""A certificate authority for storages that live a few minutes, by the program openssl."""
+"""A certificate authority for servers and people of a few minutes, by the program openssl."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from pathlib import Path
 _SECONDS = 60
 _DAYS = "2"
 _NEW_KEY = ("-nodes", "-newkey", "rsa:2048")
+# What VOMS wants to see in a certificate that it is to sign for.
+_OF_PEOPLE = """subjectKeyIdentifier=hash
+authorityKeyIdentifier=keyid
+keyUsage=digitalSignature,keyEncipherment
+"""
 
 
 def _openssl(*arguments: str | Path) -> None:
@@ -22,32 +27,35 @@ class Authority:
     place is where its own directory is made; where temporary files are, unless given.
     """
 
+    name = "authority for a moment"
+
     def __init__(self, place: Path | None = None) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="scitags-authority-", dir=place)
         Path(self._directory.name).chmod(0o755)  # servers run as users of their own
         self.directory = Path(self._directory.name) / "certificates"
         self.directory.mkdir()
         self.certificate, self._key = self.directory / "authority.pem", self.directory.parent / "authority.key"
-        subject = ["-subj", "/CN=authority for a moment", "-days", _DAYS, *_NEW_KEY]
+        subject = ["-subj", f"/CN={self.name}", "-days", _DAYS, *_NEW_KEY]
         _openssl("req", "-x509", *subject, "-keyout", self._key, "-out", self.certificate)
         _openssl("rehash", self.directory)
         self.certificate.chmod(0o644)
 
     def certify(self, certificate: Path, key: Path, addresses: Sequence[str]) -> None:
         """Write the certificate and key of a server that is reached by these addresses."""
-        request, names = key.with_suffix(".csr"), key.with_suffix(".ext")
-        names.write_text("subjectAltName=" + ",".join(f"IP:{one}" for one in addresses))
-        _openssl("req", "-new", *_NEW_KEY, "-subj", "/CN=server for a moment", "-keyout", key, "-out", request)
-        signer: list[str | Path] = [
-            "-CA",
-            self.certificate,
-            "-CAkey",
-            self._key,
-            "-CAserial",
-            self._key.with_suffix(".srl"),
-        ]
-        signed: list[str | Path] = ["-CAcreateserial", "-days", _DAYS, "-extfile", names, "-out", certificate]
-        _openssl("x509", "-req", "-in", request, *signer, *signed)
+        names = "subjectAltName=" + ",".join(f"IP:{one}" for one in addresses)
+        self._sign(certificate, key, "server for a moment", names)
+
+    def certify_name(self, certificate: Path, key: Path, name: str) -> None:
+        """Write the certificate and key of someone of this name."""
+        self._sign(certificate, key, name, _OF_PEOPLE)
+
+    def _sign(self, certificate: Path, key: Path, name: str, extensions: str) -> None:
+        request, file = key.with_suffix(".csr"), key.with_suffix(".ext")
+        file.write_text(extensions)
+        _openssl("req", "-new", *_NEW_KEY, "-subj", f"/CN={name}", "-keyout", key, "-out", request)
+        serial: list[str | Path] = ["-CAserial", self._key.with_suffix(".srl"), "-CAcreateserial"]
+        signer: list[str | Path] = ["-CA", self.certificate, "-CAkey", self._key, *serial, "-days", _DAYS]
+        _openssl("x509", "-req", "-in", request, *signer, "-extfile", file, "-out", certificate)
         key.chmod(0o400)
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -264,22 +265,33 @@ def test_the_doctor_names_what_is_in_the_way(tmp_path: Path, capsys: pytest.Capt
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: takes rights away")
-def test_the_doctor_knows_what_headers_need(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("mode", "without", "status", "found"),
+    [
+        ("socket", "net_raw,-sys_ptrace", 1, {"socket": "bad"}),
+        ("auto", "net_raw,-sys_ptrace", 0, {"socket": "note", "tc": "good", "route": "note"}),
+        ("auto", "bpf,-sys_admin", 0, {"socket": "good", "tc": "note", "route": "good"}),
+        ("tc", "bpf,-sys_admin", 1, {"tc": "bad", "route": "good"}),
+    ],
+)
+def test_the_doctor_knows_what_headers_need(
+    tmp_path: Path, mode: str, without: str, status: int, found: dict[str, str]
+) -> None:
     config = tmp_path / "agent.toml"
-    config.write_text('[[source]]\nkind = "unix"\n[[backend]]\nkind = "extension_header"\nmode = "socket"\n')
+    config.write_text(
+        f'[[source]]\nkind = "unix"\n[[backend]]\nkind = "extension_header"\nmode = "{mode}"\n'
+        f'[agent]\nstate_directory = "{tmp_path}"\n'
+    )
     ours = Path(sys.executable).parent / "scitags"
-    command: list[str | Path] = [
-        "setpriv",
-        "--bounding-set=-net_raw,-sys_ptrace",
-        ours,
-        "agent",
-        "doctor",
-        "--config",
-        config,
-    ]
+    prefix = ["setpriv", f"--bounding-set=-{without}"]
+    command: list[str | Path] = [*prefix, ours, "agent", "doctor", "--json", "--config", config]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 1
-    assert "CAP_NET_RAW, CAP_SYS_PTRACE missing in this process" in done.stdout
+    findings = {one["subject"]: one for one in json.loads(done.stdout)["findings"]}
+    verdicts = {name.removeprefix("headers: "): one["verdict"] for name, one in findings.items() if "headers:" in name}
+    assert verdicts == found
+    assert done.returncode == status
+    if found.get("socket") in ("bad", "note"):
+        assert findings["headers: socket"]["text"] == "CAP_NET_RAW, CAP_SYS_PTRACE missing in this process"
 
 
 # --- addresses as others see them ---------------------------------------------------------------------

@@ -7,6 +7,7 @@ import errno
 import logging
 import socket
 import struct
+from collections.abc import Collection
 from typing import cast
 
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from scitags_agent.backends.marker import Marker, MarkerSettings
 from scitags_agent.bpf.layout import PackedKey
-from scitags_agent.bpf.loader import MarkerProgram, Placed
+from scitags_agent.bpf.loader import MarkerProgram
 from scitags_core import label
 from scitags_core.flow import FlowChange, FlowEvent, FlowKey, FlowState
 from scitags_core.tag import UNKNOWN, Tag
@@ -38,21 +39,22 @@ class Table:
         self.labels: dict[FlowKey, int] = {}
         self.room = room
 
-    def add(self, directions: tuple[PackedKey, ...], value: int) -> Placed:
+    def add(self, directions: Collection[PackedKey], value: int) -> None:
         keys = [unpacked(packed) for packed in directions]
         assert not self.labels.keys() & set(keys), "marked twice"
         if len(self.labels) + len(keys) > self.room:
             raise OSError(errno.E2BIG, f"there is room for {self.room} flows")
         self.labels.update(dict.fromkeys(keys, value))
-        return [(0, packed) for packed in directions]
+        for packed in directions:
+            packed.slot = 0
 
-    def change(self, placed: Placed, value: int) -> None:
-        for _, packed in placed:
+    def change(self, directions: Collection[PackedKey], value: int) -> None:
+        for packed in directions:
             assert unpacked(packed) in self.labels
             self.labels[unpacked(packed)] = value
 
-    def remove(self, placed: Placed) -> None:
-        for _, packed in placed:
+    def remove(self, directions: Collection[PackedKey]) -> None:
+        for packed in directions:
             del self.labels[unpacked(packed)]
 
     def outcomes(self) -> dict[str, int]:

@@ -165,6 +165,7 @@ EVENTS = st.builds(
     state=st.sampled_from(FlowState),
     key=st.sampled_from(KEYS),
     tag=st.sampled_from([PRODUCTION, ANALYSIS, UNKNOWN]),
+    start_time=st.sampled_from([None, NOON]),
     transfer_id=st.sampled_from(["", "", "a", "b"]),
 )
 

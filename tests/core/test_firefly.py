@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import jsonschema
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,6 +70,20 @@ def test_what_is_written_fits_or_is_refused(sent: FlowEvent, host: str, app: str
     found = firefly.decode(datagram).event
     assert sent.application.startswith(found.application)
     assert found.key == sent.key
+
+
+@given(st.lists(st.tuples(events(), st.booleans()), max_size=5), st.integers(300, 1300))
+def test_a_bundle_writes_the_same_octets(sent: list[tuple[FlowEvent, bool]], limit: int) -> None:
+    bundle = firefly.Bundle(NOON, "h", "a", limit)
+    for one, is_plain in sent:
+        told = msgspec.structs.replace(one, usage=None, extra={}) if is_plain else one
+        try:
+            expected = firefly.encode(told, now=NOON, host="h", app="a", max_octets=limit)
+        except InvalidValue:
+            with pytest.raises(InvalidValue):
+                bundle.encode(told)
+        else:
+            assert bundle.encode(told) == expected
 
 
 def test_unknown_objects_go_first_and_the_application_next() -> None:

@@ -282,6 +282,27 @@ def test_an_end_whose_numbers_fit_in_no_order(line: bytes) -> None:
         pipe_line.parse_line(line)
 
 
+def test_a_reader_takes_lines_as_they_come_and_asks_about_those_that_are_none() -> None:
+    storm = b"tcp [2001:db8:0:0:0:0:0:1] 1094 [2001:db8:0:0:0:0:0:2] 43720 2 15"
+    swapped = b"tcp 2001:db8::1 1094 2001:db8::2 43720 15 64"
+    lines = [b"start " + storm, b"start " + b"tcp ::1  1 ::2 2 2 15", b"end " + storm, b"end " + storm, b"END " + storm]
+    lines += [b"end " + swapped, b"end " + swapped, b"start  " + storm, b"end\t" + storm, b"end " + storm + b" "]
+    asked: list[tuple[bytes, str]] = []
+
+    def mend(line: bytes, error: FlowEventError) -> list[FlowEvent]:
+        asked.append((line, str(error)))
+        return [event()]
+
+    reader = pipe_line.LineReader()
+    assert reader.read(lines, NOON, mend) == [pipe_line.parse_line(line, NOON) for line in lines]
+    assert not asked
+    # The start of the first swapped line would be no event.
+    found = reader.read([lines[0], b"start " + swapped, lines[2], b"end"], NOON, mend)
+    assert [one.state for one in found] == [FlowState.START, FlowState.START, FlowState.END, FlowState.START]
+    assert [line for line, _ in asked] == [b"start " + swapped, b"end"]
+    assert found[2] == pipe_line.parse_line(lines[2], NOON)
+
+
 @given(st.binary(max_size=80))
 def test_any_octets_are_a_line_or_are_refused(octets: bytes) -> None:
     try:

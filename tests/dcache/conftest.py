@@ -54,7 +54,7 @@ def site(pair: Pair, bpf: None) -> Iterator[Site]:
         agent = Agent(pair.alice, backends=MARKER + SOURCE)
         stack.callback(agent.close)
         agent.start()
-        wait_for(lambda: "is ready" in agent.log_text(), START_SECONDS, "an agent that hears fireflies")
+        wait_for(lambda: "fireflies are heard" in agent.log_text(), START_SECONDS, "an agent that hears fireflies")
         seen = Seen(pair.bob, "bob0")
         stack.callback(seen.close)
         yield Site(pair, agent, stack.enter_context(Pool(pair.alice, ALICE)), seen, stack)

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from datetime import UTC, datetime
 
-from scitags_agent.matching import YOUNG_SECONDS
+from scitags_agent.candidates import YOUNG_SECONDS
 from scitags_core import label
 from scitags_core.tag import Tag
 from tests.dcache.conftest import CAROL, Site

@@ -16,6 +16,7 @@ import pytest
 from pyroute2 import IPRoute
 
 from scitags_agent.bpf import clsact
+from scitags_agent.bpf.attach import tcx_programs
 from scitags_agent.bpf.interfaces import matching
 from scitags_core import label
 from scitags_core.flow import FlowKey
@@ -343,6 +344,28 @@ def _in(host: Namespace, question: Any) -> Any:
             return question()
 
     return asked
+
+
+def test_a_foreign_tcx_program_is_passed_by_and_passed_on_to(pair: Pair, tap: Tap) -> None:
+    """It ends the row with its verdict; ours stands before it, and it is there afterwards."""
+    with pair.alice.entered(), ExitStack() as stack:
+        index = matching(["alice0"])[0].index
+        foreign = stack.enter_context(programs.loaded(programs.returning(programs.TC_ACT_OK)))
+        stack.enter_context(programs.linked(foreign, index))
+        before = tcx_programs(index)[0]
+
+        async def scenario() -> None:
+            async with at_tc(pair.alice, attach="tcx") as backend:
+                assert tcx_programs(index)[0][1:] == before
+                await backend.handle([start()])
+                client, server = pair.connect(40000)
+                deliver(client, server)
+                assert headers_of(tap.packets()) == {MARKED}
+                client.close()
+                server.close()
+
+        run(scenario())
+        assert tcx_programs(index)[0] == before
 
 
 @pytest.mark.parametrize("first", ["marker", "header"])

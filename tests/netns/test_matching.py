@@ -16,8 +16,9 @@ import msgspec
 import pytest
 
 from scitags_agent import connections, presence
+from scitags_agent.candidates import GRACE_SECONDS, HARDLY_USED_OCTETS, YOUNG_SECONDS
 from scitags_agent.connections import SockDiagError
-from scitags_agent.matching import GRACE_SECONDS, HARDLY_USED_OCTETS, YOUNG_SECONDS, Matcher
+from scitags_agent.matching import Matcher
 from scitags_core.flow import FlowEvent, FlowKey, FlowState
 from scitags_core.tag import Tag
 from tests.netns.conftest import ALICE, BOB, Pair
@@ -61,12 +62,12 @@ class Link:
 class Site:
     """Alice, bob's pool, and a matcher at bob's."""
 
-    def __init__(self, pair: Pair, stack: ExitStack) -> None:
+    def __init__(self, pair: Pair, stack: ExitStack, watch: bool) -> None:
         self._pair = pair
         self._stack = stack
         with pair.bob.entered():
             self._pool = stack.enter_context(socket.create_server((BOB, POOL), family=socket.AF_INET6))
-            self.matcher = Matcher(wait=WAIT)
+            self.matcher = Matcher(wait=WAIT, watch=watch)
 
     def connect(self) -> Link:
         with self._pair.alice.entered():
@@ -90,14 +91,15 @@ async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
         await asyncio.sleep(0.002)
 
 
-@pytest.fixture
-def run(pair: Pair) -> Callable[[Callable[[Site], Awaitable[None]]], None]:
+@pytest.fixture(params=["told by the kernel", "looked for"])
+def run(pair: Pair, bpf: None, request: pytest.FixtureRequest) -> Callable[[Callable[[Site], Awaitable[None]]], None]:
     """Runs a test at bob's: the sockets of its event loop's thread are bob's."""
+    watch = request.param == "told by the kernel"
 
     @asynccontextmanager
     async def site() -> AsyncIterator[Site]:
         with ExitStack() as stack:
-            one = Site(pair, stack)
+            one = Site(pair, stack, watch)
             yield one
             await one.matcher.close()
 

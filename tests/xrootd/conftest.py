@@ -22,6 +22,7 @@ __all__ = ["bpf", "root"]
 
 ALICE_IPV4, BOB_IPV4 = "192.0.2.1", "192.0.2.2"
 RULES = """
+scitags.wait 500
 scitags.map path /mapped 3 14
 scitags.map host 192.0.2.0/24 path /by-host 3 12
 scitags.default 1 1

@@ -24,7 +24,7 @@ START_SECONDS = 60.0
 STOP_SECONDS = 20.0
 COPY_PROGRAM = "/usr/bin/xrdcp"
 CONFIG = """
-all.role server
+{role}
 all.export /
 all.adminpath {directory}/admin
 all.pidpath {directory}/admin
@@ -64,6 +64,8 @@ class Server:
         root_port: int = ROOT_PORT,
         http_port: int = HTTP_PORT,
         config: str = CONFIG,
+        options: tuple[str, ...] = (),
+        role: str = "server",
     ) -> None:
         # Not below pytest's directories, which are closed to the user that the server runs as.
         self.directory = Path(tempfile.mkdtemp(prefix="scitags-xrootd-"))
@@ -72,7 +74,7 @@ class Server:
         self.addresses = addresses
         self.root_port, self.http_port = root_port, http_port
         self.config = self.directory / "xrootd.cfg"
-        self._namespace, self._sanitizer = namespace, sanitizer
+        self._namespace, self._sanitizer, self._options = namespace, sanitizer, options
         self.root.mkdir()
         (self.directory / "admin").mkdir()
         library = built(sanitizer)
@@ -85,6 +87,7 @@ class Server:
             root_port=root_port,
             http_port=http_port,
             lines=lines,
+            role=f"all.role {role}" if role else "",
         )
         if sanitizer:  # is preloaded, and not for the program that moves third-party copies
             text = text.replace(COPY_PROGRAM, f"/usr/bin/env --unset=LD_PRELOAD {COPY_PROGRAM}")
@@ -105,7 +108,7 @@ class Server:
     def start_without_waiting(self) -> None:
         for path in (self.directory, *self.directory.rglob("*")):
             shutil.chown(path, USER, USER)
-        command = [*self._under_sanitizer(), "xrootd", "-c", str(self.config), "-n", "tests"]
+        command = [*self._under_sanitizer(), "xrootd", "-c", str(self.config), "-n", "tests", *self._options]
         if os.geteuid() == 0:
             command = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", *command]
         with self.log.open("ab") as log:

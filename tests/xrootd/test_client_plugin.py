@@ -12,7 +12,7 @@ import pytest
 from tests.netns.conftest import ALICE, BOB
 from tests.xrootd.clients import SECONDS, XRDCP
 from tests.xrootd.conftest import Site
-from tests.xrootd.moved import TAG, check_marked, content, labels, one
+from tests.xrootd.moved import TAG, check_marked, content, one, sent
 from tests.xrootd.plugin import built_for_clients
 
 OCTETS = 24_000_123
@@ -60,7 +60,7 @@ def test_xrdcp_down(site: Site, run: Run, how: str, tmp_path: Path) -> None:
     assert (tmp_path / "down").read_bytes() == content(OCTETS)
     start, end = one(site.alice.agent)
     assert (start.scitag, end.octets) == (TAG, (OCTETS, 0))
-    check_marked(labels(site), start, TAG)
+    check_marked(sent(site), start, TAG)
 
 
 def test_xrdcp_up_in_several_streams(site: Site, run: Run, tmp_path: Path) -> None:

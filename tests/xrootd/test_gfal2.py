@@ -15,7 +15,7 @@ from tests.netns.conftest import ALICE, BOB
 from tests.xrootd.clients import run
 from tests.xrootd.conftest import Site
 from tests.xrootd.host import Agent
-from tests.xrootd.moved import TAG, check_marked, content, labels
+from tests.xrootd.moved import TAG, check_marked, content, sent
 
 OCTETS = 8_000_123
 SYSTEM_PYTHON = "/usr/bin/python3"
@@ -56,11 +56,11 @@ def check_one(agent: Agent, site: Site | None = None) -> None:
     assert {record.scitag for record in records} == {TAG}
     assert sum(sum(record.octets) for record in records if record.state == "end") == OCTETS
     if site is not None:
-        seen = labels(site)
+        seen = sent(site)
         starts = [record for record in records if record.state == "start"]
         # The data may go by another connection than the requests, and that is the one with most packets.
-        most = max(starts, key=lambda start: sum(seen[start.src_port, start.dst_port].values()))
-        check_marked(seen, most, TAG, share=0.2)
+        most = max(starts, key=lambda start: sum(part.octets for part in seen[start.src_port, start.dst_port].values()))
+        check_marked(seen, most, TAG)
 
 
 @pytest.mark.parametrize("scheme", ["root", "davs"])

@@ -27,13 +27,12 @@ from scitags_core import firefly
 from scitags_core.errors import ConfigError, FlowEventError, InvalidValue, PeerDataError
 from scitags_core.flow import PORT_MAX, FlowChange, FlowEvent, FlowKey, canonical_address
 from scitags_core.roles import BackendKind, Inheritance
-from scitags_core.tag import UNKNOWN
 
 log = logging.getLogger(__name__)
 
 RESOLVE_SECONDS = 300.0
 RESOLVE_AGAIN_SECONDS = 10.0
-SENT_AT_ONCE = 16  # datagrams that are not worth another thread
+SENT_AT_ONCE = 256  # datagrams that are not worth another thread
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=PORT_MAX)]
 
@@ -96,24 +95,32 @@ class FireflyBackend:
             self._tasks.append(asyncio.create_task(self._ask_for_public_addresses(*self._stun)))
 
     async def handle(self, changes: Sequence[FlowChange]) -> None:
-        now = datetime.now(UTC)
-        prefix = firefly.header_octets(now, self._host, APPLICATION)
-        announce_unknown, done = self._settings.announce_unknown, self._done
-        told: list[tuple[FlowChange, bytes]] = []
+        settings, done = self._settings, self._done
+        bundle = firefly.Bundle(datetime.now(UTC), self._host, APPLICATION, settings.max_octets)
+        told: list[FlowChange] = []
+        datagrams: list[bytes] = []
         for change in changes:
             event = change.event
             if 0 < change.serial <= done:
                 continue  # an earlier agent has sent it
-            if event.tag.experiment == UNKNOWN.experiment and not announce_unknown:
+            if not event.tag.experiment and not settings.announce_unknown:
                 self._counters["unknown_tag"] += 1
                 continue
-            datagram = self._encode(prefix, event, now)
-            if datagram is not None:
-                told.append((change, datagram))
+            if event.is_reversed:
+                event = firefly.turned(event)
+            if self._public:
+                event = self._as_seen_from_outside(event)
+            try:
+                datagrams.append(bundle.encode(event))
+            except InvalidValue as error:
+                self._counters["not_expressible"] += 1
+                self._complain(None, f"a flow cannot be announced: {error}")
+            else:
+                told.append(change)
         receivers = self._receivers(len(told))
         room = self._room(len(receivers))
         for first in range(0, len(told), room):
-            await self._send(told[first : first + room], receivers)
+            await self._send(told[first : first + room], datagrams[first : first + room], receivers)
 
     async def close(self) -> None:
         for task in self._tasks:
@@ -127,18 +134,6 @@ class FireflyBackend:
     def counters(self) -> Mapping[str, int]:
         outbox = self._outbox
         return {"sent": outbox.sent if outbox else 0, "errors": outbox.errors if outbox else 0, **self._counters}
-
-    def _encode(self, prefix: bytes, event: FlowEvent, now: datetime) -> bytes | None:
-        if event.is_reversed:
-            event = firefly.turned(event)
-        if self._public:
-            event = self._as_seen_from_outside(event)
-        try:
-            return firefly.encode_behind(prefix, event, now, self._settings.max_octets)
-        except InvalidValue as error:
-            self._counters["not_expressible"] += 1
-            self._complain(None, f"a flow cannot be announced: {error}")
-            return None
 
     def _as_seen_from_outside(self, event: FlowEvent) -> FlowEvent:
         key = event.key
@@ -160,20 +155,23 @@ class FireflyBackend:
         each = self._settings.to_destination + receivers
         return max(1, min(PAYLOAD_OCTETS // (2 * self._settings.max_octets), MESSAGES // (each or 1)))
 
-    async def _send(self, told: Sequence[tuple[FlowChange, bytes]], receivers: Sequence[bytes]) -> None:
+    async def _send(self, told: Sequence[FlowChange], datagrams: Sequence[bytes], receivers: Sequence[bytes]) -> None:
         outbox = self._outbox
         letters: list[tuple[bytes, bytes]] = []
         if self._settings.to_destination:
             port = self._settings.destination_port
-            letters = [(datagram, _packed(change.event.key.dst, port, change.event.zone)) for change, datagram in told]
+            letters = [
+                (datagram, _packed(change.event.key.dst, port, change.event.zone))
+                for change, datagram in zip(told, datagrams, strict=True)
+            ]
         count = len(letters) + len(told) * len(receivers)
         if not count or outbox is None:
             return
         if self._settings.max_per_second:
             await self._pace(count)
         await self._sent()
-        self._done = max(self._done, next((change.serial for change, _ in reversed(told) if change.serial), 0))
-        outbox.post(letters, [datagram for _, datagram in told] if receivers else [], receivers, self._done)
+        self._done = max(self._done, next((change.serial for change in reversed(told) if change.serial), 0))
+        outbox.post(letters, datagrams if receivers else [], receivers, self._done)
         if count > SENT_AT_ONCE or not outbox.send(wait=0):
             # The next ones are made while these leave.
             self._sending = asyncio.get_running_loop().run_in_executor(self._sender, outbox.send)

@@ -30,9 +30,9 @@ import msgspec
 from scitags_agent.bpf.attach import Way
 from scitags_agent.bpf.interfaces import Interface, check_pattern
 from scitags_agent.bpf.kernel_label import KernelLabels
-from scitags_agent.bpf.layout import PackedKey, label_word, pack_key, static_entropy
+from scitags_agent.bpf.layout import UNPLACED, PackedKey, label_word, pack_key, static_entropy
 from scitags_agent.bpf.libbpf import MarkerUnavailable
-from scitags_agent.bpf.loader import DEFAULT_MAX_FLOWS, MarkerProgram, Placed
+from scitags_agent.bpf.loader import DEFAULT_MAX_FLOWS, MarkerProgram
 from scitags_agent.bpf.placement import Placement
 from scitags_agent.local_address import can_bind
 from scitags_agent.socket_labels import SocketLabels, Wanted
@@ -96,25 +96,31 @@ class MarkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     static: list[StaticMark] = []
 
 
-class Mark(msgspec.Struct):
-    """What a connection bears; a tag for each name under which it was reported, the newest last.
+class Mark(msgspec.Struct, gc=False):
+    """What a connection bears: the tag of its newest report, which names it by key.
 
-    directions   those that leave this host
-    placed       those of them that are in the program's table: what the kernel labels itself is not
+    directions   those that leave this host; what the kernel labels itself is not placed in the program's table
+    other_tag    what it was reported with by the reversed key, when it is reported from both its ends
     removal      when it goes, by the event loop's clock; 0 while somebody uses it
     """
 
     directions: tuple[PackedKey, ...]
-    placed: Placed
     entropy: int
-    tags: dict[FlowKey, Tag]
+    key: FlowKey
+    tag: Tag
+    other_tag: Tag | None = None
     removal: float = 0.0
     is_offered: bool = False  # to the kernel
     is_by_kernel: bool = False  # of which it labels one direction at least
 
     @property
     def label(self) -> int:
-        return _label(next(reversed(self.tags.values())), self.entropy)
+        return _label(self.tag, self.entropy)
+
+    @property
+    def keys(self) -> tuple[FlowKey, ...]:
+        """The names under which it is reported."""
+        return (self.key,) if self.other_tag is None else (self.key, self.key.reversed())
 
 
 class _StaticLabel(msgspec.Struct, frozen=True):
@@ -131,6 +137,7 @@ class Marker:
     def __init__(self, settings: MarkerSettings) -> None:
         """Raises ConfigError for static tags and networks that are none."""
         self._settings = settings
+        self._is_kernels_alone = settings.label == "kernel"
         for pattern in settings.interfaces:
             check_pattern(pattern)
         if settings.namespaces and settings.static:
@@ -140,8 +147,9 @@ class Marker:
         self._socket_labels: SocketLabels | None = None
         self._placement: Placement | None = None
         self._marks: dict[FlowKey, Mark] = {}  # by the direction whose key sorts first
-        self._removals: deque[tuple[float, FlowKey]] = deque()  # the next first
+        self._removals: deque[tuple[float, list[FlowKey]]] = deque()  # the next first
         self._remover: asyncio.TimerHandle | None = None
+        self._now = 0.0  # by the event loop's clock, when the changes in work came
         self._local: dict[str, bool] = {}  # addresses of this host, until the next look at the interfaces
         self._unmarked: dict[FlowKey, str] = {}  # why, for those that are under way
         self._counters: Counter[str] = Counter()
@@ -177,26 +185,36 @@ class Marker:
         self._watch = asyncio.create_task(self._keep_looking(placement))
 
     async def handle(self, changes: Sequence[FlowChange]) -> None:
-        apply, release, unmarked = self._apply, self._release, self._unmarked
-        kernels_alone = self._is_kernels_alone
+        begin, apply, release, unmarked = self._begin, self._apply, self._release, self._unmarked
+        marks, kernels_alone = self._marks, self._is_kernels_alone
+        self._now = asyncio.get_running_loop().time()
         for change in changes:
             key, tag = change.event.key, change.mark
             if tag is not None and tag.experiment <= label.EXPERIMENT_MAX and key.src_port and key.dst_port:
                 if ":" in key.src and (key.protocol == "tcp" or not kernels_alone):
-                    apply(key, tag)
+                    name = key if key.src < key.dst else _canonical(key)
+                    mark = marks.get(name)
+                    if mark is None:
+                        begin(name, key, tag)
+                    else:
+                        apply(name, mark, key, tag)
                     continue
             elif tag is None and not change.users and not unmarked:
                 release(key)
                 continue
-            reason = _why_unlabelled(change) or ("not_tcp" if kernels_alone and key.protocol != "tcp" and tag else "")
-            if change.mark is None or reason:
-                self._release(key)
-            else:
-                self._apply(key, change.mark)
-            if reason:
-                self._count_unmarked(key, reason)
-            if self._unmarked and not change.users:
-                self._unmarked.pop(key, None)
+            self._handle_unusual(change)
+
+    def _handle_unusual(self, change: FlowChange) -> None:
+        """What cannot be marked, or something on the way cannot."""
+        key, tag = change.event.key, change.mark
+        not_tcp = "not_tcp" if self._is_kernels_alone and key.protocol != "tcp" and tag else ""
+        reason = _why_unlabelled(change) or not_tcp
+        if tag is None or reason:
+            self._release(key)
+        if reason:
+            self._count_unmarked(key, reason)
+        if self._unmarked and not change.users:
+            self._unmarked.pop(key, None)
 
     async def close(self) -> None:
         if self._watch is not None:
@@ -252,51 +270,48 @@ class Marker:
             self._unmarked[key] = reason
             self._counters[f"unmarked_{reason}"] += 1
 
-    def _apply(self, key: FlowKey, tag: Tag) -> None:
-        name = _canonical(key)
-        mark = self._marks.get(name)
-        if mark is None:
-            first = pack_key(name)
-            # With static tags, what the flow's first packets bore already, before anybody told us of it.
-            entropy = (
-                static_entropy(first) if self._static else zlib.crc32(first.octets, self._seed) & label.ENTROPY_MAX
-            )
-            directions: tuple[PackedKey, ...]
-            # Of a connection of this host only what it sends comes by here; what is local here may be far away in
-            # another namespace.
-            local = self._local
-            near, far = local.get(name.src), local.get(name.dst)
-            near = self._look_up_local(name.src) if near is None else near
-            far = self._look_up_local(name.dst) if far is None else far
-            if near is far or self._settings.namespaces:
-                directions = (first, pack_key(name.reversed()))
-            else:
-                directions = (first,) if near else (pack_key(name.reversed()),)
-            if self._is_kernels_alone:
-                self._marks[name] = Mark(directions, [], entropy, {key: tag}, is_offered=True)
-                self._socket_labels.put(name)  # type: ignore[union-attr]
-                return
-            try:
-                placed = self._program.add(directions, _label(tag, entropy))  # type: ignore[union-attr]
-            except OSError as error:
-                self._count_refused(name, (key,), error)
-                return
-            self._marks[name] = Mark(directions, placed, entropy, {key: tag})
-            if self._socket_labels is not None and key.protocol == "tcp":
-                self._socket_labels.offer(name)
-            if self._unmarked:
-                self._unmarked.pop(key, None)
-            return
+    def _apply(self, name: FlowKey, mark: Mark, key: FlowKey, tag: Tag) -> None:
         if mark.removal:
             mark.removal = 0.0
             # What lingers is over; only what goes on counts beside the new one.
-            mark.tags.clear()
-        if mark.tags.get(key) == tag:
+            mark.other_tag = None
+        elif tag == (mark.tag if key == mark.key else mark.other_tag):
             # Nothing new: two names that disagree do not take turns at every ongoing.
             return
-        mark.tags.pop(key, None)
-        mark.tags[key] = tag
+        elif key != mark.key:
+            mark.other_tag = mark.tag
+        mark.key, mark.tag = key, tag
         self._write(name, mark)
+
+    def _begin(self, name: FlowKey, key: FlowKey, tag: Tag) -> None:
+        first = pack_key(name)
+        # With static tags, what the flow's first packets bore already, before anybody told us of it.
+        entropy = static_entropy(first) if self._static else zlib.crc32(first.octets, self._seed) & label.ENTROPY_MAX
+        # Of a connection of this host only what it sends comes by here; what is local here may be far away in
+        # another namespace.
+        local = self._local
+        near, far = local.get(name.src), local.get(name.dst)
+        near = self._look_up_local(name.src) if near is None else near
+        far = self._look_up_local(name.dst) if far is None else far
+        directions: tuple[PackedKey, ...]
+        if near is far or self._settings.namespaces:
+            directions = (first, pack_key(name.reversed()))
+        else:
+            directions = (first,) if near else (pack_key(name.reversed()),)
+        if self._is_kernels_alone:
+            self._marks[name] = Mark(directions, entropy, key, tag, is_offered=True)
+            self._socket_labels.put(name)  # type: ignore[union-attr]
+            return
+        try:
+            self._program.add(directions, _label(tag, entropy))  # type: ignore[union-attr]
+        except OSError as error:
+            self._count_refused(name, (key,), error)
+            return
+        self._marks[name] = Mark(directions, entropy, key, tag)
+        if self._socket_labels is not None and key.protocol == "tcp":
+            self._socket_labels.offer(name)
+        if self._unmarked:
+            self._unmarked.pop(key, None)
 
     def _look_up_local(self, address: str) -> bool:
         if len(self._local) >= ADDRESSES_REMEMBERED:
@@ -305,65 +320,66 @@ class Marker:
         return found
 
     def _release(self, key: FlowKey) -> None:
-        name = _canonical(key)
+        name = key if key.src < key.dst else _canonical(key)
         mark = self._marks.get(name)
-        if mark is None or mark.removal or key not in mark.tags:
+        if mark is None or mark.removal:
             return
-        if len(mark.tags) > 1:
+        if key != mark.key:
+            mark.other_tag = None
+        elif mark.other_tag is not None:
             # Reported from both its ends, and only one of the two has ended.
-            del mark.tags[key]
+            mark.key, mark.tag, mark.other_tag = key.reversed(), mark.other_tag, None
             self._write(name, mark)
         elif self._settings.linger:
-            loop = asyncio.get_running_loop()
-            mark.removal = loop.time() + self._settings.linger
-            self._removals.append((mark.removal, name))
-            if self._remover is None:
-                self._remover = loop.call_at(mark.removal, self._remove_due)
+            self._remove_later(name, mark)
         else:
-            self._remove(name)
+            self._remove([name])
+
+    def _remove_later(self, name: FlowKey, mark: Mark) -> None:
+        mark.removal = due = self._now + self._settings.linger
+        if self._removals and self._removals[-1][0] == due:
+            self._removals[-1][1].append(name)
+            return
+        self._removals.append((due, [name]))
+        if self._remover is None:
+            self._remover = asyncio.get_running_loop().call_at(due, self._remove_due)
 
     def _remove_due(self) -> None:
         """Take away the marks that have lingered long enough. All linger equally long: the queue is in order."""
         loop = asyncio.get_running_loop()
         now = loop.time()
         while self._removals and self._removals[0][0] <= now:
-            due, name = self._removals.popleft()
-            mark = self._marks.get(name)
-            if mark is not None and mark.removal == due:  # else it has been used again meanwhile
-                self._remove(name)
+            due, names = self._removals.popleft()
+            # Some may have been used again meanwhile.
+            self._remove([name for name in names if (mark := self._marks.get(name)) and mark.removal == due])
         self._remover = loop.call_at(self._removals[0][0], self._remove_due) if self._removals else None
 
-    def _remove(self, name: FlowKey) -> None:
-        mark = self._marks.pop(name)
+    def _remove(self, names: Iterable[FlowKey]) -> None:
         assert self._program is not None
-        self._program.remove(mark.placed)
-        if mark.is_offered and self._socket_labels is not None:
-            self._set_by_kernel(mark, False)
-            self._socket_labels.remove([one.octets for one in mark.directions])
+        gone = [self._marks.pop(name) for name in names]
+        self._program.remove([one for mark in gone for one in mark.directions])
+        for mark in gone:
+            if mark.is_offered and self._socket_labels is not None:
+                self._set_by_kernel(mark, False)
+                self._socket_labels.remove([one.octets for one in mark.directions])
 
     def _write(self, name: FlowKey, mark: Mark) -> None:
         assert self._program is not None
         try:
-            self._program.change(mark.placed, mark.label)
+            self._program.change(mark.directions, mark.label)
             if mark.is_offered and self._socket_labels is not None:
                 self._set_by_kernel(mark, False)
                 if not self._is_kernels_alone:
                     # The kernel follows in a moment; until then the program writes.
-                    there = {packed.octets for _, packed in mark.placed}
-                    away = tuple(one for one in mark.directions if one.octets not in there)
-                    mark.placed = mark.placed + self._program.add(away, mark.label)
+                    self._program.add([one for one in mark.directions if one.slot == UNPLACED], mark.label)
                 self._socket_labels.put(name)
         except OSError as error:
-            self._remove(name)
-            self._count_refused(name, mark.tags, error)
+            self._remove([name])
+            self._count_refused(name, mark.keys, error)
         else:
             if self._unmarked:
-                for key in mark.tags:
+                for key in mark.keys:
                     self._unmarked.pop(key, None)
-
-    @property
-    def _is_kernels_alone(self) -> bool:
-        return self._settings.label == "kernel"
 
     async def _ask_the_kernel(self) -> SocketLabels | None:
         """Have the kernel label sockets, if that is wanted. MarkerUnavailable when nothing else is, and it cannot."""
@@ -403,8 +419,7 @@ class Marker:
         mark = self._marks.get(name)
         if mark is None or label_word(mark.label) != word or self._program is None:
             return
-        self._program.remove([one for one in mark.placed if one[1].octets == key])
-        mark.placed = [one for one in mark.placed if one[1].octets != key]
+        self._program.remove([one for one in mark.directions if one.octets == key])
         self._set_by_kernel(mark, True)
 
     def _set_by_kernel(self, mark: Mark, value: bool) -> None:

@@ -32,7 +32,6 @@ _LABEL = struct.Struct("!I")
 _STATIC_KEY = struct.Struct("=II16s")
 _PORTS_AT = 32
 _MIX = 0x9E3779B97F4A7C15
-_WORD = struct.Struct("=Q")
 _PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
 
 
@@ -47,12 +46,20 @@ class Outcome(enum.IntEnum):
     STATIC = 5
 
 
-class PackedKey(msgspec.Struct, frozen=True, gc=False):
-    """struct flow_key of one direction, the set of slots that it belongs to, and its source port."""
+UNPLACED = -2
+OVERFLOWED = -1
+
+
+class PackedKey(msgspec.Struct, gc=False):
+    """struct flow_key of one direction, the set of slots that it belongs to, its source port, and where it is placed.
+
+    slot is a number, OVERFLOWED for one that is in the overflow map, or UNPLACED.
+    """
 
     octets: bytes
     set: int
     port: int
+    slot: int = UNPLACED
 
 
 @lru_cache(maxsize=1 << 14)
@@ -73,7 +80,8 @@ def pack_key(key: FlowKey) -> PackedKey:
     addresses, words = _pack_addresses(key.src, key.dst)
     port = key.src_port
     ports = _PORTS_AND_PROTOCOL.pack(port, key.dst_port, _PROTOCOLS[key.protocol])
-    return PackedKey(addresses + ports, (words ^ _WORD.unpack(ports)[0]) * _MIX >> 50 & SETS - 1, port)
+    mixed = (words ^ int.from_bytes(ports, sys.byteorder)) * _MIX
+    return PackedKey(addresses + ports, mixed >> 50 & SETS - 1, port)
 
 
 def static_entropy(packed: PackedKey) -> int:

@@ -7,7 +7,7 @@ import errno
 import ipaddress
 import mmap
 from array import array
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
@@ -15,12 +15,14 @@ from typing import NamedTuple
 from scitags_agent.bpf.layout import (
     BPF_OBJ_GET_INFO_BY_FD,
     FLOW_KEY_OCTETS,
+    OVERFLOWED,
     OVERFLOWED_AT,
     PORTS,
     SETS,
     SLOT_OCTETS,
     SLOTS_AT,
     STATE_OCTETS,
+    UNPLACED,
     WAYS,
     InfoByFd,
     Outcome,
@@ -41,8 +43,8 @@ _OUT_OCTETS = 1 << 16
 # In words of 64 bits: where the first slot's mark is, and how far the next is from it.
 _MARK_AT = (SLOTS_AT + FLOW_KEY_OCTETS) // 8
 _SLOT_WORDS = SLOT_OCTETS // 8
-OVERFLOWED = -1  # in place of a slot: the flow is in the overflow map
-Placed = list[tuple[int, PackedKey]]  # slots, and what is in them
+_LABEL_MASK = (1 << 32) - 1
+_MARK_MASK = (1 << 64) - 1
 # By the ways of a set that are taken, a bit for each: the first that is free.
 _FREE_WAY = [next((way for way in range(WAYS) if not taken >> way & 1), None) for taken in range(1 << WAYS)]
 
@@ -63,18 +65,19 @@ class MarkerProgram:
 
         Raises MarkerUnavailable.
         """
-        self._max_flows = max_flows
-        self._named: dict[FlowKey, Placed] = {}  # what set() has added
+        self._named: dict[FlowKey, PackedKey] = {}  # what set() has added
         self._static: dict[bytes, int] | None = {} if static else None
         self._object = BpfObject(object_path(), {"overflow": max_flows})
         self._lib = self._object.lib
         try:
             self._outcomes = self._object.map_fd("outcomes")
             self._cpus = self._lib.call("libbpf_num_possible_cpus")
-            self._table = FlowTable(self._object)
+            self._table = FlowTable(self._object, max_flows)
         except (MarkerUnavailable, OSError):
             self._object.close()
             raise
+        # Called for every connection.
+        self.add, self.change, self.remove = self._table.add, self._table.change, self._table.remove
 
     def close(self) -> None:
         """Give all back to the kernel."""
@@ -86,31 +89,19 @@ class MarkerProgram:
 
     def set(self, key: FlowKey, label: int) -> None:
         """Mark the packets of an IPv6 flow, one direction. OSError (E2BIG) when there is no room for it."""
-        placed = self._named.get(key)
-        if placed is None:
-            self._named[key] = self.add((pack_key(key),), label)
+        named = self._named.get(key)
+        if named is None:
+            added = pack_key(key)
+            self.add((added,), label)
+            self._named[key] = added
         else:
-            self.change(placed, label)
+            self.change((named,), label)
 
     def unset(self, key: FlowKey) -> None:
         """Stop marking a flow; nothing happens when it was not marked by set()."""
-        placed = self._named.pop(key, None)
-        if placed is not None:
-            self.remove(placed)
-
-    def add(self, directions: tuple[PackedKey, ...], label: int) -> Placed:
-        """Mark the directions of a connection, which must not be marked yet. OSError (E2BIG) when there is no room."""
-        if self._table.count + len(directions) > self._max_flows:
-            raise OSError(errno.E2BIG, f"there is room for {self._max_flows} flows")
-        return self._table.add(directions, label)
-
-    def change(self, placed: Placed, label: int) -> None:
-        """Give marked directions another label."""
-        self._table.change(placed, label)
-
-    def remove(self, placed: Placed) -> None:
-        """Stop marking them."""
-        self._table.remove(placed)
+        named = self._named.pop(key, None)
+        if named is not None:
+            self.remove((named,))
 
     def set_static(self, labels: Mapping[tuple[int, ipaddress.IPv6Network], int]) -> None:
         """What packets of no known flow bear, by the index of the interface and the network that they go to.
@@ -159,8 +150,9 @@ class FlowTable:
     The order of writes is what keeps a packet from being given another flow's label (bpf/marker.h).
     """
 
-    def __init__(self, loaded: BpfObject) -> None:
+    def __init__(self, loaded: BpfObject, max_flows: int) -> None:
         """MarkerUnavailable when the object was compiled from other sources than ours."""
+        self._max_flows = max_flows
         self._lib = loaded.lib
         self._overflow = loaded.map_fd("overflow")
         descriptor, octets = loaded.global_variables()
@@ -171,7 +163,6 @@ class FlowTable:
         # Words are stored whole, by one instruction each: a reader sees the old or the new.
         self._words = self._octets.cast("Q")
         self._overflowed_of = self._octets[OVERFLOWED_AT:SLOTS_AT].cast("I")
-        self._numbers = array("I", bytes(4 * SETS * WAYS))  # how many keys each slot has had
         self._occupied = bytearray(SETS)  # a bit for each way
         self.count = 0
         self._port_users = array("I", bytes(4 * PORTS))
@@ -184,64 +175,70 @@ class FlowTable:
     def __len__(self) -> int:
         return self.count
 
-    def add(self, directions: tuple[PackedKey, ...], label: int) -> Placed:
-        """Add flows that are not there. Raises OSError, and has added none then."""
-        marks, occupied, numbers, port_users = self._words, self._occupied, self._numbers, self._port_users
+    def add(self, directions: Collection[PackedKey], label: int) -> None:
+        """Mark directions of connections that are not placed yet. OSError (E2BIG), and none, when there is no room."""
+        if self.count + len(directions) > self._max_flows:
+            raise OSError(errno.E2BIG, f"there is room for {self._max_flows} flows")
+        marks, octets, occupied, port_users = self._words, self._octets, self._occupied, self._port_users
         word = label_word(label)
-        placed: Placed = []
+        placed = 0
         for packed in directions:
-            number = packed.set
+            number, port = packed.set, packed.port
             taken = occupied[number]
             way = _FREE_WAY[taken]
             if way is None:
                 try:
                     self._lib.call("bpf_map_update_elem", self._overflow, packed.octets, pack_label(label), BPF_ANY)
                 except OSError:
-                    self.remove(placed)
+                    self.count += placed
+                    self.remove(directions)
                     raise
                 self._overflowed_of[number] += 1
-                slot = OVERFLOWED
+                packed.slot = OVERFLOWED
             else:
                 occupied[number] = taken | 1 << way
-                slot = number * WAYS + way
-                key_number = numbers[slot] = numbers[slot] + 1 & 0xFFFFFFFF
+                packed.slot = slot = number * WAYS + way
                 at = SLOTS_AT + slot * SLOT_OCTETS
-                mark_at = _MARK_AT + slot * _SLOT_WORDS
-                # The label is 0 since the slot's last key was taken away; the number changes before the key does.
-                marks[mark_at] = key_number << 32
-                self._octets[at : at + FLOW_KEY_OCTETS] = packed.octets
-                marks[mark_at] = key_number << 32 | word
-            port = packed.port
+                octets[at : at + FLOW_KEY_OCTETS] = packed.octets
+                # The label is 0 since the slot's last key was taken away.
+                marks[_MARK_AT + slot * _SLOT_WORDS] |= word
             users = port_users[port]
             port_users[port] = users + 1
             if not users:
                 marks[port >> 6] |= 1 << (port & 63)
-            placed.append((slot, packed))
-            self.count += 1
-        return placed
+            placed += 1
+        self.count += placed
 
-    def change(self, placed: Placed, label: int) -> None:
-        """Give flows another label. Raises OSError."""
+    def change(self, directions: Iterable[PackedKey], label: int) -> None:
+        """Give directions another label, those that are placed. Raises OSError."""
         word = label_word(label)
-        for slot, packed in placed:
-            if slot == OVERFLOWED:
+        for packed in directions:
+            slot = packed.slot
+            if slot >= 0:
+                at = _MARK_AT + slot * _SLOT_WORDS
+                self._words[at] = self._words[at] & ~_LABEL_MASK | word
+            elif slot == OVERFLOWED:
                 self._lib.call("bpf_map_update_elem", self._overflow, packed.octets, pack_label(label), BPF_ANY)
-            else:
-                self._words[_MARK_AT + slot * _SLOT_WORDS] = self._numbers[slot] << 32 | word
 
-    def remove(self, placed: Placed) -> None:
-        """Take flows away."""
-        for slot, packed in placed:
-            if slot == OVERFLOWED:
+    def remove(self, directions: Iterable[PackedKey]) -> None:
+        """Stop marking directions, those that are placed."""
+        marks, occupied, port_users = self._words, self._occupied, self._port_users
+        for packed in directions:
+            slot, port = packed.slot, packed.port
+            if slot >= 0:
+                at = _MARK_AT + slot * _SLOT_WORDS
+                # The next number, and label 0, in one.
+                marks[at] = (marks[at] | _LABEL_MASK) + 1 & _MARK_MASK
+                occupied[packed.set] &= ~(1 << slot % WAYS)
+            elif slot == OVERFLOWED:
                 self._lib.call("bpf_map_delete_elem", self._overflow, packed.octets)
                 self._overflowed_of[packed.set] -= 1
             else:
-                self._words[_MARK_AT + slot * _SLOT_WORDS] = self._numbers[slot] << 32
-                self._occupied[packed.set] &= ~(1 << slot % WAYS)
-            port = packed.port
-            users = self._port_users[port] = self._port_users[port] - 1
+                continue
+            packed.slot = UNPLACED
+            port_users[port] = users = port_users[port] - 1
             if not users:
-                self._words[port >> 6] &= ~(1 << (port & 63))
+                marks[port >> 6] &= ~(1 << (port & 63))
             self.count -= 1
 
 

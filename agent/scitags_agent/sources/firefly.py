@@ -22,6 +22,7 @@ import msgspec
 
 from scitags_agent.collectors import APPLICATION, Collector, split_host_port
 from scitags_agent.local_address import is_local
+from scitags_agent.stamps import SO_TIMESTAMPNS, STAMP_ROOM, Notes, sent_at
 from scitags_core import firefly
 from scitags_core.errors import ConfigError, FireflyError, InvalidValue, shown
 from scitags_core.firefly import Firefly
@@ -80,11 +81,14 @@ class FireflySource:
         receivers: list[socket.socket] = []
         with contextlib.ExitStack() as stack:
             stack.callback(self._close_relays)
+            if self._settings.dialect == "dcache":
+                sink.prepare_to_match()
             for host, port in self._addresses:
                 receivers += [stack.enter_context(one) for one in await _listen(host, port)]
             for receiver in receivers:
                 loop.add_reader(receiver, self._receive, receiver, sink)
                 stack.callback(loop.remove_reader, receiver)
+            log.info("fireflies are heard at %s", ", ".join(self._settings.listen))
             while True:
                 await self._resolve()
                 await asyncio.sleep(RESOLVE_SECONDS)
@@ -94,17 +98,17 @@ class FireflySource:
         events: list[FlowEvent] = []
         for _ in range(DATAGRAMS_AT_ONCE):
             try:
-                datagram, sender = receiver.recvfrom(firefly.MAX_DATAGRAM)
+                datagram, notes, _, sender = receiver.recvmsg(firefly.MAX_DATAGRAM, STAMP_ROOM)
             except BlockingIOError:
                 break
             except OSError as error:
                 sink.refuse(f"nothing could be received: {error.strerror}")
                 break
-            self._take(datagram, str(sender[0]), events, sink)
+            self._take(datagram, str(sender[0]), notes, events, sink)
         if events:
             sink.accept_many(events)
 
-    def _take(self, datagram: bytes, sender: str, events: list[FlowEvent], sink: EventSink) -> None:
+    def _take(self, datagram: bytes, sender: str, notes: Notes, events: list[FlowEvent], sink: EventSink) -> None:
         if not self._may_send(sender):
             sink.refuse(f"sender {shown(sender)} is not allowed")
             return
@@ -128,7 +132,7 @@ class FireflySource:
         if not is_dcache:
             events.append(event)
         elif len(self._matching) < MATCHES_AT_ONCE:
-            task = asyncio.get_running_loop().create_task(_match(event, sink))
+            task = asyncio.get_running_loop().create_task(_match(event, sent_at(notes), sink))
             self._matching.add(task)
             task.add_done_callback(self._matching.discard)
         else:
@@ -210,9 +214,9 @@ def _as_dcache_means_it(event: FlowEvent) -> FlowEvent:
     return msgspec.structs.replace(event, usage=usage, start_time=None, end_time=end_time)
 
 
-async def _match(event: FlowEvent, sink: EventSink) -> None:
+async def _match(event: FlowEvent, sent: float | None, sink: EventSink) -> None:
     """Accept an event for the connection that it means; as it is, where that cannot be said."""
-    sink.accept(await sink.match(event) or event)
+    sink.accept(await sink.match(event, sent=sent) or event)
 
 
 async def _listen(host: str, port: int) -> list[socket.socket]:
@@ -224,6 +228,8 @@ async def _listen(host: str, port: int) -> list[socket.socket]:
         receivers.append(receiver)
         if family == socket.AF_INET6:
             receiver.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        with contextlib.suppress(OSError):
+            receiver.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
         # Without the right to more, the kernel gives as much as it allows everybody.
         for option in (SO_RCVBUFFORCE, socket.SO_RCVBUF):
             with contextlib.suppress(OSError):

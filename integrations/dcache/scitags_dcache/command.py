@@ -9,12 +9,12 @@ from scitags_core.cli import finding, names
 from scitags_core.errors import InvalidValue, shown
 from scitags_core.label import EXPERIMENT_MAX
 from scitags_core.roles import Command
-from scitags_dcache import check, config, destination, properties, release, vo_mapping
+from scitags_dcache import billing_command, check, config, destination, properties, release, vo_mapping
 
 
 def run(arguments: argparse.Namespace) -> int:
     """`scitags dcache ACTION`."""
-    return {"config": _config, "check": _check}[arguments.action](arguments)
+    return {"config": _config, "check": _check, "billing": billing_command.run}[arguments.action](arguments)
 
 
 def _config(arguments: argparse.Namespace) -> int:
@@ -70,6 +70,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     action.add_argument("--release", metavar="VERSION", help="of dCache, as 11.2.5: what its fireflies lack")
     action.add_argument("--json", action="store_true", help="for programs")
     _add_common(action)
+    summary = "billing messages from Kafka as flow events, for pools that send no fireflies"
+    billing_command.configure(actions.add_parser("billing", help=summary, description=summary))
 
 
 def _add_common(action: argparse.ArgumentParser) -> None:

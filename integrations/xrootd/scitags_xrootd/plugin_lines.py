@@ -18,7 +18,7 @@ from scitags_xrootd.server import HANDLERS_WITHOUT_HTTPS, Version
 _PLUGIN = re.compile(r"(^|/)libXrdScitags(-\d+)?\.so$")
 _COPIES = re.compile(r"(^|/)libXrdHttpTPC(-\d+)?\.so$")
 _CONDITIONS = ("path", "vo", "role", "user", "host")
-_DIRECTIVES = ("default", "map", "map2act", "map2exp", "pass", "queue", "registry", "socket")
+_DIRECTIVES = ("default", "map", "map2act", "map2exp", "pass", "queue", "registry", "socket", "wait")
 
 
 def loading(directives: Sequence[Directive]) -> list[Directive]:

@@ -17,8 +17,8 @@ class AgentLink {
     kRefused,  // the kernel does not take this message; reason() says why
   };
 
-  // The path must fit a socket's address (max_path()).
-  explicit AgentLink(const std::string& path);
+  // The path must fit a socket's address (max_path()). receives_answers: requests are to be answered.
+  explicit AgentLink(const std::string& path, bool receives_answers = false);
   ~AgentLink();
   AgentLink(const AgentLink&) = delete;
   AgentLink& operator=(const AgentLink&) = delete;
@@ -31,14 +31,19 @@ class AgentLink {
   // Return when there may be room again, at the latest after so many milliseconds.
   void wait_for_room(int milliseconds) const;
 
+  // The next answer to a request; false when none comes in so many milliseconds.
+  bool wait_for_answer(int milliseconds);
+
   const char* reason() const;
 
  private:
   bool connect();
+  bool connect_as(int type);
   void disconnect();
   Outcome failed(int error);
 
   sockaddr_un address_{};
+  const bool receives_answers_;
   int socket_ = -1;
   int error_ = 0;
 };

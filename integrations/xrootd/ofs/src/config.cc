@@ -20,6 +20,7 @@ namespace {
 
 constexpr std::string_view kPrefix = "scitags.";
 constexpr std::size_t kQueueMin = 16, kQueueMax = 1 << 20;
+constexpr std::size_t kWaitMax = 1000;  // milliseconds
 constexpr int kLineOctets = 16384;
 constexpr char kNoInstance[] = "xrootd anon@localhost";  // outside of a server; without any, nothing would be read
 
@@ -75,15 +76,18 @@ class Reader {
     settings.socket = path;
   }
 
-  void queue(Words& words) {
+  static std::size_t number(Words& words, std::size_t low, std::size_t high) {
     const auto text = words.take("number");
     const bool is_number = text.size() < 9 && text.find_first_not_of("0123456789") == std::string::npos;
-    const std::size_t value = is_number ? std::stoul(text) : 0;
-    if (value < kQueueMin || value > kQueueMax)
-      throw ConfigError("'" + text + "' is no number of " + std::to_string(kQueueMin) + ".." +
-                        std::to_string(kQueueMax));
-    settings.queue = value;
+    const std::size_t value = is_number ? std::stoul(text) : high + 1;
+    if (value < low || value > high)
+      throw ConfigError("'" + text + "' is no number of " + std::to_string(low) + ".." + std::to_string(high));
+    return value;
   }
+
+  void queue(Words& words) { settings.queue = number(words, kQueueMin, kQueueMax); }
+
+  void wait(Words& words) { settings.wait = std::chrono::milliseconds(number(words, 0, kWaitMax)); }
 
   void pass(Words& words) {
     const auto word = words.take("on or off");
@@ -93,7 +97,15 @@ class Reader {
 
   std::pair<int, int> tag(Words& words) {
     const int experiment = registry_.experiment(words.take("experiment"));
-    return {experiment, registry_.activity(experiment, words.rest("activity"))};
+    return {experiment, activity(experiment, words)};
+  }
+
+  int activity(int experiment, Words& words) {
+    const int activity = registry_.activity(experiment, words.rest("activity"));
+    if (scitag_of(experiment, activity) < kScitagMin)
+      throw ConfigError("experiment " + std::to_string(experiment) + " with activity " + std::to_string(activity) +
+                        " is no scitag: they begin at " + std::to_string(kScitagMin));
+    return activity;
   }
 
   void map(Words& words) {
@@ -124,7 +136,7 @@ class Reader {
   void map_activity(Words& words) {
     const int experiment = registry_.experiment(words.take("experiment"));
     auto by = condition_or_default(words);
-    settings.rules.map_activity(experiment, std::move(by), registry_.activity(experiment, words.rest("activity")));
+    settings.rules.map_activity(experiment, std::move(by), activity(experiment, words));
   }
 
   void fallback(Words& words) {
@@ -142,6 +154,7 @@ class Reader {
       {"queue", [this](Words& words) { queue(words); }},
       {"registry", [this](Words& words) { registry_ = Registry(words.take("file")); }},
       {"socket", [this](Words& words) { socket(words); }},
+      {"wait", [this](Words& words) { wait(words); }},
   };
 };
 

@@ -1,6 +1,7 @@
 // The scitags.* directives of xrootd's configuration file (docs/xrootd.md).
 #pragma once
 
+#include <chrono>
 #include <string>
 
 #include "rules.hh"
@@ -14,6 +15,7 @@ struct Settings {
   std::string socket = "/run/scitags/agent.sock";
   std::size_t queue = 16384;
   bool passes_sockets = true;
+  std::chrono::milliseconds wait{0};  // for the agent, at the begin of a transfer
   Rules rules;
 };
 

@@ -1,5 +1,6 @@
 #include "file.hh"
 
+#include <algorithm>
 #include <cstring>
 
 #include "XrdNet/XrdNetAddrInfo.hh"
@@ -13,6 +14,7 @@
 namespace scitags {
 namespace {
 
+constexpr unsigned kLooksForStreams = 8;  // each goes over all of the server's connections
 constexpr XrdSfsFileOpenMode kWriting = SFS_O_WRONLY | SFS_O_RDWR | SFS_O_CREAT | SFS_O_TRUNC;
 
 std::string_view text(const char* string) { return string == nullptr ? std::string_view() : string; }
@@ -106,8 +108,13 @@ void File::begin(const char* path, bool is_upload, const XrdSecEntity& client, s
   if (std::strncmp(client.prot, "http", 4) != 0) {
     transfer_->session = session_of(client.tident);
     transfer_->peer = connection->remote.address;
+  } else if (!is_upload) {
+    transfer_->descriptor = descriptor;
+    transfer_->connection = connection;
   }
   is_announced_ = room_.reporter.begin(transfer_, *connection, descriptor);
+  is_new(*connection);
+  if (is_announced_ && !is_upload && !transfer_->session.empty()) looks_left_ = kLooksForStreams;
 }
 
 std::optional<Scitag> File::tag_of(const char* path, const XrdSecEntity& client, std::string_view opaque) {
@@ -119,6 +126,25 @@ std::optional<Scitag> File::tag_of(const char* path, const XrdSecEntity& client,
   if (client.addrInfo != nullptr)
     if (const auto end = end_of(client.addrInfo->SockAddr())) subject.address = end->address;
   return room_.rules.tag_of(subject);
+}
+
+bool File::is_new(const Connection& connection) {
+  if (std::find(reported_.begin(), reported_.end(), connection) != reported_.end()) return false;
+  reported_.push_back(connection);
+  return true;
+}
+
+// A client that has streams binds them as it begins to read: where their packets are waited for, they are to be known
+// before the first answer goes by one of them.
+void File::look_for_streams() noexcept try {
+  if (looks_left_ == 0 || !room_.reporter.waits()) return;
+  const std::lock_guard<std::mutex> guard(looking_);  // streams read in threads of their own, and each is to wait
+  if (looks_left_ == 0) return;
+  --looks_left_;
+  Streams::look_for(transfer_, [this](const std::shared_ptr<Transfer>& transfer, const Connection& connection, int socket) {
+    if (is_new(connection)) room_.reporter.add(transfer, connection, socket);
+  });
+} catch (...) {  // no memory: they are found a little later
 }
 
 // Those of an HTTP third-party copy come and go while it runs.
@@ -139,7 +165,10 @@ void File::report_sockets() {
     const auto connection = connection_of(socket);
     if (!connection) {
       opened_known_ = 0;  // not yet connected: look again
-    } else if (is_announced_) {
+      continue;
+    }
+    if (!is_new(*connection)) continue;
+    if (is_announced_) {
       room_.reporter.add(transfer_, *connection, socket);
     } else if (!(is_announced_ = room_.reporter.begin(transfer_, *connection, socket))) {
       transfer_.reset();
@@ -163,6 +192,11 @@ void File::moved(std::atomic<std::uint64_t> Transfer::*counter, long long octets
   if (!transfer_) return;
   if (octets > 0) (*transfer_).*counter += static_cast<std::uint64_t>(octets);
   look_for_sockets();
+}
+
+void File::was_read(long long octets) {
+  look_for_streams();
+  moved(&Transfer::octets_read, octets);
 }
 
 XrdSfsAio* File::counted(XrdSfsAio* request) { return transfer_ ? new CountedAio(request, transfer_) : request; }
@@ -205,11 +239,17 @@ XrdSfsXferSize File::pgWrite(XrdSfsFileOffset offset, char* buffer, XrdSfsXferSi
   return octets;
 }
 
-int File::read(XrdSfsAio* request) { return wrapped_->read(counted(request)); }
+int File::read(XrdSfsAio* request) {
+  look_for_streams();
+  return wrapped_->read(counted(request));
+}
 
 int File::write(XrdSfsAio* request) { return wrapped_->write(counted(request)); }
 
-int File::pgRead(XrdSfsAio* request, uint64_t options) { return wrapped_->pgRead(counted(request), options); }
+int File::pgRead(XrdSfsAio* request, uint64_t options) {
+  look_for_streams();
+  return wrapped_->pgRead(counted(request), options);
+}
 
 int File::pgWrite(XrdSfsAio* request, uint64_t options) { return wrapped_->pgWrite(counted(request), options); }
 
@@ -224,6 +264,7 @@ int File::fctl(const int command, const char* arguments, XrdOucErrInfo& answer) 
 }
 
 int File::SendData(XrdSfsDio* out, XrdSfsFileOffset offset, XrdSfsXferSize size) {
+  look_for_streams();
   if (descriptor_ < 0) {
     const int code = wrapped_->SendData(out, offset, size);
     if (code == SFS_OK) was_read(size);

@@ -1,8 +1,11 @@
 // A file of the server, wrapped: the transfer begins when it is open and ends when it is closed or gone.
 #pragma once
 
+#include <atomic>
 #include <memory>
+#include <mutex>
 #include <string>
+#include <vector>
 
 #include "XrdSfs/XrdSfsInterface.hh"
 #include "reporter.hh"
@@ -63,11 +66,13 @@ class File : public XrdSfsFile {
  private:
   void begin(const char* path, bool is_upload, const XrdSecEntity& client, std::string_view opaque);
   std::optional<Scitag> tag_of(const char* path, const XrdSecEntity& client, std::string_view opaque);
+  bool is_new(const Connection& connection);
+  void look_for_streams() noexcept;
   void look_for_sockets();
   void report_sockets();
   void end();
   void moved(std::atomic<std::uint64_t> Transfer::*counter, long long octets);
-  void was_read(long long octets) { moved(&Transfer::octets_read, octets); }
+  void was_read(long long octets);
   void was_written(long long octets) { moved(&Transfer::octets_written, octets); }
   XrdSfsAio* counted(XrdSfsAio* request);
 
@@ -78,6 +83,9 @@ class File : public XrdSfsFile {
   HttpCopy* copy_ = nullptr;
   unsigned opened_before_ = 0;  // sockets of the copy: they asked for the size, and move no data
   unsigned opened_known_ = 0;
+  std::vector<Connection> reported_;
+  std::atomic<unsigned> looks_left_{0};  // for streams, before what is read is sent
+  std::mutex looking_;
   bool is_announced_ = false;
 };
 

@@ -30,7 +30,7 @@ SCITAGS_EXPORT XrdSfsFileSystem* XrdSfsGetFileSystem2(XrdSfsFileSystem* native, 
   }
   try {
     auto& settings = *new scitags::Settings(scitags::read_settings(config == nullptr ? "" : config, environment, log, true));
-    auto& reporter = *new scitags::Reporter(log, settings.socket, settings.queue, settings.passes_sockets);
+    auto& reporter = *new scitags::Reporter(log, settings);
     auto& room = *new scitags::Room{reporter, settings.rules, {}};
     log.Say("++++++ scitags: transfers are told to the agent at ", settings.socket.c_str());
     return new scitags::FileSystem(*native, room);

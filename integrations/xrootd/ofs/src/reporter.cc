@@ -30,8 +30,12 @@ constexpr auto kDropsSaidEvery = std::chrono::minutes(1);
 
 }  // namespace
 
-Reporter::Reporter(XrdSysError& log, const std::string& path, std::size_t starts, bool passes_sockets)
-    : log_(log), link_(path), max_starts_(starts), passes_sockets_(passes_sockets) {}
+Reporter::Reporter(XrdSysError& log, const Settings& settings)
+    : log_(log),
+      link_(settings.socket),
+      announcer_(log, settings.socket, settings.wait),
+      max_starts_(settings.queue),
+      passes_sockets_(settings.passes_sockets) {}
 
 bool Reporter::begin(std::shared_ptr<Transfer> transfer, const Connection& connection, int descriptor) {
   if (waiting_starts_.fetch_add(1) >= max_starts_) {
@@ -39,17 +43,33 @@ bool Reporter::begin(std::shared_ptr<Transfer> transfer, const Connection& conne
     ++counters.dropped;
     return false;
   }
-  put({Kind::kBegin, std::move(transfer), connection, copy_of(descriptor), {}});
+  put_start(Kind::kBegin, std::move(transfer), connection, descriptor);
   return true;
 }
 
 void Reporter::add(std::shared_ptr<Transfer> transfer, const Connection& connection, int descriptor) {
   ++waiting_starts_;
-  put({Kind::kAdd, std::move(transfer), connection, copy_of(descriptor), {}});
+  put_start(Kind::kAdd, std::move(transfer), connection, descriptor);
 }
 
 void Reporter::end(std::shared_ptr<Transfer> transfer) {
   put({Kind::kEnd, std::move(transfer), {}, -1, Clock::now()});
+}
+
+void Reporter::put_start(Kind kind, std::shared_ptr<Transfer> transfer, const Connection& connection, int descriptor) {
+  const bool is_told = announce(*transfer, connection, descriptor);
+  put({kind, std::move(transfer), connection, is_told ? -1 : copy_of(descriptor), {}, is_told});
+}
+
+// Where it is not known whether the agent has heard, it is told once more, by the queue: it counts an id once.
+bool Reporter::announce(const Transfer& transfer, const Connection& connection, int descriptor) noexcept try {
+  if (transfer.tag == kUnreadable || !waits()) return false;
+  ensure_running();
+  std::string event;
+  append_event(event, State::kStart, transfer, connection, true);
+  return announcer_.announce(event, passes_sockets_ ? descriptor : -1);
+} catch (...) {
+  return false;
 }
 
 // The thread comes with the first transfer: xrootd may fork after it has loaded its plug-ins.
@@ -94,7 +114,9 @@ int Reporter::copy_of(int descriptor) {
 void Reporter::run() {
   pthread_setname_np(pthread_self(), "scitags");
   while (true) {
-    for (Item& item : next_items()) report(item);
+    auto items = next_items();
+    draining_.look(std::chrono::steady_clock::now(), [this](const Transfer& transfer) { report_end(transfer); });
+    for (Item& item : items) report(item);
     report_streams();
     flush();
     say_what_was_dropped();
@@ -104,7 +126,7 @@ void Reporter::run() {
 std::deque<Reporter::Item> Reporter::next_items() {
   std::deque<Item> items;
   std::unique_lock<std::mutex> lock(mutex_);
-  const auto due = streams_.due();
+  const auto due = std::min(streams_.due(), draining_.due());
   const auto something = [this] { return !items_.empty(); };
   const auto until = std::min(due, busy_at_ + kLookFor);
   while (items_.empty() && std::chrono::steady_clock::now() < until) {
@@ -124,29 +146,39 @@ std::deque<Reporter::Item> Reporter::next_items() {
 }
 
 void Reporter::report(Item& item) {
-  Transfer& transfer = *item.transfer;
   if (item.kind == Kind::kEnd) {
-    transfer.ended = item.time;
-    bool is_first = true;
-    for (const Connection& connection : transfer.reported) {
-      append(State::kEnd, transfer, connection, is_first, -1);
-      is_first = false;
-    }
+    item.transfer->ended = item.time;
+    if (Draining::is_needed(*item.transfer))
+      draining_.add(item.transfer, std::chrono::steady_clock::now());
+    else
+      report_end(*item.transfer);
     return;
   }
-  auto& reported = transfer.reported;
+  report_start(item);
+  if (item.kind == Kind::kBegin && !item.transfer->session.empty()) streams_.expect(item.transfer);
+}
+
+void Reporter::report_start(Item& item) {
+  auto& reported = item.transfer->reported;
   const bool is_new = std::find(reported.begin(), reported.end(), item.connection) == reported.end();
-  if (is_new) {
-    append(State::kStart, transfer, item.connection, reported.empty(), item.descriptor);
-    reported.push_back(item.connection);
-  } else {
-    --waiting_starts_;
-    if (item.descriptor >= 0) {
-      close(item.descriptor);
-      --waiting_descriptors_;
-    }
+  if (is_new && !item.is_told)
+    append(State::kStart, *item.transfer, item.connection, reported.empty(), item.descriptor);
+  if (is_new) reported.push_back(item.connection);
+  if (is_new && !item.is_told) return;
+  --waiting_starts_;
+  counters.sent += item.is_told;
+  if (item.descriptor >= 0) {
+    close(item.descriptor);
+    --waiting_descriptors_;
   }
-  if (item.kind == Kind::kBegin && !transfer.session.empty()) streams_.expect(item.transfer);
+}
+
+void Reporter::report_end(const Transfer& transfer) {
+  bool is_first = true;
+  for (const Connection& connection : transfer.reported) {
+    append(State::kEnd, transfer, connection, is_first, -1);
+    is_first = false;
+  }
 }
 
 void Reporter::report_streams() {

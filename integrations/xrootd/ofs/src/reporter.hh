@@ -10,6 +10,9 @@
 #include <vector>
 
 #include "agent_link.hh"
+#include "announcer.hh"
+#include "config.hh"
+#include "draining.hh"
 #include "event.hh"
 #include "streams.hh"
 #include "transfer.hh"
@@ -28,10 +31,10 @@ struct Counters {
 
 class Reporter {
  public:
-  // starts: how many transfers' starts may wait. passes_sockets: whether descriptors go along.
-  Reporter(XrdSysError& log, const std::string& path, std::size_t starts, bool passes_sockets);
+  Reporter(XrdSysError& log, const Settings& settings);
 
-  // A transfer has begun on this connection. False when the queue is full: then nothing more is to be said of it.
+  // A transfer has begun on this connection. Returns when its packets are marked, or the time for that is over (by
+  // default there is none: at once). False when the queue is full: then nothing more is to be said of it.
   // descriptor is that of the connection's socket, and stays the caller's.
   bool begin(std::shared_ptr<Transfer> transfer, const Connection& connection, int descriptor);
 
@@ -40,6 +43,9 @@ class Reporter {
 
   // It has ended. What begin() took is never dropped here.
   void end(std::shared_ptr<Transfer> transfer);
+
+  // Whether a start that were put now would be waited for.
+  bool waits() const { return is_present_ && announcer_.waits(); }
 
   Counters counters;
 
@@ -51,6 +57,7 @@ class Reporter {
     Connection connection;
     int descriptor;
     Clock::time_point time;
+    bool is_told = false;
   };
   struct Message {
     std::string text;
@@ -58,12 +65,16 @@ class Reporter {
     std::size_t events = 0, starts = 0;
   };
 
+  void put_start(Kind kind, std::shared_ptr<Transfer> transfer, const Connection& connection, int descriptor);
+  bool announce(const Transfer& transfer, const Connection& connection, int descriptor) noexcept;
   void put(Item item) noexcept;
   int copy_of(int descriptor);
   void ensure_running();
   [[noreturn]] void run();
   std::deque<Item> next_items();
   void report(Item& item);
+  void report_start(Item& item);
+  void report_end(const Transfer& transfer);
   void report_streams();
   void append(State state, const Transfer& transfer, const Connection& connection, bool is_first, int descriptor);
   void flush();
@@ -73,6 +84,7 @@ class Reporter {
 
   XrdSysError& log_;
   AgentLink link_;
+  Announcer announcer_;
   const std::size_t max_starts_;
   const bool passes_sockets_;
   std::once_flag started_;
@@ -86,6 +98,7 @@ class Reporter {
 
   // Of the thread alone.
   Streams streams_;
+  Draining draining_;
   std::chrono::steady_clock::time_point busy_at_{};
   Message message_;
   bool has_said_ = false;

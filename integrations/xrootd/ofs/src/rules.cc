@@ -3,6 +3,7 @@
 #include <strings.h>
 
 #include <algorithm>
+#include <iterator>
 
 namespace scitags {
 namespace {
@@ -14,17 +15,22 @@ constexpr std::pair<const char*, Kind> kWords[] = {{"path", Kind::kPath}, {"vo",
 // Those of xrootd.pmark first and in its order, then ours.
 constexpr Kind kExperimentBy[] = {Kind::kPath, Kind::kVo, Kind::kRole, Kind::kUser, Kind::kHost};
 constexpr Kind kActivityBy[] = {Kind::kUser, Kind::kRole, Kind::kVo, Kind::kPath, Kind::kHost};
-constexpr int kUnspecified = 0;  // the activity of an experiment that has no rule for it
+constexpr int kDefaultActivity = 1;  // of every experiment in the registry: for those that have no rule
+
+// The names of a list.
+std::vector<std::string_view> names_in(std::string_view list) {
+  std::vector<std::string_view> names;
+  for (std::size_t at = 0; at < list.size();) {
+    const auto end = std::min(list.find_first_of(" ,", at), list.size());
+    if (end > at) names.push_back(list.substr(at, end - at));
+    at = end + 1;
+  }
+  return names;
+}
 
 bool is_among(std::string_view list, std::string_view name) {
-  constexpr std::string_view separators = " ,";
-  while (!list.empty()) {
-    const auto end = list.find_first_of(separators);
-    if (list.substr(0, end) == name) return true;
-    if (end == std::string_view::npos) return false;
-    list.remove_prefix(end + 1);
-  }
-  return false;
+  const auto names = names_in(list);
+  return std::find(names.begin(), names.end(), name) != names.end();
 }
 
 bool is_below(std::string_view path, std::string_view directory) {
@@ -84,6 +90,23 @@ bool Condition::is_host_of(const Subject& subject) const {
          is_same_name(subject.host.substr(subject.host.size() - domain.size()), domain);
 }
 
+// A proxy's attributes come as two lists, of their VOs and of their roles, each in the attributes' order: who has a role in
+// one VO has not got it in another.
+bool Condition::hold(const std::vector<Condition>& conditions, const Subject& subject) {
+  const auto is_list = [](const Condition& one) { return one.kind_ == Kind::kVo || one.kind_ == Kind::kRole; };
+  const auto holds = [](const Subject& whose) { return [&whose](const Condition& one) { return one.holds(whose); }; };
+  if (!std::all_of(conditions.begin(), conditions.end(), holds(subject))) return false;
+  const auto vos = names_in(subject.vo), roles = names_in(subject.role);
+  if (vos.size() != roles.size()) return true;
+  std::vector<Condition> of_lists;
+  std::copy_if(conditions.begin(), conditions.end(), std::back_inserter(of_lists), is_list);
+  for (std::size_t at = 0; at < vos.size(); ++at) {
+    const Subject attribute{{}, vos[at], roles[at], {}, {}, {}};
+    if (std::all_of(of_lists.begin(), of_lists.end(), holds(attribute))) return true;
+  }
+  return of_lists.empty();
+}
+
 void Rules::map(std::vector<Condition> conditions, int experiment, int activity) {
   maps_.emplace_back(std::move(conditions), scitag_of(experiment, activity));
 }
@@ -100,13 +123,12 @@ void Rules::set_default(int experiment, int activity) { default_ = scitag_of(exp
 
 std::optional<Scitag> Rules::tag_of(const Subject& subject) const {
   for (const auto& [conditions, tag] : maps_)
-    if (std::all_of(conditions.begin(), conditions.end(), [&](const Condition& one) { return one.holds(subject); }))
-      return tag;
+    if (Condition::hold(conditions, subject)) return tag;
   const auto experiment = experiments_.decide(subject, kExperimentBy);
   if (!experiment) return default_;
   const auto choice = activities_.find(*experiment);
-  if (choice == activities_.end()) return scitag_of(*experiment, kUnspecified);
-  return scitag_of(*experiment, choice->second.decide(subject, kActivityBy).value_or(kUnspecified));
+  if (choice == activities_.end()) return scitag_of(*experiment, kDefaultActivity);
+  return scitag_of(*experiment, choice->second.decide(subject, kActivityBy).value_or(kDefaultActivity));
 }
 
 void Rules::Choice::add(std::optional<Condition> condition, int value) {

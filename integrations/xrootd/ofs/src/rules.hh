@@ -28,6 +28,8 @@ class Condition {
   static std::optional<Kind> kind_of(const std::string& word);
 
   bool holds(const Subject& subject) const;
+  // All of them; VO and role of the same attribute of a proxy, where the subject's lists say which belong together.
+  static bool hold(const std::vector<Condition>& conditions, const Subject& subject);
   Kind kind() const { return kind_; }
   std::size_t length() const { return value_.size(); }
 

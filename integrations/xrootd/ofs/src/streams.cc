@@ -34,7 +34,28 @@ int next_link(int descriptor, char (&name)[kNameOctets]) {
   return descriptor;
 }
 
+// Call back for each of the server's connections whose session is wanted.
+template <class Wanted, class Visit>
+void visit_links(const Wanted& is_wanted, const Visit& visit) {
+  char name[kNameOctets], again[kNameOctets];
+  for (int descriptor = next_link(-1, name); descriptor >= 0; descriptor = next_link(descriptor, name)) {
+    const auto session = session_of(name);
+    if (!is_wanted(session)) continue;
+    const auto connection = connection_of(descriptor);
+    // Nobody holds it for us: it may have been closed, and its descriptor be another's.
+    if (!connection || next_link(descriptor - 1, again) != descriptor || std::strcmp(name, again) != 0) continue;
+    visit(session, *connection, descriptor);
+  }
+}
+
 }  // namespace
+
+void Streams::look_for(const std::shared_ptr<Transfer>& transfer, const Found& found) {
+  visit_links([&](std::string_view session) { return session == transfer->session; },
+              [&](std::string_view, const Connection& connection, int descriptor) {
+                if (connection.remote.address == transfer->peer) found(transfer, connection, descriptor);
+              });
+}
 
 void Streams::expect(std::shared_ptr<Transfer> transfer) {
   wanted_.push_back({transfer, std::chrono::steady_clock::now() + kLooks[0], 0});
@@ -61,20 +82,16 @@ void Streams::look(Moment now, const Found& found) {
   }
   wanted_.erase(std::remove_if(wanted_.begin(), wanted_.end(), [](const Wanted& w) { return w.due == Moment::max(); }),
                 wanted_.end());
-  char name[kNameOctets], again[kNameOctets];
-  for (int descriptor = next_link(-1, name); descriptor >= 0; descriptor = next_link(descriptor, name)) {
-    const auto range = sessions.equal_range(session_of(name));
-    if (range.first == range.second) continue;
-    const auto connection = connection_of(descriptor);
-    // Nobody holds it for us: it may have been closed, and its descriptor be another's.
-    if (!connection || next_link(descriptor - 1, again) != descriptor || std::strcmp(name, again) != 0) continue;
-    for (auto at = range.first; at != range.second; ++at) {
-      const auto& reported = at->second->reported;
-      if (connection->remote.address == at->second->peer &&
-          std::find(reported.begin(), reported.end(), *connection) == reported.end())
-        found(at->second, *connection, descriptor);
-    }
-  }
+  visit_links([&](std::string_view session) { return sessions.count(session) != 0; },
+              [&](std::string_view session, const Connection& connection, int descriptor) {
+                const auto range = sessions.equal_range(session);
+                for (auto at = range.first; at != range.second; ++at) {
+                  const auto& reported = at->second->reported;
+                  if (connection.remote.address == at->second->peer &&
+                      std::find(reported.begin(), reported.end(), connection) == reported.end())
+                    found(at->second, connection, descriptor);
+                }
+              });
   const auto after = std::chrono::steady_clock::now();
   not_before_ = after + (after - now) * kRestPerLook;
 }

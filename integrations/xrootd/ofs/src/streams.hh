@@ -21,6 +21,9 @@ class Streams {
   // When the next look is due; Moment::max() when none is.
   Moment due() const;
 
+  // Tell of each connection that this transfer's session has now. In any thread.
+  static void look_for(const std::shared_ptr<Transfer>& transfer, const Found& found);
+
   // Look now if it is due, and tell of each connection that a transfer has not reported yet.
   void look(Moment now, const Found& found);
 

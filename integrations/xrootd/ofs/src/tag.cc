@@ -3,7 +3,6 @@
 namespace scitags {
 namespace {
 
-constexpr int kScitagMin = 65, kScitagMax = 65535;
 constexpr std::size_t kMaxDigits = 10;  // leading zeros are somebody's habit
 constexpr std::string_view kParameter = "scitag.flow";
 

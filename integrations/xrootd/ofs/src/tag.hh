@@ -11,6 +11,7 @@ namespace scitags {
 using Scitag = std::uint16_t;
 
 constexpr Scitag kUnreadable = 0;
+constexpr int kScitagMin = 65, kScitagMax = 65535;
 constexpr int kExperimentMax = 1023;
 constexpr int kActivityMax = 63;
 

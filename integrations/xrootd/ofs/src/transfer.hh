@@ -4,6 +4,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -29,6 +30,10 @@ struct Transfer {
   // Of a root:// session, whose connections bear a common name: found again by the reporter (streams.hh).
   std::string session;
   Address peer;
+
+  // Of a download by HTTP, which is over for the server while the kernel still sends.
+  int descriptor = -1;
+  std::optional<Connection> connection;
 
   // Of the reporter's thread alone.
   std::vector<Connection> reported;
