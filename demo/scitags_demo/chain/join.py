@@ -143,7 +143,6 @@ def join(evidence: Evidence) -> Joined:
     for transfer in evidence.plan.transfers:
         tag = transfer.tag(evidence.registry)
         chain = Chain(transfer=transfer, expected=tag, can_mark=evidence.marking)
-        chain.problems = {}
         if transfer.is_ruled:
             _join_rule(chain, evidence, requests.get(transfer.name))
             _join_job(chain, files.get(transfer.name))

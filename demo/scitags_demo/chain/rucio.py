@@ -150,15 +150,18 @@ class Instance:
         self, *arguments: str | Path, expect: int | None = 0, environment: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run the environment's interpreter. Raises DemoError with what was said when the status is another."""
-        done = subprocess.run(  # noqa: S603  (Rucio's interpreter)
-            self.command(*arguments),
-            env={**self.environment, **(environment or {})},
-            cwd=self.directory,
-            capture_output=True,
-            text=True,
-            timeout=RUN_SECONDS,
-            check=False,
-        )
+        try:
+            done = subprocess.run(  # noqa: S603  (Rucio's interpreter)
+                self.command(*arguments),
+                env={**self.environment, **(environment or {})},
+                cwd=self.directory,
+                capture_output=True,
+                text=True,
+                timeout=RUN_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise DemoError(str(error)) from None
         if expect is not None and done.returncode != expect:
             raise DemoError(f"{Path(arguments[0]).name}: status {done.returncode}: {done.stdout}{done.stderr}")
         return done

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -34,7 +35,7 @@ from scitags_demo.watching import Watch, can_mark
 READY_SECONDS = 60.0
 ENDS_SECONDS = 20.0  # for the agents to hear of the ends of all transfers
 SETTLE_SECONDS = 0.5  # the last firefly is on its way
-GRACE_SECONDS = 120.0  # beyond the last beginning, before the show is given up
+PATIENCE_SECONDS = 150.0  # without any file that is done, after the last beginning: more than FTS gives to a file
 HEAD_START_SECONDS = 1.0  # between the orders and the first transfer
 DIRECT_SECONDS = 60
 LINK_MBIT = 50
@@ -159,7 +160,7 @@ class _Stage:
         self._say(f"{ruled} files by FTS and {direct} without it, for {last:.0f} s and until all are over ...")
         moved = self._move_directly(began)
         # What was never submitted is not waited for.
-        self._wait("FTS", lambda: len(self._files()) >= submitted, began + last + GRACE_SECONDS - time.time())
+        self._wait_for_files(submitted, until=began + last)
         self._wait_for_ends()
         report = watch.report()
         self._say("Rucio's conveyor-poller and conveyor-finisher ...")
@@ -262,6 +263,16 @@ class _Stage:
     def _records(self) -> dict[Side, tuple[Reported, ...]]:
         """What the agents wrote down."""
         return {side: tuple(reported(_read(places.agent_records))) for side, places in self._places.items()}
+
+    def _wait_for_files(self, count: int, *, until: float) -> None:
+        """Return when FTS is done with so many. Raises DemoError when after a moment nothing happens any more."""
+        while len(self._files()) < count:
+            before = len(self._files())
+            seconds = max(0.0, until - time.time()) + PATIENCE_SECONDS
+            self._wait(f"another of {count} files", partial(self._has_more_than, before), seconds)
+
+    def _has_more_than(self, count: int) -> bool:
+        return len(self._files()) > count
 
     def _wait_for_ends(self) -> None:
         """Where some do not come, that is for the join to say."""
