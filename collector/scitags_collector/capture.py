@@ -14,9 +14,8 @@ from scitags_collector import pcap, pcapng
 from scitags_collector.link import Frame, packets_of
 from scitags_collector.packet import Packet
 from scitags_collector.pcap import DamagedFile, Source
-from scitags_collector.ring import RETIRE_MILLISECONDS
 from scitags_collector.socket_filter import Direction
-from scitags_collector.tap import ANY, CaptureUnavailable, Tap, TapOptions
+from scitags_collector.tap import ANY, QUIET_MILLISECONDS, CaptureUnavailable, Tap, TapOptions
 from scitags_core.cli.output import count_text
 
 __all__ = ["ANY", "CaptureFile", "CaptureUnavailable", "DamagedFile", "LiveCapture", "read_pcap"]
@@ -25,7 +24,6 @@ __all__ = ["ANY", "CaptureFile", "CaptureUnavailable", "DamagedFile", "LiveCaptu
 SNAP_OCTETS = 9216
 BUFFER_OCTETS = 64 << 20
 LOOK_UP_MILLISECONDS = 200
-QUIET_MILLISECONDS = 4 * RETIRE_MILLISECONDS
 LOOK_UP_FRAMES = 1 << 14
 STANDARD_INPUT = Path("-")
 
@@ -87,6 +85,7 @@ class LiveCapture:
         open_taps = {tap.fileno(): tap for tap in self._taps if not tap.is_gone}
         for tap in open_taps.values():
             poll.register(tap, select.POLLIN)
+            tap.quiet_since = 0  # whatever was before
         end: int | None = None
         while open_taps:
             if end is None and not go_on():
@@ -94,8 +93,9 @@ class LiveCapture:
             happened = dict(poll.poll(LOOK_UP_MILLISECONDS if end is None else QUIET_MILLISECONDS))
             for descriptor, tap in list(open_taps.items()):
                 problem = tap.problem() if not happened or happened.get(descriptor, 0) & select.POLLERR else None
-                last = 0
-                if tap.ring.is_ready():
+                last, looked = 0, time.time_ns()
+                is_ready = tap.ring.is_ready()
+                if is_ready:
                     for frame in tap.ring.frames(tap.link):
                         last = frame[0]
                         yield frame
@@ -103,7 +103,7 @@ class LiveCapture:
                     tap.is_gone = True
                     tap.gone_at = time.time_ns()
                     self._lost.append(problem)
-                if _is_over(tap.gone_at if tap.is_gone else end, last):
+                if tap.is_over(tap.gone_at if tap.is_gone else end, last, looked, is_ready=is_ready):
                     poll.unregister(tap)
                     del open_taps[descriptor]
         if self._lost and all(tap.is_gone for tap in self._taps):
@@ -122,16 +122,6 @@ class LiveCapture:
         if all(tap.is_gone for tap in self._taps):
             return []  # that is raised
         return [f"{problem}; what it had until then is counted, the others went on" for problem in self._lost]
-
-
-def _is_over(end: int | None, last: int) -> bool:
-    """Whether a tap has nothing more from before its end, given the time of the last frame that it just gave.
-
-    After it has once been full, the kernel may go on to hand over blocks with nothing in them.
-    """
-    if end is None:
-        return False
-    return last > end if last else time.time_ns() > end + QUIET_MILLISECONDS * 1_000_000
 
 
 class CaptureFile:

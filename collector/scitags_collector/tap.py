@@ -12,12 +12,14 @@ from typing import NamedTuple
 
 from scitags_collector import socket_filter
 from scitags_collector.link import ETHERNET, ETHERNET_INTERFACES, RAW
-from scitags_collector.ring import BLOCK_OCTETS, SOL_PACKET, Ring
+from scitags_collector.ring import BLOCK_OCTETS, RETIRE_MILLISECONDS, SOL_PACKET, Ring
 from scitags_collector.socket_filter import Direction
 from scitags_core.errors import ScitagsError
 
 ANY = "any"  # all interfaces; no interface can have this name and be captured from alone
 
+QUIET_MILLISECONDS = 4 * RETIRE_MILLISECONDS
+_PATIENCE_NANOSECONDS = 1_000_000_000
 _ETH_P_ALL = 0x0003
 _SIOCGIFNAME, _SIOCGIFHWADDR, _SIOCGIFINDEX = 0x8910, 0x8927, 0x8933
 _ARPHRD_LOOPBACK = 772
@@ -44,6 +46,7 @@ class Tap:
         self._interface = interface
         self.is_gone = False
         self.gone_at = 0
+        self.quiet_since = 0
         direction = options.direction
         is_any = interface == ANY
         try:
@@ -81,6 +84,21 @@ class Tap:
     def close(self) -> None:
         self.ring.close()
         self._socket.close()
+
+    def is_over(self, end: int | None, last: int, looked: int, *, is_ready: bool) -> bool:
+        """Whether there is nothing more from before an end; None is without end. Times are nanoseconds since 1970.
+
+        last is the time of the last frame that the ring just gave, 0 for none; is_ready, whether a block of it was
+        ready when it was looked at.
+        """
+        if end is None or last:
+            self.quiet_since = 0
+            return end is not None and last > end
+        if is_ready:  # after it has once been full, the kernel may go on to hand over blocks with nothing in them
+            return looked > end + _PATIENCE_NANOSECONDS
+        # What is in a block that was not ready then is handed over within a fraction of this time.
+        self.quiet_since = self.quiet_since or looked
+        return looked - self.quiet_since >= QUIET_MILLISECONDS * 1_000_000
 
     def problem(self) -> CaptureUnavailable | None:
         """Why it cannot go on, if so: an interface that is down may come up again, one that is gone does not.
