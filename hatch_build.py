@@ -16,6 +16,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SOURCES = Path("bpf")
 OBJECTS = Path("agent/scitags_agent/bpf")
+SOURCES_FOR_BCC = "source"
+FOR_BCC = ("marker.bpf.c", "marker.h", "marker_maps.h")
 # Without the last, the object would name the directory that it was built in.
 CFLAGS = ("-g", "-O2", "-Wall", "-Wextra", "-Werror", "-target", "bpf", "-fdebug-compilation-dir=.")
 
@@ -31,6 +33,10 @@ class CompileBpf(BuildHookInterface):  # type: ignore[type-arg]
             return
         for stale in (root / OBJECTS).glob("*.bpf.o"):
             stale.unlink()
+        # BCC compiles on the host that marks.
+        (root / OBJECTS / SOURCES_FOR_BCC).mkdir(exist_ok=True)
+        for name in FOR_BCC:
+            shutil.copyfile(root / SOURCES / name, root / OBJECTS / SOURCES_FOR_BCC / name)
         clang = shutil.which("clang")
         if clang is None:
             self.say("clang is not installed: built without the programs that mark packets (bpf/*.bpf.c)")

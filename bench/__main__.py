@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> None:
         if name not in known:
             sys.exit(f"no bench {name!r}; there are: {', '.join(known)}")
         bench_main = importlib.import_module(f"bench.{name}").main
-        bench_main(options) if options else bench_main()
+        bench_main(tuple(options)) if options else bench_main()
 
 
 if __name__ == "__main__":

@@ -1,10 +1,18 @@
 """What the marker costs: nanoseconds for a packet over a program that does nothing, then real transfers on veth.
 
-python -m bench.marker [--json]
+python -m bench marker [--json] [--object PATH[:PROGRAM] [--fill MODULE:FUNCTION]]
+
+A peer's compiled object is measured in the same rounds, with the same packets: its program is loaded and run, attached
+to nothing, and no map of its is pinned. FUNCTION is given the loaded object (scitags_agent.bpf.libbpf.BpfObject), a
+list of flows (scitags_core.flow.FlowKey) and their label, and puts them into the object's maps; without it, only what
+the peer takes for packets of no known flow is measured.
 """
 
 from __future__ import annotations
 
+import argparse
+import ctypes
+import importlib
 import ipaddress
 import os
 import socket
@@ -13,36 +21,48 @@ import struct
 import sys
 import threading
 import time
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import msgspec
 
 from scitags_agent.bpf import attach
 from scitags_agent.bpf.interfaces import matching
-from scitags_agent.bpf.layout import WAYS, pack_key
-from scitags_agent.bpf.loader import MarkerProgram, probe, test_run
+from scitags_agent.bpf.layout import TestRunOpts
+from scitags_agent.bpf.libbpf import BpfObject, library
+from scitags_agent.bpf.loader import MarkerProgram, probe
 from scitags_core import label
 from scitags_core.flow import FlowKey
 from tests.netns import packets as p
 from tests.netns import programs
+from tests.netns.crowds import without_a_place
 from tests.netns.namespaces import Namespace, add_address, link
 
-REPEAT = 500_000
+REPEAT = 40_000
 ROUNDS = 9
-FLOWS = 10_000
+# Where in memory the kernel puts a program costs or saves up to three nanoseconds, so each is loaded several times.
+LOADS = 7
+FLOWS = (1, 10_000, 100_000)
+SAMPLES = 8
 SECONDS = 1.0
 TRANSFER_ROUNDS = 5
 ALICE, BOB, PORT = "2001:db8::1", "2001:db8::2", 1094
 LABEL = label.encode(3, 14, 21)
 NOTHING = "a program that does nothing"
+BY_HELPER = ", by the helper"
+Case = tuple[int, bytes]
 
 
 class Packet(msgspec.Struct, frozen=True):
-    """Medians over interleaved rounds, in nanoseconds for a packet."""
+    """Nanoseconds for a packet, over a program that does nothing in the same load: the median of several loads, and
+    their range; of each load, the least of several rounds."""
 
+    flows: int
     case: str
-    nanoseconds: float
     over_nothing: float
+    least: float
+    most: float
 
 
 class Transfer(msgspec.Struct, frozen=True):
@@ -54,61 +74,165 @@ class Transfer(msgspec.Struct, frozen=True):
 
 
 class Found(msgspec.Struct, frozen=True):
-    """All that was measured."""
+    """All that was measured; nothing is what a test run with a program that does nothing takes, in nanoseconds."""
 
-    flows: int
+    nothing: float
     packets: list[Packet]
+    in_map: dict[int, int]  # by flows: how many of them found no place in the table (8 MiB, of what writes in place)
     transfers: list[Transfer]
 
 
-def single_packets(program: MarkerProgram, static: MarkerProgram) -> list[Packet]:
-    """BPF_PROG_TEST_RUN with the table as full as a busy storage makes it, all cases in turn."""
-    flow, *crowd = crowded(WAYS + 1)
-    for one in (program, static):
-        for known in (flow, *crowd):
-            one.set(known, LABEL)
-        for number in range(FLOWS - len(one)):
-            one.set(FlowKey.of(ALICE, 1024 + number % 5000, f"2001:db8:1::{number:x}", PORT), LABEL)
-    # A test run's packets go by interface 1.
-    static.set_static({(1, ipaddress.IPv6Network("::/0")): LABEL & ~label.ENTROPY_MASK})
-    ours, all_of_them = program.program_fd(ethernet=True), static.program_fd(ethernet=True)
-    hit = p.ethernet(p.ipv6(p.tcp(destination=flow.dst_port)))
-    with programs.loaded(programs.returning(programs.TC_ACT_UNSPEC)) as nothing:
-        cases = {
-            NOTHING: (nothing, hit),
-            "not IPv6": (ours, p.ethernet(b"\x45" + bytes(60), p.IPV4)),
-            "miss: no flow has the source port": (ours, p.ethernet(p.ipv6(p.tcp(source=65_000)))),
-            "miss: a flow has the source port": (ours, p.ethernet(p.ipv6(p.tcp(source=1025, destination=1)))),
-            "hit: the label is written": (ours, hit),
-            "hit: in the overflow map": (ours, p.ethernet(p.ipv6(p.tcp(destination=crowd[-1].dst_port)))),
-            "static labels: not IPv6": (all_of_them, p.ethernet(b"\x45" + bytes(60), p.IPV4)),
-            "static labels: the flow's own is written": (all_of_them, hit),
-            "static labels: the network's is written": (all_of_them, p.ethernet(p.ipv6(p.tcp(source=65_000)))),
-        }
-        rounds: dict[str, list[int]] = {name: [] for name in cases}
-        for _ in range(ROUNDS):
-            for name, (descriptor, packet) in cases.items():
-                rounds[name].append(test_run(descriptor, packet, REPEAT).nanoseconds)
+class Peer(msgspec.Struct, frozen=True):
+    """An object to compare with, its program, and what puts flows into its maps."""
+
+    path: Path
+    program: str | None
+    fill: Callable[[BpfObject, list[FlowKey], int], None] | None
+
+
+def frame(flow: FlowKey) -> bytes:
+    """A packet of a flow."""
+    addresses = socket.inet_pton(socket.AF_INET6, flow.src) + socket.inet_pton(socket.AF_INET6, flow.dst)
+    packet = p.ethernet(p.ipv6(p.tcp(flow.src_port, flow.dst_port)))
+    return packet[:22] + addresses + packet[54:]
+
+
+def crowd(count: int) -> list[FlowKey]:
+    """Flows of a busy storage: of few addresses of its own to many others."""
     return [
-        Packet(
-            name,
-            statistics.median(values),
-            statistics.median(one - zero for one, zero in zip(values, rounds[NOTHING], strict=True)),
-        )
-        for name, values in rounds.items()
+        FlowKey.of(f"2001:db8::{1 + one % 4:x}", 1024 + one % 50_021, f"2001:db8:1::{one % 7001:x}", PORT)
+        for one in range(count)
     ]
 
 
-def crowded(count: int) -> list[FlowKey]:
-    """Flows that all belong to one set of the table, more than it has room for."""
-    by_set: dict[int, list[FlowKey]] = {}
-    for port in range(1, 65_536):
-        flow = FlowKey.of(p.SRC, 1094, p.DST, port)
-        crowd = by_set.setdefault(pack_key(flow).set, [])
-        crowd.append(flow)
-        if len(crowd) == count:
-            return crowd
-    raise AssertionError("no set is shared by that many")
+OF_NO_FLOW = {
+    "not IPv6": p.ethernet(b"\x45" + bytes(60), p.IPV4),
+    "of no flow, TCP": frame(FlowKey.of("2001:db8::1", 1025, "2001:db8:2::1", 1)),
+    "of no flow, UDP": p.ethernet(p.ipv6(p.udp(), p.UDP)),
+}
+
+
+def single_packets(peer: Peer | None) -> Found:
+    """BPF_PROG_TEST_RUN, all cases in turn, with tables of several sizes."""
+    over: dict[tuple[int, str], list[float]] = {}
+    nothing: list[float] = []
+    in_map: dict[int, int] = {}
+    for _ in range(LOADS):
+        for count in FLOWS:
+            with ExitStack() as stack:
+                cases = {
+                    NOTHING: [(stack.enter_context(programs.loaded(programs.returning(-1))), OF_NO_FLOW["not IPv6"])]
+                }
+                cases |= stack.enter_context(our_cases(count, in_map))
+                if peer is not None:
+                    cases |= stack.enter_context(peers_cases(peer, count))
+                least = {name: measured(several) for name, several in interleaved(cases).items()}
+            zero = least.pop(NOTHING)
+            nothing.append(zero)
+            for name, value in least.items():
+                over.setdefault((count, name), []).append(value - zero)
+    return Found(
+        statistics.median(nothing),
+        [Packet(count, name, statistics.median(all_), min(all_), max(all_)) for (count, name), all_ in over.items()],
+        in_map,
+        [],
+    )
+
+
+def interleaved(cases: dict[str, list[Case]]) -> dict[str, list[list[float]]]:
+    """By case, what each of its packets took in each round."""
+    taken: dict[str, list[list[float]]] = {name: [[] for _ in several] for name, several in cases.items()}
+    for _ in range(ROUNDS):
+        for name, several in cases.items():
+            for place, (descriptor, packet) in enumerate(several):
+                taken[name][place].append(nanoseconds(descriptor, packet))
+    return taken
+
+
+def measured(taken: list[list[float]]) -> float:
+    """The middle one of several packets, each by its best round."""
+    return statistics.median(min(rounds) for rounds in taken)
+
+
+@contextmanager
+def our_cases(count: int, in_map: dict[int, int]) -> Iterator[dict[str, list[Case]]]:
+    """Our programs with so many flows, and packets for them."""
+    flows = crowd(count)
+    sample = flows[:: max(1, len(flows) // SAMPLES)][:SAMPLES]
+    residents, homeless = without_a_place()
+    with ExitStack() as stack:
+        cases: dict[str, list[Case]] = {}
+        for suffix, in_place in (("", True), (BY_HELPER, False)):
+            program = MarkerProgram(in_place=in_place)
+            stack.callback(program.close)
+            for flow in flows:
+                program.set(flow, LABEL)
+            if in_place:
+                in_map[count] = program.in_map
+            descriptor = program.program_fd(ethernet=True)
+            cases |= {f"{name}{suffix}": [(descriptor, packet)] for name, packet in OF_NO_FLOW.items()}
+            cases[f"marked{suffix}"] = [(descriptor, frame(flow)) for flow in sample]
+            if count == FLOWS[1]:
+                for flow in (*residents, homeless):
+                    program.set(flow, LABEL)
+                cases[f"marked, by way of the map{suffix}"] = [(descriptor, frame(homeless))]
+        if count == FLOWS[1]:
+            cases |= stack.enter_context(static_cases(flows))
+        yield cases
+
+
+@contextmanager
+def static_cases(flows: list[FlowKey]) -> Iterator[dict[str, list[Case]]]:
+    """The program for static labels."""
+    program = MarkerProgram(static=True)
+    try:
+        for flow in flows:
+            program.set(flow, LABEL)
+        # A test run's packets go by interface 1.
+        program.set_static({(1, ipaddress.IPv6Network("::/0")): LABEL & ~label.ENTROPY_MASK})
+        descriptor = program.program_fd(ethernet=True)
+        yield {
+            "static labels: not IPv6": [(descriptor, OF_NO_FLOW["not IPv6"])],
+            "static labels: the flow's own is written": [(descriptor, frame(flows[0]))],
+            "static labels: the network's is written": [(descriptor, OF_NO_FLOW["of no flow, TCP"])],
+        }
+    finally:
+        program.close()
+
+
+@contextmanager
+def peers_cases(peer: Peer, count: int) -> Iterator[dict[str, list[Case]]]:
+    """A peer's program, with the same flows where it can be told how to fill its maps."""
+    loaded = BpfObject(peer.path, {}, pinned=False)
+    try:
+        name = peer.program or loaded.program_names()[0]
+        descriptor = loaded.program_fd(name)
+        cases = {f"{name}: {kind}": [(descriptor, packet)] for kind, packet in OF_NO_FLOW.items()}
+        if peer.fill is not None:
+            flows = crowd(count)
+            peer.fill(loaded, flows, LABEL)
+            sample = flows[:: max(1, len(flows) // SAMPLES)][:SAMPLES]
+            cases[f"{name}: of a flow"] = [(descriptor, frame(flow)) for flow in sample]
+        yield cases
+    finally:
+        loaded.close()
+
+
+def nanoseconds(program: int, packet: bytes) -> float:
+    """Of this thread's CPU time, for a packet; the kernel's own figure is in whole nanoseconds."""
+    data_in = ctypes.create_string_buffer(packet, len(packet))
+    data_out = ctypes.create_string_buffer(2048)
+    options = TestRunOpts(
+        sz=ctypes.sizeof(TestRunOpts),
+        data_in=ctypes.addressof(data_in),
+        data_out=ctypes.addressof(data_out),
+        data_size_in=len(packet),
+        data_size_out=len(data_out),
+        repeat=REPEAT,
+    )
+    began = time.thread_time_ns()
+    library().call("bpf_prog_test_run_opts", program, ctypes.byref(options))
+    return (time.thread_time_ns() - began) / REPEAT
 
 
 def transfers(program: MarkerProgram) -> list[Transfer]:
@@ -177,27 +301,50 @@ def throughput(alice: Namespace, bob: Namespace, port: int) -> float:
 
 def show(found: Found) -> None:
     """The tables."""
-    print(f"\nthe marker on a packet, {found.flows:,} flows, BPF_PROG_TEST_RUN, median of {ROUNDS} interleaved rounds")
-    for one in found.packets:
-        print(f"  {one.case:<44} {one.nanoseconds:>6.0f} ns   {one.over_nothing:>+5.0f} ns over nothing")
-    print(f"\nTCP over veth, one stream, {SECONDS} s each, median of {TRANSFER_ROUNDS} interleaved rounds")
+    print(f"\nthe marker on a packet, BPF_PROG_TEST_RUN: ns over a program that does nothing ({found.nothing:.1f} ns)")
+    print(f"  the median of {LOADS} loads, and their range; of each, the least of {ROUNDS} interleaved rounds")
+    for count in FLOWS:
+        print(f"  {count:,} flows, {found.in_map[count]:,} of them without a place in the table")
+        for one in found.packets:
+            if one.flows == count:
+                print(f"    {one.case:<50} {one.over_nothing:>+6.1f}   {one.least:>+6.1f} .. {one.most:>+6.1f}")
+    if found.transfers:
+        print(f"\nTCP over veth, one stream, {SECONDS} s each, median of {TRANSFER_ROUNDS} interleaved rounds")
     for other in found.transfers:
-        print(f"  {other.case:<44} {other.gigabits_per_second:>6.1f} Gbit/s   x {other.ratio:.2f}")
+        print(f"  {other.case:<52} {other.gigabits_per_second:>6.1f} Gbit/s   x {other.ratio:.2f}")
+
+
+def peer_of(options: argparse.Namespace) -> Peer | None:
+    """What --object and --fill ask for."""
+    if options.object is None:
+        return None
+    path, _, program = options.object.partition(":")
+    fill = None
+    if options.fill is not None:
+        module, _, function = options.fill.partition(":")
+        fill = getattr(importlib.import_module(module), function)
+    return Peer(Path(path), program or None, fill)
 
 
 def main(arguments: tuple[str, ...] = ()) -> None:
+    parser = argparse.ArgumentParser("python -m bench marker", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="one line of JSON")
+    parser.add_argument("--no-transfers", action="store_true", help="single packets alone")
+    parser.add_argument("--object", metavar="PATH[:PROGRAM]", help="a peer's compiled object, and which program of it")
+    parser.add_argument("--fill", metavar="MODULE:FUNCTION", help="what puts flows into the peer's maps")
+    options = parser.parse_args(arguments)
     reason = probe() if os.geteuid() == 0 else "needs root"
     if reason is not None:
         print(f"\nthe marker's bench is left out: {reason}", file=sys.stderr)
         return
-    program, static = MarkerProgram(), MarkerProgram(static=True)
-    try:
-        packets = single_packets(program, static)
-        found = Found(len(program), packets, transfers(program))
-    finally:
-        program.close()
-        static.close()
-    if "--json" in arguments:
+    found = single_packets(peer_of(options))
+    if not options.no_transfers:
+        program = MarkerProgram()
+        try:
+            found = msgspec.structs.replace(found, transfers=transfers(program))
+        finally:
+            program.close()
+    if options.json:
         print(msgspec.json.encode(found).decode())
     else:
         show(found)

@@ -192,14 +192,23 @@ def run(
 
 
 def labels() -> None:
-    """Through the marker's program."""
-    program = MarkerProgram(max_flows=16)
-    try:
-        for flow in FLOWS:
-            program.set(flow, LABEL)
-        run(program, PACKETS, bases, "with a known flow's label, and nothing else changed", only_the_label_differs)
-    finally:
-        program.close()
+    """Through the marker's program, half of them, and through the one that writes by the kernel's helper alone."""
+    for in_place in (True, False):
+        program = MarkerProgram(max_flows=16, in_place=in_place)
+        way = "in place" if program.why_not_in_place is None else f"by helper ({program.why_not_in_place})"
+        try:
+            for flow in FLOWS:
+                program.set(flow, LABEL)
+            print(f"\nlabels written {way}", end="")
+            run(
+                program,
+                PACKETS // 2,
+                bases,
+                "with a known flow's label, and nothing else changed",
+                only_the_label_differs,
+            )
+        finally:
+            program.close()
 
 
 def for_headers(chance: random.Random) -> list[bytes]:

@@ -299,6 +299,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--observe", type=Path, metavar="DIRECTORY", help="`scitags observe --json-lines` beside each run"
     )
+    found.add_argument("--again", type=Path, metavar="FILE", help="show what --json wrote; measure nothing")
     found.add_argument("--json", action="store_true")
     return found
 
@@ -340,7 +341,7 @@ def main(arguments: Sequence[str] = ()) -> None:
     if reason is not None:
         print(f"\nthe bench of SC24 is left out: {reason}", file=sys.stderr)
         return
-    found = measured(settings)
+    found = msgspec.json.decode(settings.again.read_bytes(), type=Found) if settings.again else measured(settings)
     if settings.picture:
         from bench.sc24_picture import draw  # noqa: PLC0415  # it needs matplotlib
 

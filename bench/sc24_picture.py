@@ -79,19 +79,22 @@ def _bandwidth(axes: Axes, run: Run) -> None:
     axes.plot([(begin + end) / 2 for begin, end, _ in found], [speed for _, _, speed in found], color=INK, linewidth=1)
     for part in run.parts:
         axes.hlines(part.gigabits_per_second, part.begin, part.end, color=COLOURS[part.kind], linewidth=2.2)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.25 * run.parts[0].gigabits_per_second)
 
 
 def _processors(axes: Axes, run: Run) -> None:
     pairs = list(pairwise(run.samples))
     times = [(one.seconds + other.seconds) / 2 for one, other in pairs]
     shares = [processor_shares(one, other) for one, other in pairs]
-    axes.fill_between(times, [100 * busy for busy, _ in shares], color="#b9c3cf", linewidth=0, label="all")
+    axes.fill_between(
+        times, [100 * busy for busy, _ in shares], color="#b9c3cf", linewidth=0, label="all that runs on the machine"
+    )
     axes.fill_between(times, [100 * softirq for _, softirq in shares], color="#4a6fa0", linewidth=0, label="softirq")
     for part in run.parts:
         axes.hlines(100 * part.busy, part.begin, part.end, color=COLOURS[part.kind], linewidth=2.2)
-    axes.set_ylim(0, 105)
-    axes.legend(loc="upper right", fontsize=8, ncols=2, framealpha=0.8, edgecolor="none", borderaxespad=0.1)
+    axes.set_ylim(0, 130)
+    axes.set_yticks(range(0, 101, 25))
+    axes.legend(loc="upper left", frameon=False, fontsize=8, ncols=2)
 
 
 def _windows(axes: Axes, run: Run) -> None:

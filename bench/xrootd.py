@@ -1,8 +1,8 @@
 """What the plug-in costs a real xrootd: opening and closing files, and the throughput of a download.
 
-Servers on loopback, without the plug-in and with it, asked in turn. Files are opened from three: the plug-in of the
+Servers on loopback, without the plug-in and with it, asked in turn. Files are opened from four: the plug-in of the
 third tells a program that only reads, which is what it costs by itself; an agent on the same processors has work of
-its own.
+its own. The fourth waits for its agent, as scitags.wait has it.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ while True:
         os.close(descriptor)
 """
 WITHOUT, AGENT, READ = "without the plug-in", "with it, told to an agent", "with it, told to one who only reads"
+WAIT = "with it, and the agent waited for"
 
 
 def main() -> None:
@@ -71,6 +72,12 @@ def main() -> None:
             WITHOUT: Server(authority, "", root_port=free_port(), http_port=free_port(), config=BARE),
             AGENT: Server(authority, f"scitags.socket {agent.socket}", root_port=free_port(), http_port=free_port()),
             READ: Server(authority, f"scitags.socket {socket}", root_port=free_port(), http_port=free_port()),
+            WAIT: Server(
+                authority,
+                f"scitags.socket {agent.socket}\nscitags.wait 1000",
+                root_port=free_port(),
+                http_port=free_port(),
+            ),
         }
         for server in servers.values():
             stack.callback(server.close)
@@ -89,7 +96,7 @@ def main() -> None:
             more = f"{serving - busy[WITHOUT][0]:+.1f} us" if name != WITHOUT else ""
             client = statistics.median(opens[name])
             print(f"  {name:<44} {client:>10.1f} us; {serving:.1f} us {more}; {sending:.1f} us", flush=True)
-        del servers[READ]
+        del servers[READ], servers[WAIT]
         downloads = _downloads(servers)
     print(f"\ndownloads of {OCTETS:,} octets, {DOWNLOADS} of each, interleaved")
     for name, each in downloads.items():

@@ -126,7 +126,7 @@ static __always_inline int port_is_known(__be16 port)
 {
 	__u32 bit = bpf_ntohs(port);
 
-	return state.source_ports[(bit >> 6) & (PORTS / 64 - 1)] >> (bit & 63) & 1;
+	return state.source_ports[(bit >> 6) & (HEADER_PORTS / 64 - 1)] >> (bit & 63) & 1;
 }
 
 /* Step over the link layer. The offset of the IPv6 header, 0 when it is another protocol, -1 when too short. */

@@ -35,10 +35,12 @@ struct header_settings {
 	__u8 pad[6];
 };
 
+#define HEADER_PORTS 65536
+
 /* What user space sees through a mapping.
  * Most packets belong to no known flow, and most of those are told by one load. */
 struct header_state {
-	__u64 source_ports[PORTS / 64]; /* a bit for each source port of any flow; user space writes */
+	__u64 source_ports[HEADER_PORTS / 64]; /* a bit for each source port of any flow; user space writes */
 	__u64 narrowed;			/* how often a peer_mtu was told */
 };
 

@@ -1,9 +1,17 @@
-// SPDX-License-Identifier: Apache-2.0
+// SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 /*
  * Writes the IPv6 flow label of known flows at tc egress.
  *
  * A packet is never dropped, delayed or kept from the programs after this one: whatever happens, the verdict
  * is TC_ACT_UNSPEC (TCX_NEXT has the same value).
+ *
+ * A program that writes to packets in place has every packet made writable before it starts, those of unknown flows
+ * too: the kernel puts that in front of it, copies what is shared, and drops what it cannot copy. So the programs that
+ * are attached write by helper, which is dear. Where the kernel tells that a packet is no clone, there is nothing to be
+ * made writable, and they jump to a twin that writes in place (marker_in_place.bpf.c has both).
+ *
+ * What is done for nearly every packet is in quick(): no call, no loop, no branch that is taken. That the compiler
+ * leaves it so is what opaque() and unlikely() are for; `python -m bench marker` shows it.
  */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -11,12 +19,8 @@
 #include <linux/ipv6.h>
 #include <linux/pkt_cls.h>
 
-#include <bpf/bpf_endian.h>
-#include <bpf/bpf_helpers.h>
-
 #include "marker.h"
-
-char LICENSE[] SEC("license") = "Apache-2.0";
+#include "marker_maps.h"
 
 #define ETH_P_8021Q_BE bpf_htons(ETH_P_8021Q)
 #define ETH_P_8021AD_BE bpf_htons(ETH_P_8021AD)
@@ -26,35 +30,22 @@ char LICENSE[] SEC("license") = "Apache-2.0";
 #define HEADER_OCTETS 256
 #define LABEL_MASK bpf_htonl(0x000fffff)
 
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 1); /* the loader sets it */
-	__type(key, struct flow_key);
-	__type(value, __be32);
-} overflow SEC(".maps");
+#ifdef IN_PLACE
+/* The kernel's own, as much as is looked at; libbpf finds where it is in the kernel that runs. */
+struct sk_buff {
+	__u8 cloned : 1;
+	__u8 ip_summed : 2;
+} __attribute__((preserve_access_index));
 
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, OUTCOMES);
-	__type(key, __u32);
-	__type(value, __u64);
-} outcomes SEC(".maps");
+#define CHECKSUM_COMPLETE 2
 
-/* The label, without entropy, of what goes to a network by an interface. */
-struct {
-	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, MAX_STATIC);
-	__type(key, struct static_key);
-	__type(value, __be32);
-} static_labels SEC(".maps");
+/* Costs nothing: the verifier makes it a move. */
+extern void *bpf_cast_to_kern_ctx(void *skb) __ksym;
+#endif
 
-/* Most packets belong to no known flow, and most of those are told by one load from the ports. */
-struct state state;
-
-/* Keep the compiler from moving loads across. */
-#define barrier() asm volatile("" ::: "memory")
+/* Keep the compiler from knowing what it knows of a value: it would work it out a second time instead of keeping it,
+ * or make one switch of two comparisons, the common one last. */
+#define opaque(value) asm volatile("" : "+r"(value))
 
 struct extension {
 	__u8 next;
@@ -77,7 +68,7 @@ struct vlan {
 enum search {
 	FOUND,
 	NOT_IPV6,
-	NOT_OURS, /* its source port is that of no flow, or it has none */
+	NO_PORTS,
 	TOO_SHORT,
 	LATER_FRAGMENT,
 	TOO_MANY_HEADERS,
@@ -85,49 +76,73 @@ enum search {
 
 static __always_inline void count(__u32 outcome)
 {
-	__u64 *total = bpf_map_lookup_elem(&outcomes, &outcome);
+	struct state *state = the_state();
 
-	if (total)
-		(*total)++;
+	if (state)
+		state->counters[bpf_get_smp_processor_id() & (MAX_CPUS - 1)].packets[outcome]++;
 }
 
-static __always_inline int port_is_known(__be16 port)
-{
-	__u32 bit = bpf_ntohs(port);
+#define MIX 0x9e3779b97f4a7c15ULL
+#define SECOND_MIX 0xc2b2ae3d27d4eb4fULL
+/* As high as the number of sets can be. */
+#define SET_BITS 15
 
-	return state.source_ports[(bit >> 6) & (PORTS / 64 - 1)] >> (bit & 63) & 1;
+/* Where a key belongs, by the exclusive or of its words; layout.py computes the same. */
+static __always_inline __u32 set_of(__u64 mixed)
+{
+	return mixed >> (64 - SET_BITS) & (SETS - 1);
 }
 
-/* The set of a key; layout.py computes the same. */
-static __always_inline __u32 set_of(const __u64 *words)
+static __always_inline __u8 hint_of(__u64 mixed)
 {
-	return (words[0] ^ words[1] ^ words[2] ^ words[3] ^ words[4]) * 0x9e3779b97f4a7c15ULL >> 50;
+	return mixed >> 26 | 1;
 }
 
-/* The label of a flow, 0 when it is not known. */
-static __always_inline __be32 find_label(const __u64 *wanted)
+/* The label of a slot if it has this key, else 0. */
+static __always_inline __be32 label_in(struct slot *slot, const __u64 *wanted)
 {
-	__u32 set = set_of(wanted) & (SETS - 1);
-	__be32 *found;
+	const __u64 *words = (const void *)&slot->key;
+	__u64 mark = *(volatile __u64 *)&slot->mark;
+
+	barrier();
+	if (words[4] != wanted[4])
+		return 0;
+	if ((words[0] ^ wanted[0]) | (words[1] ^ wanted[1]) | (words[2] ^ wanted[2]) | (words[3] ^ wanted[3]))
+		return 0;
+	barrier();
+	/* It may have got another label meanwhile, but not another key. */
+	return *(volatile __u64 *)&slot->mark >> 32 == mark >> 32 ? mark : 0;
+}
+
+static __always_inline __be32 find_in_set(struct state *state, __u32 number, const __u64 *wanted)
+{
+	struct set *set = &state->sets[number & (SETS - 1)];
+	__be32 label = label_in(&set->first, wanted);
 
 #pragma unroll
-	for (int way = 0; way < WAYS; way++) {
-		struct slot *slot = &state.slots[set * WAYS + way];
-		const __u64 *words = (const void *)&slot->key;
-		__u64 mark = slot->mark;
+	for (int way = 0; way < OTHERS; way++)
+		if (!label)
+			label = label_in(&set->others[way], wanted);
+	return label;
+}
 
-		barrier();
-		if (!(__u32)mark || words[4] != wanted[4])
-			continue;
-		if ((words[0] ^ wanted[0]) | (words[1] ^ wanted[1]) | (words[2] ^ wanted[2]) | (words[3] ^ wanted[3]))
-			continue;
-		barrier();
-		if (slot->mark >> 32 == mark >> 32)
-			return mark;
-	}
-	if (!state.overflowed[set])
+/* The label of a flow, wherever it is; 0 when it is not known. */
+static __always_inline __be32 find_label(const __u64 *wanted)
+{
+	__u64 word = wanted[0] ^ wanted[1] ^ wanted[2] ^ wanted[3] ^ wanted[4];
+	__u32 number = set_of(word * MIX);
+	struct state *state = the_state();
+	__be32 label, *found;
+
+	if (!state)
 		return 0;
-	found = bpf_map_lookup_elem(&overflow, wanted);
+	label = find_in_set(state, number, wanted);
+	if (label || !state->sets[number].elsewhere)
+		return label;
+	label = find_in_set(state, set_of(word * SECOND_MIX), wanted);
+	if (label || !state->sets[number].in_map)
+		return label;
+	found = in_overflow(wanted);
 	return found ? *found : 0;
 }
 
@@ -183,11 +198,9 @@ static __always_inline void fill_addresses(const struct ipv6hdr *ip, __u64 *key)
 	key[3] = join(destination[2], destination[3]);
 }
 
-/* Fill in the key (struct flow_key) of an IPv6 TCP or UDP packet whose source port is known. By words of 64 bits,
- * as it is compared: a processor that reads what it has just written in smaller pieces has to wait for them.
- * Asked for all, fill in as much as there is of any IPv6 packet. */
-static __always_inline enum search find_key(struct __sk_buff *skb, __u32 at, __u64 *key, int all,
-					    int *fragmented)
+/* Fill in the key (struct flow_key) of an IPv6 packet, as much as there is of it. By words of 64 bits, as it is
+ * compared: a processor that reads what it has just written in smaller pieces has to wait for them. */
+static __always_inline enum search find_key(struct __sk_buff *skb, __u32 at, __u64 *key, int *fragmented)
 {
 	void *data = (void *)(long)skb->data;
 	void *end = (void *)(long)skb->data_end;
@@ -200,8 +213,7 @@ static __always_inline enum search find_key(struct __sk_buff *skb, __u32 at, __u
 		return TOO_SHORT;
 	if (ip->version != 6)
 		return NOT_IPV6;
-	if (all)
-		fill_addresses(ip, key);
+	fill_addresses(ip, key);
 	protocol = ip->nexthdr;
 #pragma unroll
 	for (int i = 0; i < MAX_EXTENSION_HEADERS; i++) {
@@ -213,7 +225,7 @@ static __always_inline enum search find_key(struct __sk_buff *skb, __u32 at, __u
 		/* Hop-by-Hop is also what BIG TCP puts in front. */
 		if (protocol != IPPROTO_HOPOPTS && protocol != IPPROTO_ROUTING && protocol != IPPROTO_DSTOPTS &&
 		    protocol != IPPROTO_FRAGMENT)
-			return NOT_OURS;
+			return NO_PORTS;
 		if ((void *)(fragment + 1) > end)
 			return TOO_SHORT;
 		if (protocol == IPPROTO_FRAGMENT) {
@@ -231,12 +243,8 @@ static __always_inline enum search find_key(struct __sk_buff *skb, __u32 at, __u
 	ports = next;
 	if ((void *)(ports + 2) > end)
 		return TOO_SHORT;
-	if (!all && !port_is_known(ports[0]))
-		return NOT_OURS;
-	if (!all)
-		fill_addresses(ip, key);
 	key[4] = join(*(__u32 *)ports, bpf_htonl(protocol));
-	return all && !port_is_known(ports[0]) ? NOT_OURS : FOUND;
+	return FOUND;
 }
 
 /* The label of what belongs to no known flow, by where it goes; 0 for none. The entropy is made of both ends, so that
@@ -244,13 +252,13 @@ static __always_inline enum search find_key(struct __sk_buff *skb, __u32 at, __u
  * so that those of fragments do not count. */
 static __always_inline __be32 find_static(struct __sk_buff *skb, const __u64 *key, int fragmented)
 {
-	struct static_key where = { .prefix = 32 + 128, .interface = skb->ifindex };
+	struct static_place where = { .prefix = 32 + 128, .interface = skb->ifindex };
 	__u32 ports = fragmented ? 0 : first(key[4]);
 	__u32 entropy;
 	__be32 *found;
 
 	__builtin_memcpy(&where.network, &key[2], sizeof(where.network));
-	found = bpf_map_lookup_elem(&static_labels, &where);
+	found = in_static_labels(&where);
 	if (!found)
 		return 0;
 	ports ^= ports << 16 | ports >> 16;
@@ -258,23 +266,31 @@ static __always_inline __be32 find_static(struct __sk_buff *skb, const __u64 *ke
 	return *found | bpf_htonl((entropy & 0x18) << 15 | (entropy & 0x4) << 6 | (entropy & 0x3));
 }
 
-/* One 32-bit word holds version, traffic class and label: all but the label stays as it is. Written by helper
- * rather than in place: a program that writes in place has every packet made writable before it starts, those
- * of unknown flows too. */
-static __always_inline void write_label(struct __sk_buff *skb, __u32 at, __be32 label, __u32 outcome)
+/* One 32-bit word holds version, traffic class and label: all but the label stays as it is. */
+static __always_inline __be32 labelled(__be32 word, __be32 label)
 {
-	void *data = (void *)(long)skb->data;
-	void *end = (void *)(long)skb->data_end;
-	__be32 word;
+	return (word & ~LABEL_MASK) | label;
+}
 
-	if (data + at + sizeof(word) > end)
-		return;
-	word = (*(__be32 *)(data + at) & ~LABEL_MASK) | label;
+/* By helper, which makes the packet writable first if it has to be, and refuses where that cannot be. */
+static __always_inline void write_by_helper(struct __sk_buff *skb, __u32 at, __be32 word, __u32 outcome)
+{
 	/* A packet that came in by another interface may still bear the sum that the hardware made of it. */
 	count(bpf_skb_store_bytes(skb, at, &word, sizeof(word), BPF_F_RECOMPUTE_CSUM) ? OUTCOME_FAILED : outcome);
 }
 
-static __always_inline int mark(struct __sk_buff *skb, int ethernet, int all)
+static __always_inline void write_label(struct __sk_buff *skb, __u32 at, __be32 label, __u32 outcome)
+{
+	void *data = (void *)(long)skb->data;
+	void *end = (void *)(long)skb->data_end;
+
+	if (data + at + sizeof(__be32) <= end)
+		write_by_helper(skb, at, labelled(*(__be32 *)(data + at), label & LABEL_MASK), outcome);
+}
+
+/* Any packet: with VLAN tags in it, extension headers, its headers not in the linear part, its flow not where it
+ * is looked for first. Asked for all, those of no known flow may get static labels. */
+static SELDOM int look_closer(struct __sk_buff *skb, int ethernet, int all)
 {
 	__u64 key[KEY_WORDS] = {};
 	enum search result = TOO_SHORT;
@@ -292,51 +308,218 @@ static __always_inline int mark(struct __sk_buff *skb, int ethernet, int all)
 			if (at < 0)
 				continue;
 		}
-		result = find_key(skb, at & 0x3f, key, all, &fragmented);
+		result = find_key(skb, at & 0x3f, key, &fragmented);
 		if (result != TOO_SHORT)
 			break;
 	}
-	if (result == NOT_IPV6 || (!all && result == NOT_OURS))
+	if (result == NOT_IPV6 || (!all && result == NO_PORTS))
 		return TC_ACT_UNSPEC;
 	if (result == FOUND)
 		label = find_label(key);
 	if (label) {
-		write_label(skb, at & 0x3f, label & LABEL_MASK, OUTCOME_MARKED);
+		write_label(skb, at & 0x3f, label, OUTCOME_MARKED);
 		return TC_ACT_UNSPEC;
 	}
 	if (all && result != TOO_SHORT) {
 		label = find_static(skb, key, fragmented);
 		if (label) {
-			write_label(skb, at & 0x3f, label & LABEL_MASK, OUTCOME_STATIC);
+			write_label(skb, at & 0x3f, label, OUTCOME_STATIC);
 			return TC_ACT_UNSPEC;
 		}
 	}
-	if (result != FOUND && result != NOT_OURS)
+	if (result != FOUND && result != NO_PORTS)
 		count(result == LATER_FRAGMENT				  ? OUTCOME_FRAGMENT :
 		      result == TOO_SHORT && skb->len <= HEADER_OCTETS ? OUTCOME_TRUNCATED :
 									 OUTCOME_HEADERS);
 	return TC_ACT_UNSPEC;
 }
 
+/* The common packet: no tag in it, TCP or UDP next to the IPv6 header, its flow unknown or where it is looked for
+ * first. at is where its IPv6 header begins. What it cannot tell is left to look_closer(). */
+static __always_inline int quick(struct __sk_buff *skb, const int at, const int writes_in_place)
+{
+	void *data = (void *)(long)skb->data;
+	void *end = (void *)(long)skb->data_end;
+	struct ipv6hdr *ip = data + at;
+	const __u64 *addresses = (const void *)&ip->saddr;
+	__u64 ports_and_protocol, mixed, mark, other;
+	struct state *state = the_state();
+	struct slot *slot;
+	struct set *set;
+	__u8 hint;
+	const __u64 *words, *again;
+	__be32 word;
+
+	if (!state)
+		return TC_ACT_UNSPEC;
+	if (unlikely(data + at + sizeof(*ip) + sizeof(__be32) > end))
+		goto closer;
+	/* The protocol and the version, at once. */
+	if (at && unlikely((*(__be32 *)(data + at - 2) & bpf_htonl(0xfffff000)) != bpf_htonl(ETH_P_IPV6 << 16 | 0x6000)))
+		goto other_protocol;
+	if (!at && unlikely(ip->version != 6))
+		return TC_ACT_UNSPEC;
+	/* As it stands in struct flow_key. Whether the protocol has ports is shown by that a flow has it. */
+	ports_and_protocol = join(*(__u32 *)(ip + 1), bpf_htonl(ip->nexthdr));
+	mixed = (addresses[0] ^ addresses[1] ^ addresses[2] ^ addresses[3] ^ ports_and_protocol) * MIX;
+	slot = &state->sets[set_of(mixed)].first;
+	opaque(slot);
+	mark = *(volatile __u64 *)&slot->mark;
+	barrier();
+	words = (const void *)&slot->key;
+	if (unlikely(words[4] != ports_and_protocol))
+		goto another_slot;
+addresses:
+	if (unlikely(words[3] != addresses[3]))
+		goto closer;
+	if (unlikely(words[2] != addresses[2]))
+		goto closer;
+	if (unlikely(words[1] != addresses[1]))
+		goto closer;
+	if (unlikely(words[0] != addresses[0]))
+		goto closer;
+	barrier();
+	/* Another label, another key: look again. */
+	if (unlikely(*(volatile __u64 *)&slot->mark != mark))
+		goto closer;
+	word = labelled(*(__be32 *)ip, mark);
+	if (writes_in_place) {
+		*(__be32 *)ip = word;
+		count(OUTCOME_MARKED);
+	} else {
+		write_by_helper(skb, at, word, OUTCOME_MARKED);
+	}
+	return TC_ACT_UNSPEC;
+
+another_slot:
+	other = ip->nexthdr;
+	opaque(other);
+	if (other != IPPROTO_TCP && other != IPPROTO_UDP)
+		goto closer;
+	/* All hints, and whether there are any elsewhere. */
+	set = (void *)slot;
+	if (likely(!*(volatile __u64 *)set->hints))
+		return TC_ACT_UNSPEC;
+	/* Once more, so that the common packet need not keep it. */
+	opaque(data);
+	again = data + at + offsetof(struct ipv6hdr, saddr);
+	hint = hint_of((again[0] ^ again[1] ^ again[2] ^ again[3] ^ ports_and_protocol) * MIX);
+	if (*(volatile __u8 *)&set->hints[0] == hint)
+		slot = &set->others[0];
+	else if (*(volatile __u8 *)&set->hints[1] == hint)
+		slot = &set->others[1];
+	else if (*(volatile __u8 *)&set->hints[2] == hint)
+		slot = &set->others[2];
+	else if (*(volatile __u8 *)&set->hints[3] == hint)
+		slot = &set->others[3];
+	else if (set->elsewhere)
+		goto closer;
+	else
+		return TC_ACT_UNSPEC;
+	mark = *(volatile __u64 *)&slot->mark;
+	barrier();
+	words = (const void *)&slot->key;
+	if (words[4] == ports_and_protocol)
+		goto addresses;
+	goto closer;
+
+other_protocol:
+	opaque(data);
+	other = *(__be16 *)(data + at - 2);
+	opaque(other);
+	if (other != ETH_P_8021Q_BE && other != ETH_P_8021AD_BE)
+		return TC_ACT_UNSPEC;
+closer:
+	return look_closer(skb, at != 0, 0);
+}
+
+#ifdef IN_PLACE
+#define byte_of(kernel, field) \
+	(*((const __u8 *)(kernel) + __builtin_preserve_field_info((kernel)->field, BPF_FIELD_BYTE_OFFSET)))
+/* The bits of a field of the kernel's, at the upper end of a word of 64. */
+#define upper_bits(kernel, field) \
+	((__u64)byte_of(kernel, field) << __builtin_preserve_field_info((kernel)->field, BPF_FIELD_LSHIFT_U64))
+
+/* Whether there is nothing to be done before a packet is written to: it is no clone, whose octets others may see, and
+ * bears no sum of all its octets, which would have to follow. */
+static __always_inline int can_write_in_place(struct __sk_buff *skb)
+{
+	const struct sk_buff *kernel = bpf_cast_to_kern_ctx(skb);
+	__u64 bits = upper_bits(kernel, cloned);
+
+	if (unlikely(bits))
+		return 0;
+	bits = upper_bits(kernel, ip_summed) >> 62;
+	opaque(bits);
+	return likely(bits != CHECKSUM_COMPLETE);
+}
+
+/* Go on in another program and do not come back, but where that is not there. The index is a constant in each call, so
+ * that the kernel makes a jump of it: the barrier keeps the compiler from making one call of the two. */
+#define go_on(skb, link)                                             \
+	do {                                                         \
+		if (can_write_in_place(skb)) {                       \
+			bpf_tail_call(skb, &programs, IN_PLACE_##link);  \
+			barrier();                                   \
+		} else {                                             \
+			bpf_tail_call(skb, &programs, BY_HELPER_##link); \
+		}                                                    \
+	} while (0)
+
 /* Devices with a MAC header, Ethernet's; VLAN tags may stand in it. */
 SEC("tc") int scitags_label(struct __sk_buff *skb)
 {
-	return mark(skb, 1, 0);
+	go_on(skb, ETHERNET);
+	return look_closer(skb, 1, 0);
 }
 
 /* Devices without one: tun, wireguard, IP tunnels. */
 SEC("tc") int scitags_label_l3(struct __sk_buff *skb)
 {
-	return skb->protocol == bpf_htons(ETH_P_IPV6) ? mark(skb, 0, 0) : TC_ACT_UNSPEC;
+	if (skb->protocol != bpf_htons(ETH_P_IPV6))
+		return TC_ACT_UNSPEC;
+	go_on(skb, L3);
+	return look_closer(skb, 0, 0);
 }
+
+SEC("tc") int scitags_in_place(struct __sk_buff *skb)
+{
+	return quick(skb, ETH_HLEN, 1);
+}
+
+SEC("tc") int scitags_in_place_l3(struct __sk_buff *skb)
+{
+	return quick(skb, 0, 1);
+}
+
+SEC("tc") int scitags_by_helper(struct __sk_buff *skb)
+{
+	return quick(skb, ETH_HLEN, 0);
+}
+
+SEC("tc") int scitags_by_helper_l3(struct __sk_buff *skb)
+{
+	return quick(skb, 0, 0);
+}
+#else
+SEC("tc") int scitags_label(struct __sk_buff *skb)
+{
+	return quick(skb, ETH_HLEN, 0);
+}
+
+SEC("tc") int scitags_label_l3(struct __sk_buff *skb)
+{
+	return skb->protocol == bpf_htons(ETH_P_IPV6) ? quick(skb, 0, 0) : TC_ACT_UNSPEC;
+}
+#endif
 
 /* The same where there are static labels. Programs of their own: the others bear no cost of it. */
 SEC("tc") int scitags_label_all(struct __sk_buff *skb)
 {
-	return mark(skb, 1, 1);
+	return look_closer(skb, 1, 1);
 }
 
 SEC("tc") int scitags_label_all_l3(struct __sk_buff *skb)
 {
-	return skb->protocol == bpf_htons(ETH_P_IPV6) ? mark(skb, 0, 1) : TC_ACT_UNSPEC;
+	return skb->protocol == bpf_htons(ETH_P_IPV6) ? look_closer(skb, 0, 1) : TC_ACT_UNSPEC;
 }

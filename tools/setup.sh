@@ -43,6 +43,10 @@ fi
 if [ -n "$for_tests" ]; then
     # Debian's build of what the real FTS client is built on: the one on PyPI wants a compiler.
     /usr/bin/python3 -c 'import M2Crypto' 2>/dev/null || missing="$missing python3-m2crypto"
+    # The other loader of the marker, and the headers of a kernel, which it compiles with.
+    [ -e /usr/share/doc/libbpfcc ] || missing="$missing python3-bpfcc"
+    [ -n "$(find /usr/src -maxdepth 1 -name 'linux-headers-*-common' 2>/dev/null)" ] ||
+        missing="$missing linux-headers-$(dpkg --print-architecture 2>/dev/null || echo amd64)"
     # systemd-analyze reads the agent's unit.
     command -v systemd-analyze >/dev/null || missing="$missing systemd"
     # The broker by which FTS tells of finished transfers; nothing of it is started by its packages.
@@ -52,6 +56,9 @@ if [ -n "$for_tests" ]; then
     { command -v ip || [ -x /sbin/ip ]; } >/dev/null || missing="$missing iproute2"
     [ -x /bin/kill ] || missing="$missing procps"
     /usr/bin/python3 -c 'import XRootD' 2>/dev/null || missing="$missing python3-xrootd"
+    # What VOMS says of people, and the server that reads it.
+    command -v voms-proxy-fake >/dev/null || missing="$missing voms-clients"
+    [ -n "$(find /usr/lib -name 'libXrdVoms-*.so' 2>/dev/null)" ] || missing="$missing xrootd-voms-plugins"
     # Servers of data by HTTP. Their services are not started: see below.
     [ -x /usr/sbin/nginx ] || missing="$missing nginx-light"
     [ -e /usr/lib/apache2/modules/mod_lua.so ] || missing="$missing apache2-bin"

@@ -44,7 +44,13 @@ def examine(config: Config | None) -> list[Finding]:
     enrichers = {one.kind.kind for one in config.enrichers} if config else set()
     found = [_kernel()]
     if "marker" in backends:
-        found += [_capabilities("marker", _MARKERS_CAPABILITIES), _program(), _ways(), _kernel_labels(), _labels()]
+        found += [
+            _capabilities("marker", _MARKERS_CAPABILITIES),
+            _program(config),
+            _ways(),
+            _kernel_labels(),
+            _labels(),
+        ]
         found += _interfaces(config)
     if "extension_header" in backends:
         found += _headers(config)
@@ -76,13 +82,20 @@ def _missing(wanted: Mapping[int, str]) -> set[str]:
     return missing - _ADMINS if effective >> 21 & 1 else missing
 
 
-def _program() -> Finding:
-    from scitags_agent.bpf.loader import probe  # noqa: PLC0415
+def _program(config: Config | None) -> Finding:
+    from scitags_agent.backends.marker import MarkerSettings  # noqa: PLC0415
+    from scitags_agent.bpf.loader import MarkerProgram  # noqa: PLC0415
 
-    reason = probe()
-    if reason is None:
-        return Finding("eBPF program", "good", "the kernel takes it")
-    return Finding("eBPF program", "bad", reason, "until then fireflies are sent, and no packet is marked")
+    backends = [one.settings for one, _ in config.backends] if config is not None else []
+    settings = next((one for one in backends if isinstance(one, MarkerSettings)), MarkerSettings())
+    try:
+        program = MarkerProgram(max_flows=1, loader=settings.loader)
+    except (ScitagsError, OSError) as error:
+        return Finding("eBPF program", "bad", str(error), "until then fireflies are sent, and no packet is marked")
+    loader, why_not = program.loader, program.why_not_in_place
+    program.close()
+    way = "in place, clones by its helper" if why_not is None else f"by its helper ({why_not})"
+    return Finding("eBPF program", "good", f"the kernel takes it, loaded by {loader}; labels are written {way}")
 
 
 def _ways() -> Finding:

@@ -26,7 +26,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
 from collections.abc import Collection, Container, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
@@ -38,6 +38,7 @@ from scitags_agent.bpf.connections import ConnectionsUnavailable
 from scitags_agent.candidates import GRACE_SECONDS, YOUNG_SECONDS, AsItWas, Place, Ports, as_it_is, place_of
 from scitags_agent.connections import OPEN_STATES, Connection, Lookup, dump
 from scitags_agent.local_address import is_local
+from scitags_agent.matched import Matched
 from scitags_agent.presence import Presence, find_alive
 from scitags_core.flow import FlowEvent, FlowKey, FlowState, Transport
 
@@ -55,7 +56,6 @@ EARLY_LOOK_SHARE = 0.3
 REDIRECT_SECONDS = 0.0015
 # With more ports in question than that, one look at everything costs less.
 PORTS_ASKED_FOR = 4
-MATCHES_REMEMBERED = 1 << 17
 DISPUTES_REMEMBERED = 1 << 14
 SOCKETS_AT_ONCE = 256
 # The event loop's turns from a datagram that is there to the start that waits: it is read, a task begins with it.
@@ -101,9 +101,7 @@ class Matcher:
         # When each connection was first seen, by our clock and by cookie, while something waited for its ports.
         self._sightings: dict[Ports, dict[int, float]] = {}
         self._disputed: OrderedDict[int, None] = OrderedDict()
-        self._claimed: Counter[int] = Counter()  # cookies of the connections of flows under way
-        # What a report's 5-tuple stands for, the oldest first: dCache's pair by 5-tuple and order.
-        self._matched: OrderedDict[FlowKey, deque[tuple[FlowKey, int]]] = OrderedDict()
+        self._matched = Matched()
         self._counters: Counter[str] = Counter(exact=0, matched=0, ambiguous=0, unmatched=0, elsewhere=0)
 
     async def close(self) -> None:
@@ -163,13 +161,13 @@ class Matcher:
         """
         if event.state is FlowState.END:
             return await self._match_end(event)
-        known = self._matched.get(event.key)
-        if event.state is FlowState.ONGOING and known:
-            return msgspec.structs.replace(event, key=known[0][0])
+        known = self._matched.oldest(event.key)
+        if event.state is FlowState.ONGOING and known is not None:
+            return msgspec.structs.replace(event, key=known)
         connection = find_alive(self._lookup, event.key, event.zone) if event.key.is_complete else None
         if connection is not None:
             self._counters["exact"] += 1
-            self._remember(event.key, event.key, connection.cookie)
+            self._matched.add(event.key, event.key, connection.cookie)
             return event
         place = place_of(event.key)
         if place is None:
@@ -299,7 +297,7 @@ class Matcher:
         return {cookie: connections[cookie].key} if is_meant else {}
 
     def _free(self, cookies: Iterable[int]) -> list[int]:
-        return [one for one in cookies if one not in self._claimed and one not in self._disputed]
+        return [one for one in cookies if not self._matched.is_claimed(one) and one not in self._disputed]
 
     # --- what the kernel tells of -------------------------------------------------------------------
 
@@ -344,7 +342,7 @@ class Matcher:
                 cookie, near_key = next(iter(own.items()))
                 key = one.place.told(near_key)
                 self._counters["matched"] += 1
-                self._remember(one.event.key, key, cookie)
+                self._matched.add(one.event.key, key, cookie)
                 _settle(one, key)
                 continue
             for other in rivals:
@@ -383,31 +381,13 @@ class Matcher:
             await early.acted_on.wait()
             if not was_found:
                 return None
-        known = self._matched.get(event.key)
-        if known:
-            key, cookie = known.popleft()
-            self._release_claim(cookie)
-            if not known:
-                del self._matched[event.key]
+        key = self._matched.take(event.key)
+        if key is not None:
             return msgspec.structs.replace(event, key=key)
         if self.is_exact(event.key, event.zone):
             return event
         self._count_out(event.key)
         return None
-
-    def _remember(self, reported: FlowKey, key: FlowKey, cookie: int) -> None:
-        self._matched.setdefault(reported, deque()).append((key, cookie))
-        self._matched.move_to_end(reported)
-        self._claimed[cookie] += 1
-        while len(self._matched) > MATCHES_REMEMBERED:  # their ends were lost
-            _, forgotten = self._matched.popitem(last=False)
-            for _, old in forgotten:
-                self._release_claim(old)
-
-    def _release_claim(self, cookie: int) -> None:
-        self._claimed[cookie] -= 1
-        if not self._claimed[cookie]:
-            del self._claimed[cookie]
 
     def _count_out(self, key: FlowKey) -> None:
         self._counters["unmatched" if is_local(key.src) or is_local(key.dst) else "elsewhere"] += 1

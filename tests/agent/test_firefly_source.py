@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -12,6 +13,7 @@ import msgspec
 import pytest
 
 from scitags_agent.sources.firefly import FireflySource, FireflySourceSettings
+from scitags_agent.stamps import SO_TIMESTAMPNS, STAMP_ROOM, sent_at
 from scitags_core import firefly, firefly_schema
 from scitags_core.errors import ConfigError
 from scitags_core.flow import FlowEvent, FlowKey, FlowState, Usage
@@ -91,6 +93,22 @@ def test_dcache_counts_as_its_pool_and_its_ends_lie_ahead() -> None:
     assert found.is_reversed
     (plain,) = heard([datagram(ahead, "dCache")], dialect="plain").events
     assert plain.usage == Usage(received=0, sent=3000)
+
+
+def test_when_a_datagram_was_sent_is_known_to_the_kernel() -> None:
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(("::1", 0))
+        receiver.settimeout(5)
+        receiver.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        before = time.monotonic()
+        receiver.sendto(b"x", receiver.getsockname())
+        after = time.monotonic()
+        time.sleep(0.05)
+        _, notes, _, _ = receiver.recvmsg(10, STAMP_ROOM)
+    sent = sent_at(notes)
+    assert sent is not None
+    assert before - 0.001 <= sent <= after
+    assert sent_at([]) is None
 
 
 def test_every_recorded_firefly_of_dcache_is_understood() -> None:

@@ -23,6 +23,7 @@ from scitags_core.tag import Tag
 from scitags_dcache.billing import BillingError, BillingReader
 from scitags_dcache.billing_command import Consumption, agent_writer
 
+SECONDS = 60  # a group of consumers takes seconds to form, and a busy machine takes longer
 READER = BillingReader({"atlas": 2, "cms": 3})
 POOL = FlowKey("fd00:dc::1", 20005, "fd00:dc::2", 59874)
 
@@ -190,12 +191,12 @@ def running(one: Consumption) -> Iterator[threading.Thread]:
         yield thread
     finally:
         one.stop()
-        thread.join(20)
+        thread.join(SECONDS)
         assert not thread.is_alive()
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + SECONDS
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -221,7 +222,7 @@ def test_what_was_handed_over_counts_as_read_and_nothing_else(broker: tuple[str,
             until(lambda: patient.counters["waited"] > 0)
             agent = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
             agent.bind(path)
-            agent.settimeout(20)
+            agent.settimeout(SECONDS)
             heard = [decode_events(agent.recv(1 << 16))[0][0].transfer_id for _ in range(2)]
             until(lambda: patient.counters["transfers"] == 2)
         assert heard == ["first 0000ABCD", "second 0000ABCD"]

@@ -6,6 +6,8 @@ import time
 from collections import Counter
 from datetime import UTC, datetime
 
+import pytest
+
 from scitags_agent.candidates import YOUNG_SECONDS
 from scitags_core import label
 from scitags_core.tag import Tag
@@ -60,15 +62,20 @@ def test_a_download_is_marked_and_its_neighbours_are_not(site: Site) -> None:
         download.end()
 
 
-def test_data_that_comes_at_once(site: Site) -> None:
-    """Nothing waits for the agent: what is not marked is what left before the match, and nothing after it."""
+@pytest.mark.parametrize("pause", [0.0, 0.001, 0.002], ids=lambda pause: f"{pause * 1000:g} ms")
+def test_data_that_comes_at_once(site: Site, pause: float) -> None:
+    """Nothing waits for the agent: what is not marked is what left before the match, and nothing after it.
+
+    pause is from the request to the first data: what a pool needs to find the mover, and to open and read the file.
+    """
     unmarked = []
     for _ in range(10):
         download = site.download(PRODUCTION)
         download.tell()
         time.sleep(0.002)
         download.connect()
-        for _chunk in range(OCTETS // 50_000):
+        time.sleep(pause)
+        for _chunk in range(OCTETS // 100_000):
             download.send(50_000)
             time.sleep(0.005)
         tags = tags_in_order(site)[download.ports]
@@ -77,7 +84,10 @@ def test_data_that_comes_at_once(site: Site) -> None:
         assert set(tags[first:]) == {PRODUCTION}
         unmarked.append((first, len(tags)))
     lost, whole = (sum(column) for column in zip(*unmarked, strict=True))
-    print(f"unmarked before the match: {lost} of {whole} packets with data")
+    downloads = sum(first > 0 for first, _ in unmarked)
+    print(
+        f"unmarked before the match: {lost} of {whole} packets with data, of {downloads} of {len(unmarked)} downloads"
+    )
     assert lost < whole / 2
 
 
@@ -105,4 +115,4 @@ def test_two_of_one_client_ten_milliseconds_apart(site: Site) -> None:
     print(f"{dict(outcomes)} of {2 * REPEATED}, {matching}")
     assert outcomes["wrong"] == 0
     assert (outcomes["right"], outcomes["in doubt"]) == (matching["matched"], matching["ambiguous"])
-    assert outcomes["right"] > REPEATED
+    assert outcomes["right"] >= 0.99 * 2 * REPEATED

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import json
+
+import msgspec
 import pytest
 
+from scitags_core.cli.main import main
 from scitags_core.errors import CarrierError, InvalidValue
 from scitags_core.plugins import PluginHost
 from scitags_core.tag import Tag
@@ -107,3 +112,31 @@ def test_the_injector() -> None:
     for bad in ("GET", {"method": "GET"}, {"method": "GET", "url": 5}, {"method": "GET", "url": WEBDAV, "body": ""}):
         with pytest.raises(InvalidValue):
             injector.inject(bad, TAG)
+
+
+@pytest.mark.parametrize("other", ["Source", "Destination"])
+def test_a_copy_on_the_command_line(
+    other: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One request as an argument, two from standard input: each is read alike by both doors."""
+    given = json.dumps({"method": "COPY", "url": WEBDAV, "headers": {other: FAR, "SciTag": "206"}})
+    command = ["inject", "request", "--system", "dcache", "--experiment", "atlas", "--activity", "production input"]
+    assert main([*command, given]) == 0
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{given}\n{given}\n"))
+    assert main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        tagged = msgspec.json.decode(line, type=Request)
+        assert read(tagged) == read(passive_request(tagged)) == TAG
+        assert passive_request(tagged).url == FAR
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [("{", "is not JSON"), ('{"method": "LIST", "url": "https://h/f"}', "LIST")]
+)
+def test_what_is_no_request_is_named_on_the_command_line(
+    given: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inject", "request", "--system", "dcache", "--experiment", "atlas", given]) == 1
+    assert said in capsys.readouterr().err

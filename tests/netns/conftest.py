@@ -71,9 +71,12 @@ def pair(root: None) -> Iterator[Pair]:
         yield Pair(alice, bob)
 
 
-@pytest.fixture
-def program(bpf: None) -> Iterator[MarkerProgram]:
-    loaded = MarkerProgram(max_flows=64)
+@pytest.fixture(params=["in place", "by helper"])
+def program(bpf: None, request: pytest.FixtureRequest) -> Iterator[MarkerProgram]:
+    """Both of its objects: what writes labels where the packet lies, and what asks the kernel to."""
+    in_place = request.param == "in place"
+    loaded = MarkerProgram(max_flows=64, in_place=in_place)
+    assert (loaded.why_not_in_place is None) == in_place
     yield loaded
     loaded.close()
 

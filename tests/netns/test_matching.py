@@ -16,9 +16,10 @@ import msgspec
 import pytest
 
 from scitags_agent import connections, presence
-from scitags_agent.candidates import GRACE_SECONDS, HARDLY_USED_OCTETS, YOUNG_SECONDS
+from scitags_agent.arrivals import Arrival
+from scitags_agent.candidates import GRACE_SECONDS, HARDLY_USED_OCTETS, YOUNG_SECONDS, Place
 from scitags_agent.connections import SockDiagError
-from scitags_agent.matching import Matcher
+from scitags_agent.matching import Matcher, _could_mean, _Waiting
 from scitags_core.flow import FlowEvent, FlowKey, FlowState
 from scitags_core.tag import Tag
 from tests.netns.conftest import ALICE, BOB, Pair
@@ -100,8 +101,10 @@ def run(pair: Pair, bpf: None, request: pytest.FixtureRequest) -> Callable[[Call
     async def site() -> AsyncIterator[Site]:
         with ExitStack() as stack:
             one = Site(pair, stack, watch)
-            yield one
-            await one.matcher.close()
+            try:
+                yield one
+            finally:
+                await one.matcher.close()
 
     async def live(test: Callable[[Site], Awaitable[None]]) -> None:
         async with site() as one:
@@ -224,6 +227,44 @@ def test_one_after_the_other_is_told_by_time(run: Run) -> None:
             link.move(HARDLY_USED_OCTETS)
 
     run(test)
+
+
+@pytest.mark.parametrize("run", ["told by the kernel"], indirect=True)
+def test_when_it_was_sent_counts_and_not_when_we_get_round_to_it(run: Run) -> None:
+    async def test(site: Site) -> None:
+        site.matcher.begin_to_watch()
+        # The loop does not run meanwhile: the agent hears of all four at once.
+        told = []
+        for number, tag in enumerate((PRODUCTION, ANALYSIS, PRODUCTION)):
+            sent = time.monotonic()
+            told.append((report(tag, port=DOOR_PORT + number), sent, site.connect()))
+        untagged = site.connect()
+        matches = [site.matcher.match(event, sent=sent) for event, sent, _ in reversed(told)]
+        found = await asyncio.gather(*matches)
+        assert found == [msgspec.structs.replace(event, key=link.key) for event, _, link in reversed(told)]
+        # The last connection is of somebody who told nobody, and what is sent after it does not mean it.
+        late = asyncio.create_task(site.matcher.match(report(ANALYSIS, port=DOOR_PORT + 7), sent=time.monotonic()))
+        await site.waiting()
+        link = site.connect()
+        assert await late == report(ANALYSIS, port=link.key.src_port)
+        assert link.key != untagged.key
+
+    run(test)
+
+
+@pytest.mark.parametrize(("sent", "could_mean"), [((0.0, 0.01), (0,)), ((0.0, -0.01), (0, 1)), ((0.03, 0.2), (0,))])
+def test_a_start_that_was_sent_too_late_for_two_round_trips_is_not_meant(
+    sent: tuple[float, float], could_mean: tuple[int, ...]
+) -> None:
+    """A connection that took 0.1 s for each; when nothing was sent early enough, the measured round trip was slow."""
+    arrival = Arrival(1, FlowKey.of(BOB, POOL, ALICE, 1), stood=0.18, asked=0.0)
+    place = Place("tcp", BOB, POOL, ALICE, 0, is_source=False)
+
+    async def meant() -> list[int]:
+        starts = [_Waiting(report(), place, when, when, True, asyncio.Future(), asyncio.Event()) for when in sent]
+        return [starts.index(one) for one in _could_mean(starts, arrival)]
+
+    assert tuple(asyncio.run(meant())) == could_mean
 
 
 def test_one_start_and_two_new_connections_are_not_guessed(run: Run) -> None:

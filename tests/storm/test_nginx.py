@@ -7,11 +7,13 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from http import HTTPStatus
 from pathlib import Path
 
 import pytest
 
 from scitags_storm import recipe
+from tests.agent.conftest import START_SECONDS, wait_for
 from tests.http.conftest import ALICE_IPV4, BOB_IPV4, Service, Site
 from tests.netns.conftest import ALICE, BOB
 from tests.xrootd.host import Record
@@ -80,7 +82,20 @@ def storm(request: pytest.FixtureRequest, whole_site: Site) -> Iterator[str]:
             one = Service(whole_site, command)
             stack.callback(one.close)
         one.wait_until_it_listens(PORT)
+        wait_for(lambda: answers(whole_site), START_SECONDS, "what stands for StoRM")
         yield request.param
+
+
+def answers(site: Site) -> bool:
+    """Whether nginx has somebody behind it."""
+    client = site.client(port=PORT)
+    try:
+        client.request("GET", "/file")
+        answer = client.getresponse()
+        answer.read()
+    finally:
+        client.close()
+    return answer.status != HTTPStatus.BAD_GATEWAY
 
 
 def pair(site: Site) -> tuple[Record, Record]:

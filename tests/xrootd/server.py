@@ -82,7 +82,7 @@ class Server:
         authority.certify(self.directory / "certificate.pem", self.directory / "key.pem", addresses)
         text = config.format(
             directory=self.directory,
-            library=self.directory / library.name.replace("-5.so", ".so"),
+            library=self.directory / re.sub(r"-\d\.so$", ".so", library.name),
             authority=authority.directory,
             root_port=root_port,
             http_port=http_port,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from tests.netns.conftest import ALICE, BOB
 from tests.xrootd.clients import SECONDS, XRDCP
 from tests.xrootd.conftest import Site
 from tests.xrootd.moved import TAG, check_marked, content, one, sent
-from tests.xrootd.plugin import built_for_clients
+from tests.xrootd.plugin import built_for_clients, built_for_clients_of_6
 
 OCTETS = 24_000_123
 OTHER = 206
@@ -28,14 +30,17 @@ Run = Callable[..., str]
 @pytest.fixture
 def run(site: Site, tmp_path: Path) -> Run:
     """Run a command on bob with the plug-in; settings are lines of its file."""
-    library = built_for_clients()
+    built = built_for_clients()
     plugins = tmp_path / "client.plugins.d"
     plugins.mkdir()
 
     def with_plugin(
-        command: Sequence[str | Path], settings: str = "", environment: Mapping[str, str] | None = None
+        command: Sequence[str | Path],
+        settings: str = "",
+        environment: Mapping[str, str] | None = None,
+        library: Path = built,
     ) -> str:
-        name = str(library).replace("-5.so", ".so")
+        name = re.sub(r"-\d\.so$", ".so", str(library))
         (plugins / "scitags.conf").write_text(f"url = root://*;roots://*\nlib = {name}\nenable = true\n{settings}")
         done = subprocess.run(
             ["nsenter", f"--net={site.pair.bob.path}", "--", *command],
@@ -155,6 +160,31 @@ def test_all_that_a_file_can_do_goes_through(site: Site, run: Run) -> None:
     assert start.scitag == TAG
     assert sorted(end.octets) == [1500, OCTETS]
     assert (site.alice.server.root / "python-file").stat().st_size == OCTETS - 1
+
+
+READS = """
+import sys
+from XRootD import client
+with client.File() as file:
+    assert file.open(sys.argv[1])[0].ok
+    assert len(file.read()[1]) == int(sys.argv[2])
+copies = client.CopyProcess()
+copies.add_job(sys.argv[1], "/dev/null", force=True)
+assert copies.prepare().ok
+assert copies.run()[0].ok
+print(client.__file__)
+"""
+
+
+def test_the_client_of_xrootd_6(site: Site, run: Run) -> None:
+    """PyPI's: Debian 12 has none."""
+    library, packages = built_for_clients_of_6()
+    site.alice.server.put("six", content(OCTETS))
+    command = [sys.executable, "-c", READS, site.alice.server.url("root", ALICE, "six"), str(OCTETS)]
+    said = run(command, f"tag = {TAG}", {"PYTHONPATH": str(packages)}, library)
+    assert str(packages) in said
+    for start, end in site.alice.agent.transfers(2):
+        assert (start.scitag, end.octets) == (TAG, (OCTETS, 0))
 
 
 def test_programs_that_ask_no_file_are_left_alone(site: Site, run: Run) -> None:

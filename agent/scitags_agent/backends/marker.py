@@ -32,7 +32,7 @@ from scitags_agent.bpf.interfaces import Interface, check_pattern
 from scitags_agent.bpf.kernel_label import KernelLabels
 from scitags_agent.bpf.layout import UNPLACED, PackedKey, label_word, pack_key, static_entropy
 from scitags_agent.bpf.libbpf import MarkerUnavailable
-from scitags_agent.bpf.loader import DEFAULT_MAX_FLOWS, MarkerProgram
+from scitags_agent.bpf.loader import DEFAULT_MAX_FLOWS, Loader, MarkerProgram
 from scitags_agent.bpf.placement import Placement
 from scitags_agent.local_address import can_bind
 from scitags_agent.socket_labels import SocketLabels, Wanted
@@ -77,6 +77,7 @@ class MarkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     label            who writes it. tc: the program. kernel: the kernel itself, for TCP alone, and no program is on any
                      interface. auto: the program at once, and the kernel in its place as soon as it does
     attach           auto (TCX where the kernel has it, else clsact), tcx, or clsact
+    loader           of the program: libbpf, bcc (which compiles it on this host), or auto: bcc where libbpf cannot
     max_flows        directions of connections that can be marked at once
     linger           seconds that a mark outlives the last end, so that the last packets still bear it
     rescan           seconds between looks at which interfaces there are
@@ -89,6 +90,7 @@ class MarkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     namespaces: list[str] = []
     label: Literal["auto", "kernel", "tc"] = "auto"
     attach: Way = "auto"
+    loader: Loader = "auto"
     max_flows: Annotated[int, msgspec.Meta(ge=2)] = DEFAULT_MAX_FLOWS
     linger: Seconds = 0.25
     rescan: Annotated[float, msgspec.Meta(gt=0)] = 5.0
@@ -162,7 +164,7 @@ class Marker:
     async def start(self, inheritance: Inheritance) -> None:
         """Load and attach. MarkerUnavailable says why that cannot be, OSError what of the inheritance is unusable."""
         self._home = inheritance.directory
-        self._program = MarkerProgram(self._settings.max_flows, static=bool(self._static))
+        self._program = MarkerProgram(self._settings.max_flows, static=bool(self._static), loader=self._settings.loader)
         self._socket_labels = await self._ask_the_kernel()
         if self._home is not None:
             self._seed = zlib.crc32(_kept_secret(self._home))

@@ -29,8 +29,8 @@ from scitags_agent.bpf.layout import (
     ProgQuery,
     TcxLinkInfo,
 )
-from scitags_agent.bpf.libbpf import library
 from scitags_agent.bpf.loader import program_id
+from scitags_agent.bpf.system_calls import bpf
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ class TcxProgram:
         stale = next((one for one in tcx_programs(index)[0] if one in earlier), None)
         flags, relative = (BPF_F_BEFORE, 0) if stale is None else (BPF_F_BEFORE | BPF_F_ID, stale)
         request = ProgAttach(index, self._descriptor, BPF_TCX_EGRESS, flags, 0, relative, 0)
-        library().syscall(BPF_PROG_ATTACH, request)
+        bpf(BPF_PROG_ATTACH, request)
         try:
             self._take_over(earlier)
         except OSError as error:
@@ -136,7 +136,7 @@ class TcxProgram:
     def detach(self) -> None:
         request = ProgAttach(self._index, self._descriptor, BPF_TCX_EGRESS, 0, 0, 0, 0)
         try:
-            library().syscall(BPF_PROG_DETACH, request)
+            bpf(BPF_PROG_DETACH, request)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENODEV, errno.EINVAL):
                 log.warning("the program on interface %d cannot be removed: %s", self._index, error)
@@ -153,7 +153,7 @@ class TcxProgram:
                 return
             # The revision guards against a program that is put between the two meanwhile.
             request = ProgAttach(self._index, 0, BPF_TCX_EGRESS, BPF_F_AFTER, 0, self._descriptor, revision)
-            library().syscall(BPF_PROG_DETACH, request)
+            bpf(BPF_PROG_DETACH, request)
 
 
 def tcx_programs(index: int) -> tuple[list[int], int]:
@@ -162,7 +162,7 @@ def tcx_programs(index: int) -> tuple[list[int], int]:
     query = ProgQuery(
         target_ifindex=index, attach_type=BPF_TCX_EGRESS, prog_ids=ctypes.addressof(ids), count=_MAX_PROGRAMS
     )
-    library().syscall(BPF_PROG_QUERY, query)
+    bpf(BPF_PROG_QUERY, query)
     return list(ids[: query.count]), int(query.revision)
 
 
@@ -178,7 +178,7 @@ class TcxLink:
             attach_type=BPF_TCX_EGRESS,
             flags=BPF_F_BEFORE,
         )
-        self._link = library().syscall(BPF_LINK_CREATE, request)
+        self._link = bpf(BPF_LINK_CREATE, request)
 
     def is_alive(self) -> bool:
         # A link outlives its device, and whoever detaches it by force; it then names no interface.
@@ -186,7 +186,7 @@ class TcxLink:
             return False
         info = TcxLinkInfo()
         request = InfoByFd(self._link, ctypes.sizeof(info), ctypes.addressof(info))
-        library().syscall(BPF_OBJ_GET_INFO_BY_FD, request)
+        bpf(BPF_OBJ_GET_INFO_BY_FD, request)
         return bool(info.ifindex)
 
     def detach(self) -> None:

@@ -11,18 +11,20 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-from scitags_agent.bpf.layout import PORTS, pack_key
+from scitags_agent.bpf.layout import pack_key
 from scitags_agent.bpf.libbpf import BPF_ANY, BpfObject, MarkerUnavailable
 from scitags_agent.bpf.loader import DEFAULT_MAX_FLOWS, TestRun, pack_index, program_id, test_run
 from scitags_core.exthdr import HEADER_OCTETS
 from scitags_core.flow import FlowKey
 from scitags_core.tag import Tag
 
+PORTS = 65536
 OBJECT_NAME = "extension_header.bpf.o"
 Header = Literal["destination-options", "hop-by-hop", "both"]
 
 _SETTINGS = struct.Struct("=BB6x")
 _MARK = struct.Struct("=IIII")
+_STATE_OCTETS = PORTS // 8 + 8  # struct header_state
 _HOP_BY_HOP_AND_DESTINATION: dict[Header, tuple[bool, bool]] = {
     "destination-options": (False, True),
     "hop-by-hop": (True, False),
@@ -63,14 +65,14 @@ class HeaderProgram:
             self._marks = self._object.map_fd("marks")
             self._outcomes = self._object.map_fd("header_outcomes")
             self._cpus = self._lib.call("libbpf_num_possible_cpus")
-            descriptor, octets = self._object.global_variables()
-            self._mapping = mmap.mmap(descriptor, octets, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+            state = self._object.map_fd(".bss")
+            self._mapping = mmap.mmap(state, _STATE_OCTETS, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         except (MarkerUnavailable, OSError):
             self._object.close()
             raise
         self._octets = memoryview(self._mapping)
         # Words are stored whole, by one instruction each: a reader sees the old or the new.
-        self._words = self._octets[: PORTS // 8 + 8].cast("Q")
+        self._words = self._octets.cast("Q")
 
     def close(self) -> None:
         """Give all back to the kernel."""

@@ -14,16 +14,24 @@ import msgspec
 
 from scitags_core.flow import FlowKey
 
-PORTS = 65536
 MAX_STATIC = 4096
-SETS = 16384
-WAYS = 4
 FLOW_KEY_OCTETS = 40
 SLOT_OCTETS = 48
-# In octets, in struct state.
-OVERFLOWED_AT = PORTS // 8
-SLOTS_AT = OVERFLOWED_AT + SETS * 4
-STATE_OCTETS = SLOTS_AT + SETS * WAYS * SLOT_OCTETS
+WAYS = 5
+# struct set, in octets.
+SET_OCTETS = 256
+HINTS_AT = 48
+ELSEWHERE_AT = 52
+IN_MAP_AT = 56
+WAYS_AT = (0, 64, 112, 160, 208)
+# struct state: sets, as many as there is room for, and the counters.
+MAX_CPUS = 1024
+COUNTER_WORDS = 8
+COUNTERS_OCTETS = MAX_CPUS * COUNTER_WORDS * 8
+SET_BITS = 15
+_MAX_SETS = 1 << SET_BITS
+# The last word of the key of an empty slot: no packet has it.
+EMPTY = (1 << 64) - 1
 
 _PORTS_AND_PROTOCOL = struct.Struct("!HHI")
 _KEY_WORDS = struct.Struct("=5Q")
@@ -32,6 +40,9 @@ _LABEL = struct.Struct("!I")
 _STATIC_KEY = struct.Struct("=II16s")
 _PORTS_AT = 32
 _MIX = 0x9E3779B97F4A7C15
+_SECOND_MIX = 0xC2B2AE3D27D4EB4F
+_SET_SHIFT = 64 - SET_BITS
+_HINT_SHIFT = 26
 _PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
 
 
@@ -46,19 +57,30 @@ class Outcome(enum.IntEnum):
     STATIC = 5
 
 
+class GoOnIn(enum.IntEnum):
+    """enum go_on_in: what the programs that are attached go on in."""
+
+    IN_PLACE_ETHERNET = 0
+    IN_PLACE_L3 = 1
+    BY_HELPER_ETHERNET = 2
+    BY_HELPER_L3 = 3
+
+
 UNPLACED = -2
 OVERFLOWED = -1
 
 
 class PackedKey(msgspec.Struct, gc=False):
-    """struct flow_key of one direction, the set of slots that it belongs to, its source port, and where it is placed.
+    """struct flow_key of one direction, and where it is placed.
 
-    slot is a number, OVERFLOWED for one that is in the overflow map, or UNPLACED.
+    ports    its last word, which has the protocol too
+    set      the set that it belongs to, where there are as many as can be
+    slot     where its slot begins in struct state, OVERFLOWED for one that is in the overflow map, or UNPLACED
     """
 
     octets: bytes
+    ports: int
     set: int
-    port: int
     slot: int = UNPLACED
 
 
@@ -78,10 +100,9 @@ def pack_directions(key: FlowKey) -> tuple[PackedKey, PackedKey]:
 def pack_key(key: FlowKey) -> PackedKey:
     """One direction of an IPv6 flow."""
     addresses, words = _pack_addresses(key.src, key.dst)
-    port = key.src_port
-    ports = _PORTS_AND_PROTOCOL.pack(port, key.dst_port, _PROTOCOLS[key.protocol])
-    mixed = (words ^ int.from_bytes(ports, sys.byteorder)) * _MIX
-    return PackedKey(addresses + ports, mixed >> 50 & SETS - 1, port)
+    ports = _PORTS_AND_PROTOCOL.pack(key.src_port, key.dst_port, _PROTOCOLS[key.protocol])
+    word = int.from_bytes(ports, sys.byteorder)
+    return PackedKey(addresses + ports, word, (words ^ word) * _MIX >> _SET_SHIFT & _MAX_SETS - 1)
 
 
 def static_entropy(packed: PackedKey) -> int:
@@ -94,7 +115,7 @@ def static_entropy(packed: PackedKey) -> int:
 
 
 def pack_static_key(interface: int, network: ipaddress.IPv6Network) -> bytes:
-    """struct static_key."""
+    """struct static_place."""
     return _STATIC_KEY.pack(32 + network.prefixlen, interface, network.network_address.packed)
 
 
@@ -109,11 +130,21 @@ def label_word(label: int) -> int:
     return int.from_bytes(_LABEL.pack(label), sys.byteorder)
 
 
-def set_of(packed: bytes) -> int:
-    """The set of slots that a packed key belongs to, as the program computes it."""
-    words: tuple[int, int, int, int, int] = _KEY_WORDS.unpack(packed)
+def hint_of(octets: bytes) -> int:
+    """What stands in the set for a slot with this key, 1..255, as the program computes it."""
+    return _mixed(octets) * _MIX >> _HINT_SHIFT & 0xFF | 1
+
+
+def second_set_of(octets: bytes) -> int:
+    """The set of a key whose first one is full, where there are as many as can be."""
+    return _mixed(octets) * _SECOND_MIX >> _SET_SHIFT & _MAX_SETS - 1
+
+
+def _mixed(octets: bytes) -> int:
+    """The exclusive or of a key's words."""
+    words: tuple[int, int, int, int, int] = _KEY_WORDS.unpack(octets)
     one, two, three, four, five = words
-    return ((one ^ two ^ three ^ four ^ five) * _MIX & (1 << 64) - 1) >> 50
+    return one ^ two ^ three ^ four ^ five
 
 
 # --- bpf(2) ------------------------------------------------------------------------------------
@@ -128,6 +159,26 @@ BPF_F_BEFORE = 1 << 3
 BPF_F_AFTER = 1 << 4
 BPF_F_ID = 1 << 5
 BPF_OBJ_GET_INFO_BY_FD = 15
+
+
+BPF_PROG_TYPE_SCHED_CLS = 3
+
+
+class ProgLoad(ctypes.Structure):
+    """The beginning of union bpf_attr for BPF_PROG_LOAD."""
+
+    _fields_ = (
+        ("prog_type", ctypes.c_uint32),
+        ("insn_cnt", ctypes.c_uint32),
+        ("insns", ctypes.c_void_p),
+        ("license", ctypes.c_char_p),
+        ("log_level", ctypes.c_uint32),
+        ("log_size", ctypes.c_uint32),
+        ("log_buf", ctypes.c_uint64),
+        ("kern_version", ctypes.c_uint32),
+        ("prog_flags", ctypes.c_uint32),
+        ("prog_name", ctypes.c_char * 16),
+    )
 
 
 class LinkCreate(ctypes.Structure):
@@ -186,6 +237,17 @@ class ProgInfo(ctypes.Structure):
     """The beginning of struct bpf_prog_info."""
 
     _fields_ = (("type", ctypes.c_uint32), ("id", ctypes.c_uint32))
+
+
+class MapInfo(ctypes.Structure):
+    """The beginning of struct bpf_map_info."""
+
+    _fields_ = (
+        ("type", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("key_size", ctypes.c_uint32),
+        ("value_size", ctypes.c_uint32),
+    )
 
 
 class InfoByFd(ctypes.Structure):

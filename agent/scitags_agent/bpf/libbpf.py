@@ -5,19 +5,18 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import platform
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from scitags_agent.bpf.layout import TestRunOpts
+from scitags_agent.bpf.system_calls import BPF_ANY, bpf
 from scitags_core.errors import ScitagsError
 
+__all__ = ["BPF_ANY", "BpfObject", "Library", "MarkerUnavailable", "library"]
 SONAME = "libbpf.so.1"
-BPF_ANY = 0
 _LOG_LINES = 12
-_SYSCALL_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
 _PRINT = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 _WARNING = 0
 
@@ -49,6 +48,9 @@ class Library:
             ("bpf_object__find_map_by_name", pointer, (pointer, text)),
             ("bpf_object__next_map", pointer, (pointer, pointer)),
             ("bpf_object__find_program_by_name", pointer, (pointer, text)),
+            ("bpf_object__next_program", pointer, (pointer, pointer)),
+            ("bpf_program__name", text, (pointer,)),
+            ("bpf_map__set_pin_path", integer, (pointer, text)),
             ("bpf_map__set_max_entries", integer, (pointer, ctypes.c_uint32)),
             ("bpf_map__name", text, (pointer,)),
             ("bpf_map__value_size", ctypes.c_uint32, (pointer,)),
@@ -114,19 +116,7 @@ class Library:
 
     def syscall(self, command: int, attributes: ctypes.Structure) -> int:
         """bpf(2), for what this libbpf does not know. Raises OSError."""
-        number = _SYSCALL_BPF.get(platform.machine())
-        if number is None:
-            raise OSError(f"the number of bpf(2) on {platform.machine()} is not known")
-        result = self._libc.syscall(
-            ctypes.c_long(number),
-            ctypes.c_int(command),
-            ctypes.byref(attributes),
-            ctypes.c_uint(ctypes.sizeof(attributes)),
-        )
-        if result < 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))
-        return int(result)
+        return bpf(command, attributes)
 
 
 @cache
@@ -138,8 +128,13 @@ def library() -> Library:
 class BpfObject:
     """A loaded object file. Raises MarkerUnavailable when the kernel does not take it."""
 
-    def __init__(self, path: Path, max_entries: dict[str, int], constants: bytes = b"") -> None:
-        """max_entries sizes maps by name, before they are made; constants are the program's settings."""
+    def __init__(self, path: Path, max_entries: dict[str, int], constants: bytes = b"", *, pinned: bool = True) -> None:
+        """Load it.
+
+        max_entries   sizes maps by name, before they are made
+        constants     the program's settings
+        pinned        maps that ask to be pinned to the file system are; ours do not ask
+        """
         self.lib = library()
         self.lib.take_messages()
         self._handle = self.lib.pointer("bpf_object__open_file", os.fsencode(path), None)
@@ -148,6 +143,9 @@ class BpfObject:
         try:
             for name, entries in max_entries.items():
                 self.lib.call("bpf_map__set_max_entries", self._map(name), entries)
+            if not pinned:
+                for one in self._maps():
+                    self.lib.call("bpf_map__set_pin_path", one, None)
             if constants:
                 self.lib.call("bpf_map__set_initial_value", self._variables(".rodata"), constants, len(constants))
             self.lib.call("bpf_object__load", self._handle)
@@ -189,10 +187,9 @@ class BpfObject:
     def map_fd(self, name: str) -> int:
         return self.lib.call("bpf_map__fd", self._map(name))
 
-    def global_variables(self) -> tuple[int, int]:
-        """The map that holds the program's zero-initialised global variables: its descriptor, its size in octets."""
-        found = self._variables(".bss")
-        return self.lib.call("bpf_map__fd", found), self.lib.call("bpf_map__value_size", found)
+    def global_variables(self) -> int:
+        """The descriptor of the map that holds the program's zero-initialised global variables."""
+        return self.lib.call("bpf_map__fd", self._variables(".bss"))
 
     def program(self, name: str) -> int:
         """libbpf's handle of a program."""
@@ -202,6 +199,15 @@ class BpfObject:
 
     def program_fd(self, name: str) -> int:
         return self.lib.call("bpf_program__fd", self.program(name))
+
+    def program_names(self) -> list[str]:
+        """In the order of the object."""
+        names = []
+        current = self.lib.pointer("bpf_object__next_program", self._handle, None)
+        while current is not None:
+            names.append(self.lib.text("bpf_program__name", current))
+            current = self.lib.pointer("bpf_object__next_program", self._handle, current)
+        return names
 
 
 def _why_not(error: OSError, messages: str) -> str:

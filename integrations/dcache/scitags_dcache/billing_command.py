@@ -10,6 +10,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from scitags_core.cli import names
 from scitags_core.cli.output import json_line
@@ -18,6 +19,9 @@ from scitags_core.flow import FlowEvent
 from scitags_core.flow_json import encode_event
 from scitags_dcache import vo_mapping
 from scitags_dcache.billing import BillingError, BillingReader
+
+if TYPE_CHECKING:
+    from confluent_kafka import KafkaError
 
 TOPIC = "billing"
 GROUP = "scitags"
@@ -59,7 +63,7 @@ class Consumption:
         except ImportError:
             raise KafkaUnavailable("confluent-kafka is missing: pip install 'scitags-suite[dcache]'") from None
         try:
-            consumer = Consumer({**self._settings, "error_cb": lambda error: self._note("errors", f"Kafka: {error.str()}")})
+            consumer = Consumer({**self._settings, "error_cb": self._note_problem})
             consumer.subscribe([self._topic])
         except KafkaException as error:
             raise ConfigError(f"Kafka: {error.args[0]}") from None
@@ -69,7 +73,7 @@ class Consumption:
                 if message is None:
                     continue
                 if (problem := message.error()) is not None:
-                    self._note("errors", f"Kafka: {problem.str()}")
+                    self._note_problem(problem)
                     continue
                 if self._take(message.value() or b""):
                     try:
@@ -78,6 +82,9 @@ class Consumption:
                         self._note("errors", f"Kafka: {error.args[0]}: messages will come again")
         finally:
             consumer.close()
+
+    def _note_problem(self, problem: KafkaError) -> None:
+        self._note("errors", f"Kafka: {problem.str()}")
 
     def _note(self, counter: str, text: str) -> None:
         """Count, and say it the first times: who listens for weeks must not fill the disk."""

@@ -19,10 +19,10 @@ bool Announcer::waits() const {
 }
 
 bool Announcer::announce(const std::string& event, int descriptor) {
-  auto link = borrow();
-  if (link == nullptr) return false;
   const std::string message = "{\"request\":\"events\",\"events\":[" + event + "]}";
   const std::vector<int> descriptors(descriptor < 0 ? 0 : 1, descriptor);
+  auto link = borrow();
+  if (link == nullptr) return false;
   auto outcome = link->send(message, descriptors);
   // One agent after another: the link was to the first.
   if (outcome == AgentLink::Outcome::kAbsent) outcome = link->send(message, descriptors);

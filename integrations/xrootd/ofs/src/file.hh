@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "XrdSfs/XrdSfsInterface.hh"
+#include "XrdVersion.hh"
 #include "reporter.hh"
 #include "rules.hh"
 #include "third_party.hh"
@@ -62,6 +63,12 @@ class File : public XrdSfsFile {
   int truncate(XrdSfsFileOffset size) override { return wrapped_->truncate(size); }
   int getCXinfo(char type[4], int& size) override { return wrapped_->getCXinfo(type, size); }
   void setXio(XrdSfsXio* exchange) override { wrapped_->setXio(exchange); }
+#if XrdVNUMBER >= 60000
+  XrdSfsXferSize read(XrdOucRangeList& parts) override { return wrapped_->read(parts); }
+  // Of one of the server's files, which all are ours; what is wrapped takes it for one of its own kind.
+  int Clone(XrdSfsFile& source) override { return wrapped_->Clone(*static_cast<File&>(source).wrapped_); }
+  int Clone(const std::vector<XrdOucCloneSeg>& parts) override { return wrapped_->Clone(parts); }
+#endif
 
  private:
   void begin(const char* path, bool is_upload, const XrdSecEntity& client, std::string_view opaque);

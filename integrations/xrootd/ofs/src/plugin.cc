@@ -13,7 +13,7 @@
 
 namespace {
 
-constexpr char kCopyLibrary[] = "libXrdHttpTPC-5.so";
+constexpr char kCopyLibrary[] = "libXrdHttpTPC-" XRDPLUGIN_SOVERSION ".so";
 constexpr char kCopyEntry[] = "XrdHttpGetExtHandler";
 
 }  // namespace

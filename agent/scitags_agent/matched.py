@@ -1,0 +1,58 @@
+"""What reports with untrue 5-tuples stand for, once that has been found out, until their flows end."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, deque
+
+from scitags_core.flow import FlowKey
+
+MATCHES_REMEMBERED = 1 << 17
+
+
+class Matched:
+    """By the 5-tuple that was reported, the oldest first: dCache's starts and ends pair by 5-tuple and order."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[FlowKey, deque[tuple[FlowKey, int]]] = OrderedDict()
+        self._claimed: Counter[int] = Counter()  # cookies of the connections of flows under way
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def __contains__(self, reported: FlowKey) -> bool:
+        return reported in self._known
+
+    def is_claimed(self, cookie: int) -> bool:
+        """Whether a flow under way has the connection."""
+        return cookie in self._claimed
+
+    def add(self, reported: FlowKey, key: FlowKey, cookie: int) -> None:
+        """A flow has begun. Of those that never end the longest untouched are forgotten."""
+        self._known.setdefault(reported, deque()).append((key, cookie))
+        self._known.move_to_end(reported)
+        self._claimed[cookie] += 1
+        while len(self._known) > MATCHES_REMEMBERED:  # their ends were lost
+            _, forgotten = self._known.popitem(last=False)
+            for _, old in forgotten:
+                self._release(old)
+
+    def oldest(self, reported: FlowKey) -> FlowKey | None:
+        """The connection's 5-tuple of the flow that began first."""
+        known = self._known.get(reported)
+        return known[0][0] if known else None
+
+    def take(self, reported: FlowKey) -> FlowKey | None:
+        """The same, as that flow ends."""
+        known = self._known.get(reported)
+        if not known:
+            return None
+        key, cookie = known.popleft()
+        self._release(cookie)
+        if not known:
+            del self._known[reported]
+        return key
+
+    def _release(self, cookie: int) -> None:
+        self._claimed[cookie] -= 1
+        if not self._claimed[cookie]:
+            del self._claimed[cookie]
