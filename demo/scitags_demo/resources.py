@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -36,11 +37,16 @@ def _end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  (a sign
     sys.exit(128 + number)
 
 
-def own_directory(resources: ExitStack, *, keep: bool) -> Path:
-    """A directory of our own; unless kept it goes with us, even when we are killed."""
-    usual = tempfile.gettempdir()
-    base = usual if len(usual) <= LONGEST_BASE else "/tmp"  # noqa: S108  (mkdtemp makes it ours alone)
-    directory = Path(tempfile.mkdtemp(prefix="scitags-demo-", dir=base))
+def own_directory(resources: ExitStack, *, keep: bool, passable: bool = False) -> Path:
+    """A directory of our own; unless kept it goes with us, even when we are killed.
+
+    passable: who knows the way to something in it may go there, whoever it is.
+    """
+    usual = Path(tempfile.gettempdir())
+    is_fit = len(str(usual)) <= LONGEST_BASE and (not passable or _is_passable(usual))
+    directory = Path(tempfile.mkdtemp(prefix="scitags-demo-", dir=usual if is_fit else "/tmp"))  # noqa: S108  (ours alone)
+    if passable:
+        directory.chmod(0o711)
     if keep:
         return directory
     sweeper = subprocess.Popen(  # noqa: S603  (our own command)
@@ -59,6 +65,10 @@ def own_directory(resources: ExitStack, *, keep: bool) -> Path:
 
     resources.callback(sweep)
     return directory
+
+
+def _is_passable(directory: Path) -> bool:
+    return all(one.stat().st_mode & stat.S_IXOTH for one in (directory, *directory.parents))
 
 
 def last_line(log: Path) -> str:

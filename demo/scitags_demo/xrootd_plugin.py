@@ -6,6 +6,7 @@ import fcntl
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -34,14 +35,24 @@ def missing() -> list[str]:
     ]
 
 
-def build(part: Part, sanitizer: Sanitizer = "", *, warnings_are_errors: bool = False) -> Path:
-    """The library of the server's plug-in (ofs) or the client's, up to date. Raises DemoError with what was said."""
-    directory = BUILDS / f"xrootd-{part}{'-' + sanitizer if sanitizer else ''}"
+def build(
+    part: Part,
+    sanitizer: Sanitizer = "",
+    *,
+    release: str = "",
+    settings: Sequence[str] = (),
+    warnings_are_errors: bool = False,
+) -> Path:
+    """The library of the server's plug-in (ofs) or the client's, up to date. Raises DemoError with what was said.
+
+    settings are cmake's, for a release of XRootD that is not the system's; release then sets its build apart.
+    """
+    directory = BUILDS / f"xrootd-{part}{release}{'-' + sanitizer if sanitizer else ''}"
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for command in (
-            ["cmake", "-S", str(SOURCES / part), "-B", str(directory), f"-DSANITIZE={sanitizer}"],
+            ["cmake", "-S", str(SOURCES / part), "-B", str(directory), f"-DSANITIZE={sanitizer}", *settings],
             ["cmake", "--build", str(directory), "--parallel", "2"],
         ):
             try:

@@ -32,7 +32,7 @@ from scitags_demo.plan import Side
 from scitags_demo.resources import cleaned_up, last_line, own_directory
 from scitags_demo.watching import Watch, can_mark
 
-READY_SECONDS = 60.0
+READY_SECONDS = 180.0  # of a machine that has much else to do
 ENDS_SECONDS = 20.0  # for the agents to hear of the ends of all transfers
 SETTLE_SECONDS = 0.5  # the last firefly is on its way
 PATIENCE_SECONDS = 150.0  # without any file that is done, after the last beginning: more than FTS gives to a file
@@ -87,8 +87,7 @@ def run(plan: Plan, options: Options, say: Say) -> Evidence:
     plugin = xrootd_plugin.build("ofs")
     marking = can_mark(say)
     with cleaned_up() as resources:
-        directory = own_directory(resources, keep=options.keep)
-        directory.chmod(0o711)  # the storages' own user has to get through
+        directory = own_directory(resources, keep=options.keep, passable=True)  # to the storages' user
         if options.keep:
             say(f"Files are kept in {directory}")
         stage = _Stage(plan, options, directory, resources, say)
