@@ -7,11 +7,12 @@ READY_FOR_FULL := $(VENV)/.ready-for-full
 READY_FOR_TESTS := $(VENV)/.ready-for-tests
 MATRIX := tests/xrootd/test_matrix.py tests/xrootd/test_third_party.py tests/xrootd/test_opaques.py
 
-.PHONY: help setup demo demo-full test test-sanitized lint format bench clean
+.PHONY: help setup demo demo-full demo-day test test-sanitized lint format bench clean
 
 help:
 	@echo "make demo       tagged transfers between network namespaces, marked and decoded again"
 	@echo "make demo-full  from a Rucio rule to the wire: the same by real Rucio, xrootd and clients; needs root"
+	@echo "make demo-day   a data challenge's day by the same, scaled down, and what a network reports of it"
 	@echo "make test       every test"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      what marking, announcing and decoding cost"
@@ -42,6 +43,9 @@ demo: $(READY)
 
 demo-full: $(READY_FOR_FULL)
 	$(VENV)/bin/scitags demo --full --output demo-output/full
+
+demo-day: $(READY_FOR_FULL)
+	$(VENV)/bin/scitags demo --day --output demo-output/day
 
 test: $(READY_FOR_TESTS)
 	$(PYTHON) -m pytest
