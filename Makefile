@@ -3,17 +3,20 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
+READY_FOR_FULL := $(VENV)/.ready-for-full
 READY_FOR_TESTS := $(VENV)/.ready-for-tests
 MATRIX := tests/xrootd/test_matrix.py tests/xrootd/test_third_party.py tests/xrootd/test_opaques.py
 
-.PHONY: help setup demo test test-sanitized lint format bench clean
+.PHONY: help setup demo demo-full demo-day test test-sanitized lint format bench clean
 
 help:
-	@echo "make demo    tagged transfers between network namespaces, marked and decoded again"
-	@echo "make test    every test"
-	@echo "make lint    ruff and mypy"
-	@echo "make bench   what marking, announcing and decoding cost"
-	@echo "make setup   what the others need: system packages that are missing, and $(VENV)"
+	@echo "make demo       tagged transfers between network namespaces, marked and decoded again"
+	@echo "make demo-full  from a Rucio rule to the wire: the same by real Rucio, xrootd and clients; needs root"
+	@echo "make demo-day   a data challenge's day by the same, scaled down, and what a network reports of it"
+	@echo "make test       every test"
+	@echo "make lint       ruff and mypy"
+	@echo "make bench      what marking, announcing and decoding cost"
+	@echo "make setup      what the others need: system packages that are missing, and $(VENV)"
 
 setup: $(READY)
 
@@ -22,9 +25,13 @@ $(READY): pyproject.toml hatch_build.py tools/setup.sh $(wildcard bpf/*)
 	tools/setup.sh $(VENV)
 	@touch $@
 
+$(READY_FOR_FULL): pyproject.toml hatch_build.py tools/setup.sh $(wildcard bpf/*)
+	tools/setup.sh $(VENV) full
+	@touch $(READY) $@
+
 $(READY_FOR_TESTS): pyproject.toml hatch_build.py tools/setup.sh $(wildcard bpf/*)
 	tools/setup.sh $(VENV) tests
-	@touch $(READY) $@
+	@touch $(READY) $(READY_FOR_FULL) $@
 
 # The plug-in for xrootd as GCC's sanitizers build it, through all of its tests; `make test` has the matrix of transfers.
 test-sanitized: $(READY_FOR_TESTS)
@@ -33,6 +40,12 @@ test-sanitized: $(READY_FOR_TESTS)
 
 demo: $(READY)
 	$(VENV)/bin/scitags demo --output demo-output
+
+demo-full: $(READY_FOR_FULL)
+	$(VENV)/bin/scitags demo --full --output demo-output/full
+
+demo-day: $(READY_FOR_FULL)
+	$(VENV)/bin/scitags demo --day --output demo-output/day
 
 test: $(READY_FOR_TESTS)
 	$(PYTHON) -m pytest

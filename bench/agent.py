@@ -171,7 +171,7 @@ class Stage:
             time.sleep(POLL_SECONDS)
         took = time.perf_counter() - began
         used = self.cpu() - cpu
-        late, *written = map(float, writer.communicate(timeout=LIMIT_SECONDS)[0].split() or [0])
+        late, *written = map(float, writer.communicate(timeout=LIMIT_SECONDS)[0].split() or ["0"])
         time.sleep(0.2)
         with self._host.entered(), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as stop:
             stop.sendto(b"stop", ("2001:db8::2", 10514))

@@ -15,7 +15,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from tests.xrootd.certificate import Authority
+from scitags_demo.authority import Authority
 from tests.xrootd.host import Agent
 from tests.xrootd.server import CONFIG, Server, free_port
 

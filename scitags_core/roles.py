@@ -64,6 +64,15 @@ class EventSink(Protocol):
     async def reload(self) -> str:
         """Have the agent read its configuration again; why it stays with the old one, or the empty string."""
 
+    def keep(self, descriptor: int | None) -> None:
+        """Have the service manager hold this open when the agent dies, in place of what it held before; None: nothing.
+
+        Where there is none that would, nothing happens.
+        """
+
+    def take_kept(self) -> Sequence[int]:
+        """The descriptors that were held for this source since an earlier agent died: its own from now on."""
+
     @property
     def inheritance(self) -> Inheritance:
         """What an agent that was here before left for this source; position is what it last gave."""

@@ -19,6 +19,7 @@ class Sink:
         self.position = b""
         self.inheritance = Inheritance()
         self.is_crowded = False
+        self.kept: int | None = None
 
     def accept(self, event: FlowEvent) -> None:
         self.events.append(event)
@@ -47,3 +48,9 @@ class Sink:
 
     async def reload(self) -> str:
         return ""
+
+    def keep(self, descriptor: int | None) -> None:
+        self.kept = descriptor
+
+    def take_kept(self) -> list[int]:
+        return []

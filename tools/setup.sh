@@ -1,11 +1,13 @@
 #!/bin/sh
-# setup.sh VENV [tests]: make the virtual environment that the Makefile works in, and install what it needs from the
-# system first; with "tests", what only the tests need as well.
+# setup.sh VENV [full|tests]: make the virtual environment that the Makefile works in, and install what it needs from the
+# system first; with "full", what the demonstration on real parts needs as well; with "tests", all that the tests need.
 # Asks for nothing that is there already. Without the right to install packages it says what is missing and goes on:
 # all but the marking of packets works without them.
 set -eu
 venv=${1:-.venv}
-for_tests=${2:-}
+for_full=${2:-}
+for_tests=""
+[ "$for_full" != tests ] || for_tests=tests
 cd "$(dirname "$0")/.."
 
 say() { echo "setup: $*"; }
@@ -17,6 +19,27 @@ command -v clang >/dev/null || missing="$missing clang"
 has_libbpf || missing="$missing libbpf1"
 [ -e /usr/include/bpf/bpf_helpers.h ] || missing="$missing libbpf-dev"
 command -v make >/dev/null || missing="$missing make"
+if [ -n "$for_full" ]; then
+    # The storage and the clients that the real Rucio moves files with.
+    command -v xrootd >/dev/null || missing="$missing xrootd-server"
+    command -v xrdcp >/dev/null || missing="$missing xrootd-client"
+    [ -n "$(find /usr/lib -name 'libXrdHttp-*.so' 2>/dev/null | head -1)" ] || missing="$missing xrootd-server-plugins"
+    /usr/bin/python3 -c 'import gfal2' 2>/dev/null || missing="$missing python3-gfal2"
+    command -v gfal-copy >/dev/null || missing="$missing gfal2-util-scripts"
+    for plugin in file http xrootd; do
+        [ -n "$(find /usr/lib -name "libgfal_plugin_$plugin.so" 2>/dev/null)" ] || missing="$missing gfal2-plugin-$plugin"
+    done
+    # The plug-in for the server is built, and asked by every kind of client.
+    command -v cmake >/dev/null || missing="$missing cmake"
+    command -v g++ >/dev/null || missing="$missing g++"
+    [ -e /usr/include/xrootd/XrdSfs/XrdSfsInterface.hh ] || missing="$missing libxrootd-server-dev libxrootd-dev"
+    [ -e /usr/include/xrootd/private/XrdHttp/XrdHttpExtHandler.hh ] || missing="$missing libxrootd-private-dev"
+    [ -e /usr/include/nlohmann/json.hpp ] || missing="$missing nlohmann-json3-dev"
+    command -v curl >/dev/null || missing="$missing curl"
+    command -v openssl >/dev/null || missing="$missing openssl"
+    # The environment of Rucio is made from the system's Python, which has gfal2.
+    /usr/bin/python3 -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"
+fi
 if [ -n "$for_tests" ]; then
     # Debian's build of what the real FTS client is built on: the one on PyPI wants a compiler.
     /usr/bin/python3 -c 'import M2Crypto' 2>/dev/null || missing="$missing python3-m2crypto"
@@ -29,26 +52,9 @@ if [ -n "$for_tests" ]; then
     # The broker by which FTS tells of finished transfers; nothing of it is started by its packages.
     [ -e /usr/share/activemq/bin/activemq.jar ] || missing="$missing activemq"
     command -v java >/dev/null || missing="$missing default-jre-headless"
-    # The storage and the clients that the real Rucio moves files with.
-    command -v xrootd >/dev/null || missing="$missing xrootd-server"
-    command -v xrdcp >/dev/null || missing="$missing xrootd-client"
-    [ -n "$(find /usr/lib -name 'libXrdHttp-*.so' 2>/dev/null | head -1)" ] || missing="$missing xrootd-server-plugins"
-    /usr/bin/python3 -c 'import gfal2' 2>/dev/null || missing="$missing python3-gfal2"
-    command -v gfal-copy >/dev/null || missing="$missing gfal2-util-scripts"
-    for plugin in file http xrootd; do
-        [ -n "$(find /usr/lib -name "libgfal_plugin_$plugin.so" 2>/dev/null)" ] || missing="$missing gfal2-plugin-$plugin"
-    done
     # The examples' agents run in namespaces that ip makes; the unit's reload is kill's.
     { command -v ip || [ -x /sbin/ip ]; } >/dev/null || missing="$missing iproute2"
     [ -x /bin/kill ] || missing="$missing procps"
-    # The plug-in for the server is built by the tests, and asked by every kind of client.
-    command -v cmake >/dev/null || missing="$missing cmake"
-    command -v g++ >/dev/null || missing="$missing g++"
-    [ -e /usr/include/xrootd/XrdSfs/XrdSfsInterface.hh ] || missing="$missing libxrootd-server-dev libxrootd-dev"
-    [ -e /usr/include/xrootd/private/XrdHttp/XrdHttpExtHandler.hh ] || missing="$missing libxrootd-private-dev"
-    [ -e /usr/include/nlohmann/json.hpp ] || missing="$missing nlohmann-json3-dev"
-    command -v curl >/dev/null || missing="$missing curl"
-    command -v openssl >/dev/null || missing="$missing openssl"
     /usr/bin/python3 -c 'import XRootD' 2>/dev/null || missing="$missing python3-xrootd"
     # What VOMS says of people, and the server that reads it.
     command -v voms-proxy-fake >/dev/null || missing="$missing voms-clients"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import logging
 import os
@@ -19,7 +20,7 @@ import msgspec
 from scitags_agent.config import AUTO, BackendOptions, Config, Instance
 from scitags_agent.fanout import Fanout, Lane
 from scitags_agent.ledger import Frame, Ledger
-from scitags_agent.notify import Notifier
+from scitags_agent.notify import Notifier, descriptor_name, handed_over
 from scitags_agent.table import FlowTable
 from scitags_core import __version__
 from scitags_core.errors import ConfigError, ScitagsError
@@ -34,6 +35,7 @@ events_log = logging.getLogger("scitags_agent.events")
 
 SETTLE_SECONDS = 1.0
 EXPIRY_SECONDS = 10.0
+CLAIM_SECONDS = 2.0
 FIRST_RESTART_SECONDS = 0.5
 LAST_RESTART_SECONDS = 30.0
 REFUSALS_LOGGED = 20  # for each source; a peer that sends rubbish must not fill the disk
@@ -98,6 +100,12 @@ class Inlet:
     async def reload(self) -> str:
         return await self._daemon.reload()
 
+    def keep(self, descriptor: int | None) -> None:
+        self._daemon.keep(f"source {self.name}", descriptor)
+
+    def take_kept(self) -> list[int]:
+        return self._daemon.take_kept(f"source {self.name}")
+
 
 def reason_kind(reason: str) -> str:
     """A refusal's reason without the values that were bad: what is counted."""
@@ -120,6 +128,7 @@ class Daemon:
         self._started = time.monotonic()
         self._reloading = asyncio.Lock()
         self._notifier = Notifier.from_environment()
+        self._kept = handed_over()  # by an earlier agent, and not claimed yet
         self._matcher: Matcher | None = None
         self._matching: set[asyncio.Task[None]] = set()
         self.fanout = Fanout()
@@ -155,8 +164,8 @@ class Daemon:
             self._begin_ledger()
             for one, source in sources:
                 self._start_source(one, source)
-            forever = (self._expire, self._report, self._look_for_gone, self._notifier.keep_alive)
-            chores += [asyncio.create_task(chore()) for chore in forever]
+            to_do = (self._expire, self._report, self._look_for_gone, self._close_unclaimed, self._notifier.keep_alive)
+            chores += [asyncio.create_task(chore()) for chore in to_do]
             log.info("scitags-agent %s is ready", __version__)
             self._notifier.ready()
             await stop.wait()
@@ -197,6 +206,16 @@ class Daemon:
         if self._ledger is None:
             return Inheritance(None, b"", under_way)
         return Inheritance(self._ledger.home(name), self._positions.get(name.removeprefix("source "), b""), under_way)
+
+    def keep(self, name: str, descriptor: int | None) -> None:
+        """Have a descriptor held open by the service manager, in place of what it held under that name."""
+        self._notifier.let_go(name)
+        if descriptor is not None:
+            self._notifier.keep(name, descriptor)
+
+    def take_kept(self, name: str) -> list[int]:
+        """What the service manager held under that name since an earlier agent died."""
+        return self._kept.pop(descriptor_name(name), [])
 
     def status(self) -> dict[str, Any]:
         """Everything counted, ready for JSON."""
@@ -438,10 +457,20 @@ class Daemon:
     async def _expire(self) -> None:
         while True:
             await asyncio.sleep(EXPIRY_SECONDS)
+            # What libraries leave behind in circles, for each of their connections, would else pile up for long.
+            gc.collect(0)
             ends = self.table.silent(datetime.now(UTC))
             if ends:
                 self.table.counters["expired"] += len(ends)
                 self.accept(ends, OWN)
+
+    async def _close_unclaimed(self) -> None:
+        """Let go of what was held for sources that are no longer configured."""
+        await asyncio.sleep(CLAIM_SECONDS)
+        for name in list(self._kept):
+            for descriptor in self._kept.pop(name):
+                os.close(descriptor)
+            self._notifier.let_go(name)
 
     async def _report(self) -> None:
         """Tell the backends of every transfer that goes on, evenly over the interval, with what enrichers know."""

@@ -1,7 +1,8 @@
 """What the agent tells the service manager: that it is ready, reads its configuration again, stops, and is alive.
 
 The protocol is that of sd_notify(3): a datagram of lines NAME=VALUE to the Unix socket named in $NOTIFY_SOCKET.
-Where nobody asked to be told, nothing happens.
+Where nobody asked to be told, nothing happens. A descriptor may come along, which is held open over a restart
+(FDSTORE=1) and handed over as sd_listen_fds(3) has it: from 3 on, $LISTEN_FDS of them, with names in $LISTEN_FDNAMES.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import asyncio
 import logging
 import os
 import socket
+import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 
 from scitags_core.errors import shown
 
@@ -20,6 +22,8 @@ log = logging.getLogger(__name__)
 # The service manager reads at once, or has stopped itself; the agent goes on without it.
 SEND_SECONDS = 1.0
 CALLS_IN_TIME = 3
+FIRST_HANDED_OVER = 3
+_NAME_LENGTH_MAX = 255
 
 
 class Notifier:
@@ -73,17 +77,44 @@ class Notifier:
         """A line for `systemctl status`."""
         self._tell(f"STATUS={' '.join(text.split())}")
 
-    def _tell(self, state: str) -> None:
+    def keep(self, name: str, descriptor: int) -> None:
+        """Have a descriptor held open until the agent is started again. It may be one of several of that name."""
+        self._tell(f"FDSTORE=1\nFDNAME={descriptor_name(name)}", descriptor)
+
+    def let_go(self, name: str) -> None:
+        """Have those of that name closed."""
+        self._tell(f"FDSTOREREMOVE=1\nFDNAME={descriptor_name(name)}")
+
+    def _tell(self, state: str, *descriptors: int) -> None:
         if not self._address:
             return
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", one)) for one in descriptors]
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:
                 notifier.settimeout(SEND_SECONDS)
-                notifier.sendto(state.encode(), self._address)
+                notifier.sendmsg([state.encode()], rights, 0, self._address)
         except OSError as error:
             if not self._complained:
                 self._complained = True
                 log.warning("the service manager cannot be told %s: %s (said once)", shown(state), error)
+
+
+def descriptor_name(name: str) -> str:
+    """A name as descriptors can have it: of printable ASCII without a colon."""
+    return "".join(c if c.isascii() and c.isprintable() and c != ":" else "_" for c in name)[:_NAME_LENGTH_MAX]
+
+
+def handed_over(environment: MutableMapping[str, str] = os.environ) -> dict[str, list[int]]:
+    """The descriptors that were held for this process, by name. They are its own from now on; its children get none."""
+    process, count = environment.pop("LISTEN_PID", ""), environment.pop("LISTEN_FDS", "")
+    names = environment.pop("LISTEN_FDNAMES", "").split(":")
+    found: dict[str, list[int]] = {}
+    if process != str(os.getpid()) or not count.isdecimal() or int(count) != len(names):
+        return found
+    for descriptor, name in enumerate(names, FIRST_HANDED_OVER):
+        os.set_inheritable(descriptor, False)
+        found.setdefault(name, []).append(descriptor)
+    return found
 
 
 def _watchdog_seconds(environment: Mapping[str, str]) -> float | None:

@@ -121,7 +121,8 @@ class FlowTable:
                 changes += self._apply_unusual(event, flow, now)
             elif flow is None:
                 start = event.start_time
-                if event.state is not _START or start is None or self._early_ends or self._users >= self._max_users:
+                is_full = self._users >= self._max_users
+                if event.state is not _START or start is None or is_full or key in self._early_ends:
                     changes += self._apply_unusual(event, flow, now)
                     continue
                 flows[key] = Flow([User(tag, start, event.transfer_id, event.application, event.zone)], now)

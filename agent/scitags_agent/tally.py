@@ -7,11 +7,12 @@ than the registry has activities, and one more for each experiment.
 from __future__ import annotations
 
 from bisect import bisect_left
-from datetime import datetime
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import msgspec
 
+from scitags_agent.reported import Reported, TransferName
 from scitags_agent.tcp_facts import NOTHING, tcp_facts
 from scitags_core.flow import FlowChange, FlowEvent, FlowKey, FlowState
 from scitags_core.registry import Registry
@@ -87,7 +88,7 @@ class Tally:
         self._max_transfers = max_transfers
         self._rows: dict[Tag, Row] = {}
         self._totals: dict[Row, Totals] = {}
-        self._transfers: dict[tuple[FlowKey, str, datetime | None], _Transfer] = {}
+        self._transfers: dict[TransferName, _Transfer] = {}
         self._series: dict[tuple[FlowKey, Row], Series] = {}
         self._without_series = 0
 
@@ -117,10 +118,24 @@ class Tally:
         if event.usage is not None or event.extra:
             self._report(event, totals, transfer)
 
-    def adopt(self, change: FlowChange) -> None:
-        """Take a transfer that an earlier agent saw begin: it is under way, but did not start here."""
+    def adopt(self, change: FlowChange, reported: Reported | None = None) -> None:
+        """Take a transfer that an earlier agent saw begin: it is under way, but did not start here.
+
+        reported is what that agent has counted of it.
+        """
         self.add(change)
         self._totals[self._rows[change.event.tag]].started -= 1
+        transfer = self._transfers.get((change.event.key, change.event.transfer_id, change.event.start_time))
+        if transfer is not None and reported is not None:
+            transfer.sent, transfer.received = reported.sent, reported.received
+            transfer.retransmissions = reported.retransmissions
+
+    def reported(self, names: Iterable[TransferName] | None = None) -> Iterator[Reported]:
+        """What transfers under way, all or those of these names, have reported so far, where it is anything."""
+        for name in list(self._transfers) if names is None else names:
+            one = self._transfers.get(name)
+            if one is not None and (one.sent or one.received or one.retransmissions):
+                yield Reported(*name, one.sent, one.received, one.retransmissions)
 
     def snapshot(self) -> Snapshot:
         """A copy, to be shown at leisure by another thread."""

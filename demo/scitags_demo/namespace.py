@@ -21,6 +21,7 @@ import msgspec
 from scitags_demo.kernel import CLONE_NEWNET, die_with_parent, unshare
 
 IFA_F_NODAD = 0x02  # a fresh link of two ends has no duplicates, and waiting a second for none is no show
+RATE_BURST, RATE_QUEUE = 32_768, 16 << 20  # octets; a queue so long drops nothing
 SIOCETHTOOL = 0x8946
 ETHTOOL_SETTERS = {"tso": 0x1F, "gso": 0x24, "gro": 0x2C}  # linux/ethtool.h
 
@@ -46,8 +47,9 @@ class Up(msgspec.Struct, frozen=True, tag="up"):
 
 
 class Gateway(msgspec.Struct, frozen=True, tag="gateway"):
-    """The default route of one address family."""
+    """The way to a network."""
 
+    network: str
     address: str
 
 
@@ -58,7 +60,14 @@ class Setting(msgspec.Struct, frozen=True, tag="setting"):
     value: str
 
 
-Step = Veth | Address | Up | Gateway | Setting
+class Rate(msgspec.Struct, frozen=True, tag="rate"):
+    """Let no more than so many bits a second leave by an interface; what is more waits, and its senders with it."""
+
+    interface: str
+    bits_a_second: int
+
+
+Step = Veth | Address | Up | Gateway | Setting | Rate
 
 
 def main() -> None:
@@ -95,9 +104,12 @@ def _take(route: Any, step: Step) -> None:
             if interface != "lo":
                 _no_offloads(interface)
             route.link("set", index=socket.if_nametoindex(interface), state="up")
-        case Gateway(address):
+        case Gateway(network, address):
             family = socket.AF_INET6 if ":" in address else socket.AF_INET
-            route.route("add", dst="default", gateway=address, family=family)
+            route.route("add", dst=network, gateway=address, family=family)
+        case Rate(interface, bits_a_second):
+            index = socket.if_nametoindex(interface)
+            route.tc("add", "tbf", index, rate=bits_a_second // 8, burst=RATE_BURST, limit=RATE_QUEUE)
         case Setting(name, value):
             Path("/proc/sys/net", name).write_text(value)
 

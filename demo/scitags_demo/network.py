@@ -1,7 +1,10 @@
 """The demonstration's network: two storages and a router between them, each in a namespace of its own.
 
     west  2001:db8:1::10 --- router --- 2001:db8:2::20  east
-          198.51.100.10                 203.0.113.20
+          198.51.100.10        |        203.0.113.20
+                               |
+                        2001:db8:3::30  centre, where it is asked for: services, and users who come from outside
+                        192.0.2.30
 
 The addresses are those that are reserved for documentation (RFC 3849, RFC 5737). No packet leaves these
 namespaces: nothing connects them to anything else.
@@ -12,8 +15,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import IO
 
@@ -46,6 +50,9 @@ SITES: dict[Side, Site] = {
     "west": Site("2001:db8:1::10", "2001:db8:1::1", "198.51.100.10", "198.51.100.1", "west0"),
     "east": Site("2001:db8:2::20", "2001:db8:2::1", "203.0.113.20", "203.0.113.1", "east0"),
 }
+CENTRE = "centre"
+CENTRE_SITE = Site("2001:db8:3::30", "2001:db8:3::1", "192.0.2.30", "192.0.2.1", "centre0")
+IPV6_NETWORK, IPV4_NETWORKS = "2001:db8::/32", ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24")
 # One of the two sees every packet that crosses the router, and sees it once.
 OBSERVED_INTERFACE = SITES["west"].router_interface
 
@@ -137,34 +144,41 @@ class Namespace:
 
 
 class Network:
-    """The three namespaces, joined."""
+    """The namespaces, joined; with_centre, there is a third site."""
 
-    def __init__(self, resources: ExitStack) -> None:
+    def __init__(self, resources: ExitStack, *, with_centre: bool = False) -> None:
         """Make them; they are gone when the resources are closed."""
+        sites: dict[str, Site] = {**{str(side): site for side, site in SITES.items()}}
+        if with_centre:
+            sites[CENTRE] = CENTRE_SITE
         self.router = Namespace("router")
         resources.callback(self.router.close)
-        self.storages: dict[Side, Namespace] = {}
-        for side in SITES:
-            self.storages[side] = Namespace(side)
-            resources.callback(self.storages[side].close)
-        for namespace in (self.router, *self.storages.values()):
+        self.places: dict[str, Namespace] = {}
+        for name in sites:
+            self.places[name] = Namespace(name)
+            resources.callback(self.places[name].close)
+        for namespace in (self.router, *self.places.values()):
             namespace.wait_until_made()
-        self.router.set_up(router_steps({side: one.pid for side, one in self.storages.items()}))
-        for side, namespace in self.storages.items():
-            namespace.set_up(storage_steps(SITES[side]))
+        self.router.set_up(router_steps(sites, {name: one.pid for name, one in self.places.items()}))
+        for name, namespace in self.places.items():
+            namespace.set_up(storage_steps(sites[name]))
+
+    @property
+    def storages(self) -> dict[Side, Namespace]:
+        return {side: self.places[side] for side in SITES}
 
 
-def router_steps(pids: dict[Side, int]) -> list[Step]:
-    """What makes a namespace the router: a link to each storage's namespace, and forwarding."""
+def router_steps(sites: Mapping[str, Site], pids: Mapping[str, int]) -> list[Step]:
+    """What makes a namespace the router: a link to each site's namespace, and forwarding."""
     steps: list[Step] = [
         Up("lo"),
         Setting("ipv6/conf/all/forwarding", "1"),
         Setting("ipv4/ip_forward", "1"),
     ]
-    for side, site in SITES.items():
+    for place, site in sites.items():
         name = site.router_interface
         steps += [
-            Veth(name, STORAGE_INTERFACE, pids[side]),
+            Veth(name, STORAGE_INTERFACE, pids[place]),
             Address(name, site.gateway6, 64),
             Address(name, site.gateway4, 24),
             Up(name),
@@ -181,6 +195,7 @@ def storage_steps(site: Site) -> list[Step]:
         Address(STORAGE_INTERFACE, site.ipv6, 64),
         Address(STORAGE_INTERFACE, site.ipv4, 24),
         Up(STORAGE_INTERFACE),
-        Gateway(site.gateway6),
-        Gateway(site.gateway4),
+        # No default route: who looks for a name server then is told at once that there is none.
+        Gateway(IPV6_NETWORK, site.gateway6),
+        *(Gateway(one, site.gateway4) for one in IPV4_NETWORKS if ip_address(site.ipv4) not in ip_network(one)),
     ]

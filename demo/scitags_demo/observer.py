@@ -45,11 +45,18 @@ class Flow(msgspec.Struct, frozen=True):
 
 
 class Announcement(msgspec.Struct, frozen=True):
-    """One firefly."""
+    """One firefly.
+
+    started    when its transfer began, in seconds since 1970
+    octets     that it says were moved, either way
+    """
 
     key: FlowKey
     tag: Tag
     state: FlowState
+    started: float | None = None
+    octets: int | None = None
+    application: str = ""
 
 
 class _Part(msgspec.Struct):
@@ -103,10 +110,12 @@ def parse(document: bytes) -> Observation:
         report = msgspec.json.decode(document, type=_Report)
     except msgspec.DecodeError as error:
         raise FlowEventError(f"no report of an observer: {error}") from None
-    timeline = Timeline(
-        report.timeline.bucket_seconds,
-        {bucket.time: {part.tag: part.octets for part in bucket.octets} for bucket in report.timeline.buckets},
-    )
+    octets: dict[float, dict[Tag | None, int]] = {}
+    for bucket in report.timeline.buckets:
+        parts = octets.setdefault(bucket.time, {})
+        for part in bucket.octets:  # a tag has one for each place where packets bear it
+            parts[part.tag] = parts.get(part.tag, 0) + part.octets
+    timeline = Timeline(report.timeline.bucket_seconds, octets)
     return Observation(
         report.dropped,
         {flow.key: flow for flow in report.flows if flow.key is not None},
@@ -120,7 +129,9 @@ def _announcement(item: dict[str, Any]) -> Announcement:
     # The names come with every event for the reader's sake; the codec of events does not know them.
     own = {name: value for name, value in item.items() if name not in ("experiment_name", "activity_name")}
     event = decode_event(own)
-    return Announcement(event.key, event.tag, event.state)
+    started = event.start_time.timestamp() if event.start_time else None
+    octets = None if event.usage is None else (event.usage.sent or 0) + (event.usage.received or 0)
+    return Announcement(event.key, event.tag, event.state, started, octets, event.application)
 
 
 def _tag(experiment: int | None, activity: int | None) -> Tag | None:

@@ -10,7 +10,7 @@ from bench import malformed
 @pytest.mark.parametrize("source", ["named_pipe", "unix", "connected", "firefly", "http"])
 def test_nothing_crashes_and_each_is_counted(source: str) -> None:
     with malformed.target() as agent:
-        found = malformed.run(agent, source, 200 if source == "http" else 4000)
+        found = malformed.run(agent, source, 1000 if source == "http" else 4000)
         assert agent.process.poll() is None
         # Of a torn line, what stands behind the tear is taken besides.
         assert found.accepted + found.refused == pytest.approx(found.sent, rel=0.02)

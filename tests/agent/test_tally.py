@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from scitags_agent import reported
+from scitags_agent.reported import Reported, ReportedFile
 from scitags_agent.tally import RTT_BOUNDS, Row, Series, Tally, Totals
 from scitags_agent.tcp_facts import TcpFacts, tcp_facts
 from scitags_core import registry_history
@@ -174,3 +177,41 @@ def test_facts_are_read_in_each_shape_that_is_sent(extra: dict[str, Any], found:
     facts = tcp_facts(extra)
     assert facts.rtt == (None if found.rtt is None else pytest.approx(found.rtt))
     assert facts.retransmissions == found.retransmissions
+
+
+def test_the_next_agent_counts_what_came_since(tmp_path: Path) -> None:
+    path = tmp_path / "reported"
+    first = tally_of(
+        start(transfer_id="a"), using(ongoing(transfer_id="a"), 1000, 50, netlink={"tcp_info": {"total_retrans": 2}})
+    )
+    file = ReportedFile(path, first.reported)
+    first.add(changes(start(transfer_id="a"), using(ongoing(transfer_id="a"), 1500, 60))[1])
+    file.add(first.reported([(KEY, "a", NOON)]))
+    file.close()
+    with path.open("ab") as torn:
+        torn.write(b'[["2001:')
+    found = reported.load(path)
+    assert found == {(KEY, "a", NOON): Reported(KEY, "a", NOON, 1500, 60, 2)}
+    under_way, ended = changes(start(transfer_id="a"), using(end(transfer_id="a"), 2000, 60))
+    second = Tally(REGISTRY)
+    second.adopt(under_way, found[KEY, "a", NOON])
+    second.add(ended)
+    ((_, totals),) = second.snapshot().totals
+    assert (totals.sent, totals.received, totals.retransmissions, totals.started) == (500, 0, 0, 0)
+    # What is over is written no more.
+    ReportedFile(path, second.reported).close()
+    assert reported.load(path) == {}
+    assert reported.load(tmp_path / "nothing") == {}
+
+
+def test_what_has_been_written_often_is_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reported, "REWRITE_OCTETS", 1000)
+    path = tmp_path / "reported"
+    tally = tally_of(start())
+    file = ReportedFile(path, tally.reported)
+    for octets in range(1, 1001):
+        tally.add(changes(start(), using(ongoing(), octets))[1])
+        file.add(tally.reported([(KEY, "", NOON)]))
+    file.close()
+    assert path.stat().st_size < 1200
+    assert reported.load(path) == {(KEY, "", NOON): Reported(KEY, "", NOON, 1000, 0, 0)}

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scitags_collector import chart
 from scitags_collector.observation import Observation as Seen
 from scitags_collector.packet import Packet
 from scitags_collector.report import as_json
@@ -57,7 +58,9 @@ def test_an_observers_report_is_read() -> None:
     flow = found.flows[key]
     assert (flow.packets, flow.octets) == (2, 1560)
     assert (flow.packets_with(ATLAS), flow.octets_with(ATLAS)) == (1, 1500)
-    assert found.announcements == (observer.Announcement(key, ATLAS, FlowState.START),)
+    assert [(one.key, one.tag, one.state, one.application) for one in found.announcements] == [
+        (key, ATLAS, FlowState.START, "x")
+    ]
     assert found.dropped == 3
     assert found.timeline.seconds == 0.25
     assert found.timeline.octets[1000.0] == {ATLAS: 1500, None: 60}
@@ -110,10 +113,10 @@ def test_experiments_stand_together_and_the_untagged_on_top() -> None:
 
 def test_no_two_colours_are_the_same() -> None:
     tags = [*(Tag(experiment, activity) for experiment in range(1, 9) for activity in range(1, 5)), None]
-    found = picture.colours(tags)
+    found = chart.colours(tags)
     assert len(set(found)) == len(tags)
-    assert found[-1] == picture.UNTAGGED_COLOUR
-    assert picture.colours(tags[:4]) == found[:4]
+    assert found[-1] == chart.UNTAGGED_COLOUR
+    assert chart.colours(tags[:4]) == found[:4]
 
 
 @pytest.mark.parametrize("shape", [shape_of(None, ATLAS, CMS), series.Series(0.25, {}, by_label=False)])

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import os
 import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import pytest
 
 from scitags_core.cli import main
+from scitags_demo.chain.jobs import JobServer
 from tests.real.peers import SYSTEM_PYTHON, peer_environment
 
 ROOT = Path(__file__).parent.parent.parent
@@ -28,43 +27,12 @@ def fts3() -> Path:
     return peer_environment("fts3", ["fts3>=3.14"], system_packages=True)
 
 
-class Service:
-    """Answers as FTS does to a client, and keeps the jobs that are posted."""
+class Service(JobServer):
+    """Stands for FTS, and tells what was posted."""
 
-    def __init__(self) -> None:
-        self.jobs: list[Any] = []
-        service = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                version = {"major": 3, "minor": 14, "patch": 2}
-                self._answer({"api": version, "core": version, "schema": version, "delegation": {}, "_links": {}})
-
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                service.jobs.append(json.loads(body))
-                self._answer({"job_id": f"job-{len(service.jobs)}"})
-
-            def _answer(self, content: Any) -> None:
-                body = json.dumps(content).encode()
-                self.send_response(200)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *arguments: object) -> None:
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        self._thread = threading.Thread(target=self.server.serve_forever)
-        self._thread.start()
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self._thread.join()
-        self.server.server_close()
+    @property
+    def jobs(self) -> list[Any]:
+        return [json.loads(body) for body in self.queue.bodies]
 
 
 @pytest.fixture
@@ -98,7 +66,7 @@ context = fts3.Context(sys.argv[1], fts_access_token="token", verify=False)
 
 
 def test_a_script_is_switched_on_with_one_line_and_off_again(fts3: Path, service: Service) -> None:
-    script(
+    said = script(
         fts3,
         f"""
 import scitags_fts
@@ -107,7 +75,7 @@ scitags_fts.enable("atlas")
 files = [fts3.new_transfer("root://a//1", "root://b//1", activity="production input"),
          fts3.new_transfer("root://a//2", "root://b//2"),
          fts3.new_transfer("root://a//3", "root://b//3", scitag=200)]
-assert fts3.submit(context, fts3.new_job(files, metadata={{"activity": "Staging"}})) == "job-1"
+print(fts3.submit(context, fts3.new_job(files, metadata={{"activity": "Staging"}})))
 Submitter(context).submit([{{"sources": ["root://a//4"], "destinations": ["root://b//4"]}}], activity="Analysis Input")
 scitags_fts.disable()
 fts3.submit(context, fts3.new_job([fts3.new_transfer("root://a//5", "root://b//5", activity="Staging")]))
@@ -115,6 +83,7 @@ assert scitags_fts.client.counters == {{"tagged": 2}}
 """,
         service.url,
     )
+    assert service.queue.files[0].job_id in said
     assert [[file.get("scitag") for file in job["files"]] for job in service.jobs] == [[143, 147, 200], [145], [None]]
     assert all(type(file["scitag"]) is int for job in service.jobs[:2] for file in job["files"])
 
@@ -180,7 +149,7 @@ sys.exit(command.run(arguments))
         str(token),
         str(job),
     )
-    assert "job-1" in said
+    assert service.queue.files[0].job_id in said
     assert [file["scitag"] for file in service.jobs[0]["files"]] == [147]
 
 

@@ -1,23 +1,17 @@
-"""Environments for the real peers that tests run against: one for each, made once, beside our own.
-
-They are kept out of our environment, as what they depend on is theirs to choose.
-"""
+"""Environments for the real peers that tests run against, as the demonstration makes them too."""
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from scitags_demo import peer_environment as environments
+from scitags_demo.errors import DemoError
+
 PEERS = Path(__file__).parent.parent.parent / ".venv" / "peers"
-INSTALL_SECONDS = 900
-SYSTEM_PYTHON = Path("/usr/bin/python3")
+SYSTEM_PYTHON = environments.SYSTEM_PYTHON
 
 
 def peer_environment(
@@ -28,35 +22,10 @@ def peer_environment(
     builders: Sequence[str] = (),
     alone: Sequence[str] = (),
 ) -> Path:
-    """The interpreter of the environment that holds these requirements, beside what our core needs.
-
-    With system_packages it is the system's Python, and sees what the system's packages bring. builders are installed
-    before the rest, for requirements that are built without isolation. alone are installed without what they ask for,
-    which the others name as far as it is needed.
-    """
-    directory = PEERS / name
-    wanted = ["msgspec", "pluggy", *requirements]
-    stamp = hashlib.sha256("\n".join([str(system_packages), *wanted, *builders, *alone]).encode()).hexdigest()
-    PEERS.mkdir(parents=True, exist_ok=True)
-    with (PEERS / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        made = directory / "stamp"
-        if not made.is_file() or made.read_text() != stamp:
-            rounds = [[*builders], wanted, ["--no-deps", *alone] if alone else []]
-            _make(directory, [one for one in rounds if one], system_packages=system_packages)
-            made.write_text(stamp)
-    return directory / "bin" / "python"
-
-
-def _make(directory: Path, rounds: list[list[str]], *, system_packages: bool) -> None:
-    shutil.rmtree(directory, ignore_errors=True)
-    python = SYSTEM_PYTHON if system_packages else Path(sys.executable)
-    options = ["--system-site-packages"] if system_packages else []
-    steps = [
-        [str(python), "-m", "venv", *options, str(directory)],
-        *([str(directory / "bin" / "python"), "-m", "pip", "install", "--quiet", *wanted] for wanted in rounds),
-    ]
-    for step in steps:
-        done = subprocess.run(step, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False)
-        if done.returncode != 0:
-            pytest.fail(f"{' '.join(step)}: {done.stdout}{done.stderr}")
+    """The interpreter of the environment that holds these requirements (scitags_demo.peer_environment)."""
+    try:
+        return environments.make(
+            PEERS, name, requirements, system_packages=system_packages, builders=builders, alone=alone
+        )
+    except DemoError as error:
+        pytest.fail(str(error))

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.rucio.environments import newest_rucio, oldest_rucio
-from tests.rucio.instance import Fts, Instance, Rucio, built, copied
+from tests.rucio.instance import Fts, Instance, Rucio, Sections, built, copied
 
-Sections = dict[str, dict[str, str | None]]
 MakeInstance = Callable[..., Instance]
 
 

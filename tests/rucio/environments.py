@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from scitags_demo.chain.rucio import NEWEST, Rucio
 from tests.real.peers import peer_environment
-from tests.rucio.instance import Rucio
 
-NEWEST, OLDEST = "41.5.1", "34.0.0"
+OLDEST = "34.0.0"
 
 
 def newest_rucio() -> Rucio:

@@ -8,10 +8,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from tests.rucio.instance import PEER, Instance, Rucio, copied
+from tests.rucio.instance import PEER, Instance, Rucio, Sections, copied
 from tests.rucio.storage import LOOPBACK, STOP_SECONDS, Place, Storage, free_port, wait_for_port
-
-Sections = dict[str, dict[str, str | None]]
 
 SCOPE = "user.jdoe"
 IMPLEMENTATIONS = {
@@ -108,8 +106,6 @@ class Client:
         }
         self._as_instance = Instance(site.rucio, directory, sections={**base, **sections})
         self._as_instance.prefix = site.place.command([])
-        text = self._as_instance.config.read_text().replace("[database]\n", "")
-        self._as_instance.config.write_text(text)
 
     @property
     def environment(self) -> dict[str, str]:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from scitags_core.cli import main
-from tests.rucio.conftest import MakeInstance, Sections
-from tests.rucio.instance import PEER, Fts, Instance, Rucio
+from tests.rucio.conftest import MakeInstance
+from tests.rucio.instance import PEER, Fts, Instance, Rucio, Sections
 
 ALONE: dict[str, str | None] = {"package": "scitags_rucio.policy"}
 ATLAS: Sections = {"policy": ALONE, "scitags": {"experiment": "atlas"}}

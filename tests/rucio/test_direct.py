@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from scitags_core.tag import Tag
-from tests.rucio.conftest import Sections
-from tests.rucio.instance import PEER, Fts, Rucio
+from tests.rucio.instance import PEER, Fts, Rucio, Sections
 from tests.rucio.site import IMPLEMENTATIONS, SCOPE, TAGGED, Client, Site
 from tests.rucio.storage import Storage, why_not
 

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.rucio.conftest import MakeInstance, Sections
-from tests.rucio.instance import Fts, Instance, Rucio
+from tests.rucio.conftest import MakeInstance
+from tests.rucio.instance import Fts, Instance, Rucio, Sections
 
 EXPERIMENT: Sections = {"scitags": {"experiment": "atlas"}}
 ALONE: Sections = {"policy": {"package": "scitags_rucio.policy"}, **EXPERIMENT}

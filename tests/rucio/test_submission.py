@@ -12,8 +12,8 @@ import pytest
 
 from scitags_core.registry import dump
 from scitags_core.registry_client import RegistryClient, built_in
-from tests.rucio.conftest import MakeInstance, Sections
-from tests.rucio.instance import Fts, Instance, Rucio, copied
+from tests.rucio.conftest import MakeInstance
+from tests.rucio.instance import Fts, Instance, Rucio, Sections, copied
 
 ALONE: dict[str, str | None] = {"package": "scitags_rucio.policy"}
 ATLAS: Sections = {"policy": ALONE, "scitags": {"experiment": "atlas"}}

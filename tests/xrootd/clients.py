@@ -7,8 +7,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from scitags_demo.authority import Authority
 from tests.netns.namespaces import Namespace
-from tests.xrootd.certificate import Authority
 
 SECONDS = 60
 # The network between tests is quick, and a client that waits for something is to say so.

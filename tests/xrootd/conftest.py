@@ -10,12 +10,13 @@ from typing import cast
 import msgspec
 import pytest
 
+from scitags_demo.authority import Authority
+from scitags_demo.xrootd_plugin import Sanitizer
 from tests.netns.conftest import ALICE, BOB, Pair, bpf, root
 from tests.netns.namespaces import Namespace, add_address, link
 from tests.netns.watching import Seen
-from tests.xrootd.certificate import Authority
 from tests.xrootd.host import Host
-from tests.xrootd.plugin import Sanitizer, built
+from tests.xrootd.plugin import built
 
 __all__ = ["bpf", "root"]
 

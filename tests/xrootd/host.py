@@ -12,10 +12,10 @@ from pathlib import Path
 
 import msgspec
 
+from scitags_demo.authority import Authority
+from scitags_demo.xrootd_plugin import Sanitizer
 from tests.agent.conftest import START_SECONDS, STOP_SECONDS, wait_for
 from tests.netns.namespaces import Namespace
-from tests.xrootd.certificate import Authority
-from tests.xrootd.plugin import Sanitizer
 from tests.xrootd.server import Server
 
 AGENT = """

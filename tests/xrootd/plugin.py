@@ -1,42 +1,28 @@
-"""The plug-ins for XRootD, built by the two commands of docs/xrootd.md, once for each kind of build."""
+"""The plug-ins for XRootD, built once for each kind of build; without what that needs, tests skip."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import shutil
 import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator, Sequence
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Literal
 
 import pytest
 
+from scitags_demo import xrootd_plugin
+from scitags_demo.xrootd_plugin import BUILD_SECONDS, BUILDS, Sanitizer
+
 ROOT = Path(__file__).parent.parent.parent
-SOURCES = ROOT / "integrations" / "xrootd"
-BUILDS = ROOT / ".venv" / "build"
-BUILD_SECONDS = 300
 XROOTD_6 = "xrootd>=6.2,<7"
-Sanitizer = Literal["", "address", "thread"]
 
 
 def why_not() -> str:
     """What is missing from the system; empty when nothing is."""
-    programs = [name for name in ("cmake", "g++", "xrootd", "xrdcp", "curl", "openssl") if shutil.which(name) is None]
-    headers = [
-        name
-        for name in (
-            "xrootd/XrdSfs/XrdSfsInterface.hh",
-            "xrootd/XrdCl/XrdClPlugInInterface.hh",
-            "xrootd/private/XrdHttp/XrdHttpExtHandler.hh",
-            "nlohmann/json.hpp",
-        )
-        if not Path("/usr/include", name).exists()
-    ]
-    return ", ".join([*programs, *headers])
+    return ", ".join(xrootd_plugin.missing())
 
 
 def built(sanitizer: Sanitizer = "") -> Path:
@@ -99,20 +85,13 @@ def _locked(directory: Path) -> Iterator[None]:
         yield
 
 
-def _built(part: str, sanitizer: Sanitizer = "", *, release: str = "", settings: Sequence[str] = ()) -> Path:
+def _built(
+    part: xrootd_plugin.Part, sanitizer: Sanitizer = "", *, release: str = "", settings: Sequence[str] = ()
+) -> Path:
     if why_not():
         pytest.skip(f"needs {why_not()}")
-    directory = BUILDS / f"xrootd-{part}{release}{'-' + sanitizer if sanitizer else ''}"
-    with _locked(directory):
-        for command in (
-            ["cmake", "-S", str(SOURCES / part), "-B", str(directory), f"-DSANITIZE={sanitizer}", *settings],
-            ["cmake", "--build", str(directory), "--parallel", "2"],
-        ):
-            done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False)
-            assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-            # The sanitizers make the compiler see more, and less well.
-            assert sanitizer or "warning" not in done.stderr, done.stderr
-    return next(directory.glob("libXrd*Scitags-*.so"))
+    # The sanitizers make the compiler see more, and less well.
+    return xrootd_plugin.build(part, sanitizer, release=release, settings=settings, warnings_are_errors=not sanitizer)
 
 
 def rules_program() -> Path:

@@ -13,9 +13,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from scitags_demo.authority import Authority
+from scitags_demo.xrootd_plugin import Sanitizer
 from tests.netns.namespaces import Namespace
-from tests.xrootd.certificate import Authority
-from tests.xrootd.plugin import Sanitizer, built
+from tests.xrootd.plugin import built
 
 USER = "xrootd"  # the package makes this user
 ROOT_PORT, HTTP_PORT = 1094, 8443

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from scitags_demo.authority import Authority
 from tests.agent.conftest import wait_for
-from tests.xrootd.certificate import Authority
 from tests.xrootd.clients import here, python
 from tests.xrootd.conftest import SANITIZER
 from tests.xrootd.host import Agent

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.xrootd.certificate import Authority
+from scitags_demo.authority import Authority
 from tests.xrootd.clients import XRDCP, here
 from tests.xrootd.conftest import SANITIZER
 from tests.xrootd.host import Agent

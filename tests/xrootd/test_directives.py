@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.xrootd.certificate import Authority
+from scitags_demo.authority import Authority
 from tests.xrootd.clients import here
 from tests.xrootd.plugin import built, rules_program
 from tests.xrootd.server import Server, free_port

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.xrootd.certificate import Authority
+from scitags_demo.authority import Authority
 from tests.xrootd.clients import SECONDS, XRDCP
 from tests.xrootd.conftest import SANITIZER
 from tests.xrootd.host import Agent

@@ -13,12 +13,12 @@ import msgspec
 import pytest
 
 from scitags_core.registry_client import built_in
+from scitags_demo.authority import Authority
 from scitags_xrootd import check, directives
 from scitags_xrootd.server import installed
 from tests.netns.conftest import ALICE, BOB
 from tests.netns.namespaces import Namespace, add_address, link
 from tests.netns.watching import Seen
-from tests.xrootd.certificate import Authority
 from tests.xrootd.clients import curl, xrdcp
 from tests.xrootd.conftest import ALICE_IPV4, BOB_IPV4
 from tests.xrootd.host import MARKER, Agent, Record

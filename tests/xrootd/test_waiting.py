@@ -9,9 +9,9 @@ from typing import Literal
 
 import pytest
 
+from scitags_demo.authority import Authority
 from tests.agent.conftest import wait_for
 from tests.netns.conftest import ALICE
-from tests.xrootd.certificate import Authority
 from tests.xrootd.clients import curl, python
 from tests.xrootd.conftest import SANITIZER, Site
 from tests.xrootd.host import Agent

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
+from scitags_agent import reported
+from scitags_agent.reported import ReportedFile
 from scitags_agent.tally import Tally
 from scitags_core import settings as core_settings
 from scitags_core.errors import ConfigError, shown
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PATH = "/metrics"
+REPORTED = "reported"
 FRESH_SECONDS = 0.5
 REQUEST_SECONDS = 5.0
 ANSWER_SECONDS = 10.0
@@ -66,6 +69,7 @@ class PrometheusBackend:
         self._counters: Counter[str] = Counter(scrapes=0, scrapes_cut=0, requests_refused=0)
         self._status: Callable[[], Mapping[str, Any]] = dict
         self._tally: Tally | None = None
+        self._reported: ReportedFile | None = None
         self._server: asyncio.Server | None = None
         self._open: dict[asyncio.StreamWriter, asyncio.Task[None] | None] = {}
         # Of its own: a name that does not resolve keeps the loop's threads busy.
@@ -82,8 +86,12 @@ class PrometheusBackend:
         own = core_settings.load()
         registry = own.registry.client().load().registry
         self._tally = Tally(registry, max_series=self._settings.flow_series)
+        earlier = reported.load(inheritance.directory / REPORTED) if inheritance.directory is not None else {}
         for change in inheritance.under_way:
-            self._tally.adopt(change)
+            event = change.event
+            self._tally.adopt(change, earlier.get((event.key, event.transfer_id, event.start_time)))
+        if inheritance.directory is not None:
+            self._reported = ReportedFile(inheritance.directory / REPORTED, self._tally.reported)
         family = socket.AF_INET6 if ":" in self._settings.address else socket.AF_INET
         self._server = await asyncio.start_server(
             self._serve, self._settings.address, self._settings.port, family=family, limit=MAX_HEAD_OCTETS
@@ -95,6 +103,25 @@ class PrometheusBackend:
         assert self._tally is not None
         for change in changes:
             self._tally.add(change)
+        self._keep_reported(changes)
+
+    def _keep_reported(self, changes: Sequence[FlowChange]) -> None:
+        """Write down what transfers have reported with these changes, for the next agent."""
+        assert self._tally is not None
+        events = (change.event for change in changes)
+        names = [
+            (event.key, event.transfer_id, event.start_time)
+            for event in events
+            if event.usage is not None or event.extra
+        ]
+        if not names or self._reported is None:
+            return
+        try:
+            self._reported.add(list(self._tally.reported(names)))
+        except OSError as error:
+            self._counters["reports_not_kept"] += 1
+            if self._counters["reports_not_kept"] == 1:
+                log.error("what transfers have reported cannot be kept: %s (said once, counted from here)", error)
 
     async def close(self) -> None:
         if self._server is not None:
@@ -105,6 +132,8 @@ class PrometheusBackend:
         if tasks:
             await asyncio.wait(tasks, timeout=CLOSE_SECONDS)
         self._renderer.shutdown(wait=False, cancel_futures=True)
+        if self._reported is not None:
+            self._reported.close()
 
     def counters(self) -> Mapping[str, int]:
         return self._counters

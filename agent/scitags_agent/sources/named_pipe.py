@@ -33,8 +33,8 @@ PIPE_OCTETS = 1 << 20  # the kernel's default bound for a process without privil
 MAX_LINE = 4096  # PIPE_BUF: no writer can hand over a longer line whole
 CHECK_SECONDS = 1.0
 CROWDED_SECONDS = 0.002
-# What is left to gather for a moment, when that much came at once and more is to be expected: half the CPU at 100,000
-# events a second. What comes one by one is never kept waiting.
+# When that much came at once, more is to be expected, and is left to gather: many small batches cost more CPU than a
+# large one. What comes one by one is never kept waiting.
 BUSY_OCTETS = 4096
 GATHER_SECONDS = 0.001
 MADE = "made"  # a file that says that the pipe is ours
@@ -134,6 +134,7 @@ class NamedPipe:
         loop = asyncio.get_running_loop()
         self._take_up(sink)
         descriptor = self._open(sink)
+        self._take_up_kept(descriptor, sink)
         try:
             while True:
                 loop.add_reader(descriptor, self._read_in_turn, descriptor, sink)
@@ -146,8 +147,10 @@ class NamedPipe:
                 os.close(descriptor)
                 descriptor = -1
                 descriptor = self._open(sink)
+                sink.keep(descriptor)
         finally:
             self._waiting = None
+            sink.keep(None)
             if descriptor >= 0:
                 loop.remove_reader(descriptor)
                 if self._made and self._is_in_place(descriptor):
@@ -174,6 +177,19 @@ class NamedPipe:
         if octets:
             log.info("%s: %d octets that an earlier agent had read are taken up", self._path, len(octets))
         self._take(octets, sink)
+
+    def _take_up_kept(self, descriptor: int, sink: EventSink) -> None:
+        """Have the pipe held open for the next agent, and read what is in another that was held for this one."""
+        is_kept = False
+        for kept in sink.take_kept():
+            if os.path.sameopenfile(kept, descriptor):
+                is_kept = True
+            else:
+                os.set_blocking(kept, False)
+                self._read_all(kept, sink)
+            os.close(kept)
+        if not is_kept:
+            sink.keep(descriptor)
 
     def _open(self, sink: EventSink) -> int:
         # A link may lead to where the agent has the right to make a pipe.

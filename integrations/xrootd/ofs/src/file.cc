@@ -9,6 +9,7 @@
 #include "XrdSfs/XrdSfsAio.hh"
 #include "XrdSfs/XrdSfsDio.hh"
 #include "XrdSfs/XrdSfsFlags.hh"
+#include "application.hh"
 
 namespace scitags {
 namespace {
@@ -90,7 +91,8 @@ void File::begin(const char* path, bool is_upload, const XrdSecEntity& client, s
     ++room_.reporter.counters.untagged;
     return;
   }
-  transfer_ = std::make_shared<Transfer>(*tag, is_upload, copy_ ? "xrootd-tpc" : "xrootd");
+  const bool is_copy = copy_ != nullptr || RootCopies::key_in(opaque).has_value();
+  transfer_ = std::make_shared<Transfer>(*tag, is_upload, application_of(client, is_copy));
   if (copy_) {
     copy_->pass_on(*tag);
     opened_before_ = copy_->opened_so_far();
