@@ -9,8 +9,8 @@ from contextlib import ExitStack, closing, suppress
 import msgspec
 import pytest
 
+from scitags_demo.authority import Authority
 from scitags_xrootd.config import SILENT_PMARK
-from tests.xrootd.certificate import Authority
 from tests.xrootd.clients import XRDCP, here
 from tests.xrootd.conftest import SANITIZER
 from tests.xrootd.host import Agent

@@ -96,6 +96,10 @@ void File::begin(const char* path, bool is_upload, const XrdSecEntity& client, s
   if (copy_) {
     copy_->pass_on(*tag);
     opened_before_ = copy_->opened_so_far();
+    // A small file's octets are written when its connection is closed again (6.2.1).
+    copy_->set_before_close([this] {
+      if (transfer_) look_for_sockets();
+    });
     return;
   }
   const int descriptor = client.addrInfo == nullptr ? -1 : client.addrInfo->SockFD();
@@ -178,6 +182,7 @@ void File::report_sockets() {
 }
 
 void File::end() {
+  if (copy_ && copy_ == HttpCopy::current()) copy_->set_before_close({});
   if (!transfer_) return;
   look_for_sockets();  // of a copy that had nothing to move
   if (is_announced_ && transfer_)
