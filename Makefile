@@ -7,11 +7,12 @@ READY_FOR_FULL := $(VENV)/.ready-for-full
 READY_FOR_TESTS := $(VENV)/.ready-for-tests
 MATRIX := tests/xrootd/test_matrix.py tests/xrootd/test_third_party.py tests/xrootd/test_opaques.py
 
-.PHONY: help setup demo demo-full test test-sanitized lint format bench clean
+.PHONY: help setup demo demo-full demo-day test test-most test-slow test-sanitized lint format bench clean
 
 help:
 	@echo "make demo       tagged transfers between network namespaces, marked and decoded again"
 	@echo "make demo-full  from a Rucio rule to the wire: the same by real Rucio, xrootd and clients; needs root"
+	@echo "make demo-day   a data challenge's day by the same, scaled down, and what a network reports of it"
 	@echo "make test       every test"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      what marking, announcing and decoding cost"
@@ -43,8 +44,18 @@ demo: $(READY)
 demo-full: $(READY_FOR_FULL)
 	$(VENV)/bin/scitags demo --full --output demo-output/full
 
+demo-day: $(READY_FOR_FULL)
+	$(VENV)/bin/scitags demo --day --output demo-output/day
+
+# Two at a time: Rucio and the sanitizers take long and measure nothing, so they go beside the others.
 test: $(READY_FOR_TESTS)
-	$(PYTHON) -m pytest
+	$(MAKE) --no-print-directory --jobs 2 --keep-going test-most test-slow
+
+test-most:
+	$(PYTHON) -m pytest --ignore tests/rucio
+
+test-slow:
+	$(PYTHON) -m pytest tests/rucio
 	SCITAGS_SANITIZER=address $(PYTHON) -m pytest $(MATRIX)
 	SCITAGS_SANITIZER=thread $(PYTHON) -m pytest $(MATRIX)
 

@@ -219,12 +219,21 @@ def speeds(samples: Sequence[Sample]) -> list[tuple[float, float, float]]:
 
 @contextmanager
 def _observer(hosts: Joined, output: Path) -> Iterator[None]:
-    """`scitags observe` where the packets arrive: bandwidth by tag, by someone who knows only the registry."""
+    """`scitags observe` where the packets arrive: bandwidth by tag, by someone who knows only the registry.
+
+    Beside the lines there is the picture, in the flow label and in headers.
+    """
     output.parent.mkdir(parents=True, exist_ok=True)
     ready = output.with_suffix(".ready")
-    command = ["-m", "scitags_core.cli", "observe", "--interface", RECEIVING, "--direction", "in", "--bucket", "0.5"]
+    scitags = ["-c", "import sys; from scitags_core.cli import main; sys.exit(main())"]
+    command = [*scitags, "observe", "--interface", RECEIVING, "--direction", "in", "--bucket", "0.5"]
     observer = hosts.bob.popen(
-        [sys.executable, *command, "--json-lines", "--output", str(output), "--ready", str(ready)],
+        [
+            sys.executable,
+            *command,
+            *("--json-lines", "--output", str(output), "--ready", str(ready)),
+            *("--picture", str(output.with_suffix(".png"))),
+        ],
         stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + OBSERVER_SECONDS

@@ -183,7 +183,7 @@ class ExportListener:
             for _, _, value in ancillary:
                 self._dropped[sock.fileno()] = int.from_bytes(value[:4], sys.byteorder)
             if datagram[:1] in _FIREFLY_BEGINS:
-                observation.announcements.add(datagram)
+                observation.announcements.add(datagram, time.time_ns())
                 continue
             address = source[0].removeprefix("::ffff:")
             for one in self.exports.read(datagram, (address, source[1]), time.time_ns()):

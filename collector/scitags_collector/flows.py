@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from typing import Literal
 
 import msgspec
 
@@ -12,6 +13,7 @@ from scitags_core.tag import Tag
 
 # A flow of more buckets counts for the last of them.
 SPREAD_BUCKETS = 100_000
+Carrier = Literal["label", "header"]  # of a tag: the flow label, or an extension header
 _NAMES: dict[int, Transport] = {PROTOCOLS["tcp"]: "tcp", PROTOCOLS["udp"]: "udp"}
 
 
@@ -30,9 +32,10 @@ class Strand(msgspec.Struct, eq=False):
     """The packets of one flow that bear the same.
 
     tag       what they count for
-    series    octets of that tag by number of the time bucket, shared by all its strands
+    series    octets of that tag from that carrier by number of the time bucket, shared by all such strands
     label     None where an exporter does not tell it
-    first     nanoseconds since 1970, as last
+    last      nanoseconds since 1970
+    told      the packets and octets that were written down already, where that is done meanwhile
     """
 
     tag: Tag | None
@@ -43,6 +46,7 @@ class Strand(msgspec.Struct, eq=False):
     packets: int = 0
     octets: int = 0
     last: int = 0
+    told: tuple[int, int] = (0, 0)
 
     def add(self, time_ns: int, octets: int, bucket: int) -> None:
         """Take a packet."""
@@ -68,9 +72,21 @@ class Strand(msgspec.Struct, eq=False):
         series[end] += rest
 
     @property
+    def carrier(self) -> Carrier | None:
+        """Where the tag that counts is from; None without one."""
+        return carrier_of(self.tag, self.header_tag)
+
+    @property
     def is_untold(self) -> bool:
         """Whether nobody can say if these packets are tagged."""
         return self.label is None and self.tag is None
+
+
+def carrier_of(tag: Tag | None, header_tag: Tag | None) -> Carrier | None:
+    """Where the tag that a packet counts for is from, given that of its extension header."""
+    if tag is None:
+        return None
+    return "header" if header_tag == tag else "label"
 
 
 class Flow(msgspec.Struct, eq=False):

@@ -11,6 +11,7 @@ from functools import partial
 
 import msgspec
 
+from scitags_collector import tunnels
 from scitags_collector.packet import IPV6_OCTETS, PORTS_OCTETS, TCP, UDP, Packet, parse_ethernet, parse_ip, parse_typed
 from scitags_core import firefly
 
@@ -38,8 +39,8 @@ class Link(msgspec.Struct, frozen=True, eq=False):
     def is_told_by(self, head: bytes) -> bool:
         """Whether any frame that begins with these octets, of which one was parsed, is the same to an observer.
 
-        It is where they hold all that the parser looks at: IPv6, TCP or UDP right behind it, a length, and no
-        firefly. Most packets of a network that tags are of this kind, and few differ here.
+        It is where they hold all that the parser looks at: IPv6, TCP or UDP right behind it, a length, and neither
+        a firefly nor a tunnel. Most packets of a network that tags are of this kind, and few differ here.
         """
         ip = self.head - _IP_HEAD
         return (
@@ -48,6 +49,7 @@ class Link(msgspec.Struct, frozen=True, eq=False):
             and head[ip + 6] in (TCP, UDP)
             and head[ip + 4 : ip + 6] != b"\0\0"
             and head[-2:] != _FIREFLY_PORT
+            and (head[ip + 6] == TCP or head[-2:] not in tunnels.PORT_OCTETS)
         )
 
 

@@ -13,7 +13,7 @@ import msgspec
 
 from scitags_collector.announcements import Announcements
 from scitags_collector.exported import Exported
-from scitags_collector.flows import Flow, Strand, Sum
+from scitags_collector.flows import Carrier, Flow, Strand, Sum, carrier_of
 from scitags_collector.link import Frame
 from scitags_collector.packet import Packet
 from scitags_core import label
@@ -69,11 +69,49 @@ class Chance(msgspec.Struct, frozen=True):
     expected: float
 
 
+class _Places:
+    """The rows of a table, made as they are needed."""
+
+    def __init__(self, rows: Iterable[Row] = ()) -> None:
+        self._rows = {(row.tag, row.version, row.is_untold): row for row in rows}
+
+    def row(self, tag: Tag | None, version: int | None = None, *, is_untold: bool = False) -> Row:
+        place = (tag, version if tag is None else None, is_untold)
+        if place not in self._rows:
+            self._rows[place] = Row(*place)
+        return self._rows[place]
+
+    def count(self, flow: Flow, announced: frozenset[Tag]) -> None:
+        """Take a flow into the rows that it belongs to."""
+        borne = flow.tags
+        for tag, found in borne.items():
+            one = self.row(tag, flow.version)
+            one.flows += 1
+            one.confirmed += tag in announced
+            one.packets += found.packets
+            one.octets += found.octets
+        untold = flow.untold
+        if untold.packets or untold.octets:
+            one = self.row(None, flow.version, is_untold=True)
+            one.flows += 1
+            one.packets += untold.packets
+            one.octets += untold.octets
+        for tag in announced - borne.keys():
+            self.row(tag).announced += 1
+
+    def copy(self) -> _Places:
+        return _Places(msgspec.structs.replace(row) for row in self._rows.values())
+
+    def all(self) -> list[Row]:
+        return list(self._rows.values())
+
+
 class Observation:
     """Everything seen so far. Pure: packets and their times go in.
 
     announcements   what the fireflies among the packets said
     other_frames    frames that held no IP packet
+    in_tunnels      packets that were carried by others; what carried them is not counted
     """
 
     def __init__(self, registry: Registry, *, bucket: float = 1.0, strands_kept: int = STRANDS_KEPT) -> None:
@@ -82,11 +120,15 @@ class Observation:
         self.bucket = round(bucket * NANOSECONDS)
         self.announcements = Announcements()
         self.other_frames = 0
+        self.in_tunnels = 0
+        self._forgotten = _Places()
+        self._chance_of_forgotten = (0, 0, 0.0)
+        self._heads: dict[bytes, tuple[Strand, int]] = {}
         self._beyond: dict[tuple[int, Tag | None, bool], Strand] = {}
         self._strands_kept = strands_kept
         self._flows: dict[tuple[bytes, bytes, int], Flow] = {}
         self._strands: dict[tuple[object, ...], Strand] = {}
-        self._series: dict[Tag | None, dict[int, int]] = {}
+        self._series: dict[tuple[Tag | None, Carrier | None], dict[int, int]] = {}
         self._untold: dict[int, int] = {}
         self._fragments: dict[tuple[bytes, int, bytes], bytes] = {}
         self._tags: dict[int, Tag | None] = {}
@@ -94,15 +136,17 @@ class Observation:
     def add(self, time_ns: int, packet: Packet) -> None:
         """Take a packet, in any order of time."""
         self._strand(time_ns, packet).add(time_ns, packet.octets, self.bucket)
+        self.in_tunnels += packet.depth > 0
         if packet.payload:
-            self.announcements.add(packet.payload)
+            self.announcements.add(packet.payload, time_ns)
 
     def add_exported(self, told: Exported) -> None:
         """Take what an exporter tells of packets."""
         packet = told.packet
+        self.in_tunnels += told.packets * (packet.depth > 0)
         self._strand(told.first, packet).add_many(told.first, told.last, told.packets, told.octets, self.bucket)
         if packet.payload:
-            self.announcements.add(packet.payload)
+            self.announcements.add(packet.payload, told.last)
 
     def add_frames(self, frames: Iterable[Frame]) -> None:
         """Take frames, as far as they hold packets.
@@ -111,7 +155,8 @@ class Observation:
         observer's time goes.
         """
         bucket = self.bucket
-        heads: dict[bytes, tuple[Strand, int]] = {}
+        heads = self._heads
+        heads.clear()  # the same octets may have come with another link type
         for time_ns, link, buffer, at, captured, wire in frames:
             length = link.head
             head = buffer[at : at + length] if captured >= length else b""
@@ -122,8 +167,9 @@ class Observation:
                     self.other_frames += 1
                     continue
                 strand, octets = self._strand(time_ns, packet), packet.octets
+                self.in_tunnels += packet.depth > 0
                 if packet.payload:
-                    self.announcements.add(packet.payload)
+                    self.announcements.add(packet.payload, time_ns)
                 elif head and link.is_told_by(head):
                     if len(heads) >= HEADS_KEPT:
                         heads.clear()
@@ -165,9 +211,18 @@ class Observation:
     def timeline(self) -> dict[int, dict[Tag | None, int]]:
         """Octets by tag in each bucket, by its number: its time in nanoseconds is that by self.bucket."""
         found: dict[int, dict[Tag | None, int]] = {}
-        for tag, series in self._series.items():
+        for number, carried in self.carried_timeline().items():
+            bucket = found.setdefault(number, {})
+            for (tag, _), octets in carried.items():
+                bucket[tag] = bucket.get(tag, 0) + octets
+        return found
+
+    def carried_timeline(self) -> dict[int, dict[tuple[Tag | None, Carrier | None], int]]:
+        """As timeline, by tag and what carried it."""
+        found: dict[int, dict[tuple[Tag | None, Carrier | None], int]] = {}
+        for place, series in self._series.items():
             for number, octets in series.items():
-                found.setdefault(number, {})[tag] = octets
+                found.setdefault(number, {})[place] = octets
         return dict(sorted(found.items()))
 
     def untold_timeline(self) -> dict[int, int]:
@@ -180,68 +235,77 @@ class Observation:
 
     def rows(self) -> list[Row]:
         """The traffic by tag, in the order of ids; then that without one over IPv6, and over IPv4."""
-        rows: dict[tuple[Tag | None, int | None, bool], Row] = {}
-
-        def row(tag: Tag | None, version: int | None = None, *, is_untold: bool = False) -> Row:
-            place = (tag, version if tag is None else None, is_untold)
-            if place not in rows:
-                rows[place] = Row(*place)
-            return rows[place]
-
+        places = self._forgotten.copy()
         for flow in self.flows():
-            borne, announced = flow.tags, self.announced(flow)
-            for tag, found in borne.items():
-                one = row(tag, flow.version)
-                one.flows += 1
-                one.confirmed += tag in announced
-                one.packets += found.packets
-                one.octets += found.octets
-            untold = flow.untold
-            if untold.packets or untold.octets:
-                one = row(None, flow.version, is_untold=True)
-                one.flows += 1
-                one.packets += untold.packets
-                one.octets += untold.octets
-            for tag in announced - borne.keys():
-                row(tag).announced += 1
+            places.count(flow, self.announced(flow))
         for (version, tag_beyond, is_untold), strand in self._beyond.items():
-            one = row(tag_beyond, version, is_untold=is_untold)
+            one = places.row(tag_beyond, version, is_untold=is_untold)
             one.packets += strand.packets
             one.octets += strand.octets
         counts = self.announcements.counts
         for tag in {tag for tag, _ in counts}:
-            row(tag).fireflies = tuple(counts[tag, state] for state in FlowState)  # type: ignore[assignment]
+            places.row(tag).fireflies = tuple(counts[tag, state] for state in FlowState)  # type: ignore[assignment]
         return sorted(
-            rows.values(),
+            places.all(),
             key=lambda one: (one.is_untold, one.tag is None, one.tag or Tag(0, 0), -(one.version or 0)),
         )
 
     def chance(self) -> Chance:
         """How many flows can be expected to bear a listed pair by chance."""
+        probability = self._probability()
+        flows, matched, expected = self._reckoned(self.flows(), probability)
+        past = self._chance_of_forgotten
+        return Chance(probability, flows + past[0], matched + past[1], expected + past[2])
+
+    def forget(self, before: int) -> None:
+        """Let go of flows, and of the timeline, of which nothing was seen since then (nanoseconds since 1970).
+
+        The table and the reckoning of chance keep them; should more of such a flow come, it counts as another one.
+        """
+        old = {place: flow for place, flow in self._flows.items() if flow.last < before}
+        more = self._reckoned(old.values(), self._probability()) if old else (0, 0, 0.0)
+        past = self._chance_of_forgotten
+        self._chance_of_forgotten = past[0] + more[0], past[1] + more[1], past[2] + more[2]
+        for place, flow in old.items():
+            self._forgotten.count(flow, self.announced(flow))
+            self.announcements.forget(place)
+            del self._flows[place]
+        if old:
+            self._strands = {key: strand for key, strand in self._strands.items() if key[:3] not in old}
+            self._heads.clear()
+        for series in (*self._series.values(), self._untold):
+            for number in [number for number in series if number < before // self.bucket]:
+                del series[number]
+
+    def _probability(self) -> float:
         usable = sum(tag.experiment <= label.EXPERIMENT_MAX for tag in self.registry.tags())
-        probability = usable * LABELS_PER_TAG / LABELS
-        flows = matched = 0
+        return usable * LABELS_PER_TAG / LABELS
+
+    def _reckoned(self, flows: Iterable[Flow], probability: float) -> tuple[int, int, float]:
+        """Of these: flows that have nothing but a label, those that match, and how many are expected to."""
+        count = matched = 0
         expected = 0.0
-        for flow in self.flows():
+        for flow in flows:
             labels = [value for value in flow.labels if value]
             if not labels or self.announced(flow) or any(tag in self.registry for tag in flow.header_tags):
                 continue
-            flows += 1
+            count += 1
             matched += any(self.tag_of_label(value) is not None for value in labels)
             # A host draws one for a flow, and a new one after trouble on the path.
             expected += 1 - (1 - probability) ** len(labels)
-        return Chance(probability, flows, matched, expected)
+        return count, matched, expected
 
     def _strand(self, time_ns: int, packet: Packet) -> Strand:
         ports = self._ports_of_fragment(packet) if packet.fragment else packet.ports
-        _, protocol, endpoints, _, _, flow_label, traffic_class, header_tag, _, _ = packet
+        _, protocol, endpoints, _, _, flow_label, traffic_class, header_tag, *_ = packet
         key = (endpoints, ports, protocol, flow_label, traffic_class, header_tag)
         found = self._strands.get(key)
         if found is not None:
             return found
         tag = self._tag_of(packet)
         is_untold = tag is None and flow_label is None
-        series = self._untold if is_untold else self._series.setdefault(tag, {})
+        carrier = carrier_of(tag, packet.header_tag)
+        series = self._untold if is_untold else self._series.setdefault((tag, carrier), {})
         if len(self._strands) >= self._strands_kept:
             place = (packet.version, tag, is_untold)
             if place not in self._beyond:

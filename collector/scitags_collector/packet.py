@@ -1,7 +1,8 @@
 """Octets of a captured packet to what an observer needs of it. Nothing is raised, whatever the octets are.
 
 Formats: RFC 8200 (IPv6 and its extension headers), RFC 2675 (jumbograms, as BIG TCP makes them), RFC 791 (IPv4),
-IEEE 802.1Q and 802.1ad (VLAN tags). What stands in front of them: scitags_collector.link.
+IEEE 802.1Q and 802.1ad (VLAN tags). What stands in front of them: scitags_collector.link; what carries them:
+scitags_collector.tunnels. Of a packet in a packet, the inner one is what was sent.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
+from scitags_collector import tunnels
 from scitags_core import exthdr, firefly
 from scitags_core.errors import TagError
 from scitags_core.tag import Tag
@@ -24,14 +26,13 @@ _DESTINATION = 60
 _OPTIONS = (_HOP_BY_HOP, _DESTINATION)
 _JUMBO_OPTION = b"\xc2\x04"
 
-_IPV6 = 0x86DD
-_IPV4 = 0x0800
 _VLAN = (0x8100, 0x88A8, 0x9100)
 _ETHERTYPE_AT = 12
 _IPV4_OCTETS = 20
 _UDP_OCTETS = 8
 _FRAGMENT_OCTETS = 8
 _MAX_HEADERS = 8
+_MAX_TUNNELS = 4
 
 _IPV6_START = struct.Struct("!IHB")
 _IPV4_START = struct.Struct("!BBHHHBB")
@@ -49,6 +50,7 @@ class Packet(NamedTuple):
     header_tag      the tag in an extension header
     payload         of a UDP datagram to the port of fireflies; empty otherwise
     fragment        the identification that the fragments of one packet share; empty for a whole packet
+    depth           in how many tunnels it was
     """
 
     version: int
@@ -61,6 +63,7 @@ class Packet(NamedTuple):
     header_tag: Tag | None
     payload: bytes
     fragment: bytes = b""
+    depth: int = 0
 
 
 def parse_ethernet(frame: bytes, wire_length: int = 0) -> Packet | None:
@@ -71,31 +74,61 @@ def parse_ethernet(frame: bytes, wire_length: int = 0) -> Packet | None:
     return parse_typed(frame, wire_length, _ETHERTYPE_AT, _ETHERTYPE_AT + 2)
 
 
-def parse_typed(data: bytes, wire_length: int, type_at: int, at: int) -> Packet | None:
+def parse_typed(data: bytes, wire_length: int, type_at: int, at: int, depth: int = 0) -> Packet | None:
     """The IP packet behind a link header with its Ethernet type at type_at and its payload at at."""
     kind = int.from_bytes(data[type_at : type_at + 2], "big")
     while kind in _VLAN:
         kind = int.from_bytes(data[at + 2 : at + 4], "big")
         at += 4
-    return parse_ip(data, wire_length, at) if kind in (_IPV6, _IPV4) else None
+    return _parse_kind(data, wire_length, kind, at, depth)
 
 
-def parse_ip(data: bytes, wire_length: int = 0, at: int = 0) -> Packet | None:
-    """The IP packet that begins at an offset; None when it is none or its fixed header is cut short."""
+def parse_ip(data: bytes, wire_length: int = 0, at: int = 0, depth: int = 0) -> Packet | None:
+    """The IP packet that begins at an offset, or the one that it carries; None when there is none.
+
+    depth says in how many tunnels it is.
+    """
     if len(data) <= at:
         return None
     # What is behind `at` on the wire: all that tells the length of a packet above 64 KB without a jumbo option.
     behind = max(wire_length, len(data)) - at
     version = data[at] >> 4
     if version == 6:  # noqa: PLR2004
-        return _parse_ipv6(data, at, behind)
-    return _parse_ipv4(data, at, behind) if version == 4 else None  # noqa: PLR2004
+        found, next_at = _parse_ipv6(data, at, behind, depth)
+    elif version == 4:  # noqa: PLR2004
+        found, next_at = _parse_ipv4(data, at, behind, depth)
+    else:
+        return None
+    if found is None or (depth and wire_length and found.octets > behind):
+        return None  # what is longer than its tunnel's packet is a part of one, or no packet at all
+    if not next_at or not _may_carry(found) or depth >= _MAX_TUNNELS:
+        return found
+    inner = tunnels.inside(data, next_at, found.protocol, int.from_bytes(found.ports[2:], "big"))
+    carried = _parse_kind(data, wire_length, inner.kind, inner.at, depth + 1) if inner else None
+    return carried or found
 
 
-def _parse_ipv6(data: bytes, at: int, behind: int) -> Packet | None:
+def _may_carry(packet: Packet) -> bool:
+    return packet.protocol in tunnels.PROTOCOLS or (packet.protocol == UDP and packet.ports[2:] in tunnels.PORT_OCTETS)
+
+
+def _parse_kind(data: bytes, wire_length: int, kind: int, at: int, depth: int) -> Packet | None:
+    """The IP packet in what has this Ethernet type and begins at an offset."""
+    if kind in (tunnels.IPV6_TYPE, tunnels.IPV4_TYPE):
+        return parse_ip(data, wire_length, at, depth)
+    if kind == tunnels.ETHERNET_TYPE and depth <= _MAX_TUNNELS:
+        return parse_typed(data, wire_length, at + _ETHERTYPE_AT, at + _ETHERTYPE_AT + 2, depth)
+    if kind in tunnels.MPLS_TYPES and depth < _MAX_TUNNELS:
+        inner = tunnels.behind_labels(data, at)
+        return _parse_kind(data, wire_length, inner.kind, inner.at, depth + 1) if inner else None
+    return None
+
+
+def _parse_ipv6(data: bytes, at: int, behind: int, depth: int) -> tuple[Packet | None, int]:
+    """The packet, and where its upper layer begins; 0 where that is not in it."""
     next_at = at + IPV6_OCTETS
     if len(data) < next_at:
-        return None
+        return None, 0
     word, length, protocol = _IPV6_START.unpack_from(data, at)
     endpoints = data[at + 8 : next_at]
     tag: Tag | None = None
@@ -108,7 +141,10 @@ def _parse_ipv6(data: bytes, at: int, behind: int) -> Packet | None:
     ports = _ports(data, next_at, protocol)
     payload = _firefly(data, next_at, protocol, ports)
     label, traffic_class = word & 0xFFFFF, word >> 20 & 0xFF
-    return Packet(6, protocol, endpoints, ports, octets, label, traffic_class, tag, payload, fragment)
+    return (
+        Packet(6, protocol, endpoints, ports, octets, label, traffic_class, tag, payload, fragment, depth),
+        next_at,
+    )
 
 
 class _Headers(NamedTuple):
@@ -154,9 +190,10 @@ def _tag_in(header: bytes) -> Tag | None:
         return None
 
 
-def _parse_ipv4(data: bytes, at: int, behind: int) -> Packet | None:
+def _parse_ipv4(data: bytes, at: int, behind: int, depth: int) -> tuple[Packet | None, int]:
+    """As _parse_ipv6."""
     if len(data) < at + _IPV4_OCTETS:
-        return None
+        return None, 0
     start, traffic_class, length, identification, offset, _, protocol = _IPV4_START.unpack_from(data, at)
     next_at = at + 4 * (start & 0x0F) if not offset & 0x1FFF else 0
     ports = _ports(data, next_at, protocol)
@@ -164,7 +201,11 @@ def _parse_ipv4(data: bytes, at: int, behind: int) -> Packet | None:
     octets = length or behind
     payload = _firefly(data, next_at, protocol, ports)
     fragment = identification.to_bytes(2, "big") if offset & 0x3FFF else b""
-    return Packet(4, protocol, data[at + 12 : at + 20], ports, octets, 0, traffic_class, None, payload, fragment)
+    endpoints = data[at + 12 : at + 20]
+    return (
+        Packet(4, protocol, endpoints, ports, octets, 0, traffic_class, None, payload, fragment, depth),
+        next_at,
+    )
 
 
 def _ports(data: bytes, at: int, protocol: int) -> bytes:

@@ -1,4 +1,4 @@
-"""The collector's plug-in: `scitags observe`."""
+"""The collector's plug-in: `scitags observe` and `scitags report`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scitags_core.roles import Command
 
 @hookimpl
 def provide_commands() -> Iterable[Command]:
-    """`scitags observe`."""
-    from scitags_collector import command  # noqa: PLC0415
+    """`scitags observe` and `scitags report`."""
+    from scitags_collector import command, flow_command  # noqa: PLC0415
 
-    return (command.COMMAND,)
+    return (command.COMMAND, flow_command.COMMAND)

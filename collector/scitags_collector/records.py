@@ -10,9 +10,9 @@ from scitags_collector.flows import Flow, Strand
 from scitags_collector.observation import NANOSECONDS, Observation
 from scitags_core.cli.output import json_line
 from scitags_core.errors import ScitagsError
-from scitags_core.tag import Tag
 
 ROWS_AT_ONCE = 50_000
+FORGETTINGS = 4  # in the time after which a flow is idle: each takes a moment with very many flows
 
 
 class ParquetUnavailable(ScitagsError):
@@ -46,7 +46,7 @@ def _record(observation: Observation, flow: Flow, strand: Strand, announced: lis
         "label_untold": strand.label is None,
         "header_experiment_id": header.experiment if header else None,
         "header_activity_id": header.activity if header else None,
-        "tag_from": _origin(strand, tag),
+        "tag_from": strand.carrier,
         "experiment_id": tag.experiment if tag else None,
         "activity_id": tag.activity if tag else None,
         "experiment": called.experiment if called else None,
@@ -57,15 +57,35 @@ def _record(observation: Observation, flow: Flow, strand: Strand, announced: lis
     }
 
 
-def _origin(strand: Strand, tag: Tag | None) -> str | None:
-    if tag is None:
-        return None
-    return "header" if strand.header_tag == tag else "label"
+class RecordWriter:
+    """Writes records as lines of JSON, once at the end or again and again: then each has what is new since the last."""
 
+    def __init__(self, observation: Observation, file: TextIO, *, idle_seconds: float | None = None) -> None:
+        """Flows of which nothing was seen for idle_seconds are forgotten once they are written; None: no flow is."""
+        self._observation = observation
+        self._file = file
+        self._idle = None if idle_seconds is None else round(idle_seconds * NANOSECONDS)
+        self._next_forgetting = 0
 
-def write_json_lines(observation: Observation, file: TextIO) -> None:
-    """A record a line."""
-    file.writelines(json_line(record) + "\n" for record in records(observation))
+    def write(self, now: int) -> None:
+        """Write what is new at this time, nanoseconds since 1970."""
+        observation = self._observation
+        for flow in observation.flows():
+            announced: list[list[int]] | None = None
+            for strand in flow.strands:
+                packets, octets = strand.told
+                if strand.packets == packets and strand.octets == octets:
+                    continue
+                if announced is None:
+                    announced = [list(tag) for tag in sorted(observation.announced(flow))]
+                record = _record(observation, flow, strand, announced)
+                record |= {"packets": strand.packets - packets, "octets": strand.octets - octets}
+                self._file.write(json_line(record) + "\n")
+                strand.told = strand.packets, strand.octets
+        self._file.flush()
+        if self._idle is not None and now >= self._next_forgetting:
+            observation.forget(now - self._idle)
+            self._next_forgetting = now + self._idle // FORGETTINGS
 
 
 def load_parquet() -> tuple[Any, Any]:

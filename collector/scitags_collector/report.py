@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from scitags_collector.exported import Exporter
-from scitags_collector.flows import Flow, Sum
+from scitags_collector.flows import Carrier, Flow, Sum
 from scitags_collector.observation import NANOSECONDS, Chance, Observation, Row
 from scitags_core.cli.names import Source
 from scitags_core.cli.output import count_text, table
@@ -83,6 +83,9 @@ def _remarks(observation: Observation, dropped: int) -> list[str]:
         found.append(f"{datagrams} to the port of fireflies could not be read, the first: {announcements.refused[0]}")
     if beyond.packets:
         found.append(f"{count_text(beyond.packets, 'packet')} of more flows than are kept: counted by tag alone")
+    if observation.in_tunnels:
+        packets = count_text(observation.in_tunnels, "packet")
+        found.append(f"{packets} carried in tunnels: they are counted, and not what carried them")
     if dropped:
         found.append(f"{count_text(dropped, 'packet')} dropped by the kernel before they could be looked at")
     return found
@@ -184,6 +187,7 @@ def as_json(
         "refused_fireflies": announcements.refusals,
         "refusals": announcements.refused,
         "other_frames": observation.other_frames,
+        "in_tunnels": observation.in_tunnels,
         "notes": list(notes),
         "exporters": list(exporters),
         "chance": observation.chance(),
@@ -191,7 +195,7 @@ def as_json(
             "bucket_seconds": observation.bucket / NANOSECONDS,
             "buckets": [
                 {"time": number * observation.bucket / NANOSECONDS, "octets": _octets(observation, bucket)}
-                for number, bucket in observation.timeline().items()
+                for number, bucket in observation.carried_timeline().items()
             ],
             "untold": [
                 {"time": number * observation.bucket / NANOSECONDS, "octets": octets}
@@ -260,5 +264,7 @@ def _event(observation: Observation, event: FlowEvent) -> dict[str, Any]:
     return {**msgspec.json.decode(encode_event(event)), **names}
 
 
-def _octets(observation: Observation, bucket: dict[Tag | None, int]) -> list[dict[str, Any]]:
-    return [_tag(observation, tag) | {"octets": octets} for tag, octets in bucket.items()]
+def _octets(observation: Observation, bucket: dict[tuple[Tag | None, Carrier | None], int]) -> list[dict[str, Any]]:
+    return [
+        _tag(observation, tag) | {"tag_from": carrier, "octets": octets} for (tag, carrier), octets in bucket.items()
+    ]

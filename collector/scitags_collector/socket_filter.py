@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
+from scitags_collector import tunnels
 from scitags_core import firefly
 
 Direction = Literal["in", "out", "both"]
@@ -20,9 +21,11 @@ HEAD_OCTETS = 128
 
 _SO_ATTACH_FILTER = 26
 _LENGTH, _BYTE, _HALF, _IS, _IS_AT_LEAST, _KEEP = 0x80, 0x30, 0x28, 0x15, 0x35, 0x06
-_PROTOCOL, _PACKET_TYPE = 0xFFFFF000, 0xFFFFF004  # what the kernel knows of the packet beside its octets
+# What the kernel knows of the packet beside its octets.
+_PROTOCOL, _PACKET_TYPE, _HARDWARE = 0xFFFFF000, 0xFFFFF004, 0xFFFFF01C
 _IP = 0xFFF00000  # octets from here on are counted from the IP header, whatever stands before it
 _OUTGOING = 4
+_LOOPBACK = 772  # ARPHRD_LOOPBACK of if_arp.h
 
 
 class _Step(NamedTuple):
@@ -40,6 +43,11 @@ _DIRECTIONS: dict[Direction, tuple[_Step, ...]] = {
     "in": (_Step(_BYTE, _PACKET_TYPE), _Step(_IS, _OUTGOING, "none", "")),
     "out": (_Step(_BYTE, _PACKET_TYPE), _Step(_IS, _OUTGOING, "", "none")),
 }
+# A tunnel's inner headers may lie anywhere, and a firefly may be in one.
+_WHOLE_PORTS = (
+    *(_Step(_IS, port, "whole", "") for port in sorted(tunnels.PORTS)),
+    _Step(_IS, firefly.PORT, "whole", "head"),
+)
 _SORT = (
     # Who reads behind the end of a packet loses it: what is too short for all that is read below is kept whole.
     _Step(_LENGTH),
@@ -51,25 +59,47 @@ _SORT = (
     _Step(_IS, socket.IPPROTO_TCP, "head", ""),
     _Step(_IS, socket.IPPROTO_UDP, "", "whole"),
     _Step(_HALF, _IP + 42),
-    _Step(_IS, firefly.PORT, "whole", "head"),
+    *_WHOLE_PORTS,
     _Step(_BYTE, _IP, name="IPv4"),
     _Step(_IS, 0x45, "", "whole"),  # with options the ports are elsewhere
     _Step(_BYTE, _IP + 9),
     _Step(_IS, socket.IPPROTO_TCP, "head", ""),
     _Step(_IS, socket.IPPROTO_UDP, "", "whole"),
     _Step(_HALF, _IP + 22),
-    _Step(_IS, firefly.PORT, "whole", "head"),
+    *_WHOLE_PORTS,
 )
 
 
-def attach(capture: socket.socket, whole_octets: int, direction: Direction) -> None:
-    """Give a socket the filter; of packets that are kept whole it keeps so many octets at most. Raises OSError."""
+# Of every interface at once: IP alone, as nothing tells what else begins with. The loopback interface receives all that
+# it sends.
+_OF_ANY = (
+    _Step(_HALF, _HARDWARE),
+    _Step(_IS, _LOOPBACK, "", "elsewhere"),
+    _Step(_BYTE, _PACKET_TYPE),
+    _Step(_IS, _OUTGOING, "none", ""),
+    _Step(_HALF, _PROTOCOL, name="elsewhere"),
+    _Step(_IS, 0x86DD, "IP", ""),
+    _Step(_IS, 0x0800, "IP", "none"),
+)
+_DIRECTIONS_OF_ANY: dict[Direction, tuple[_Step, ...]] = {
+    "both": (_Step(_LENGTH, name="IP"),),
+    "in": (_Step(_BYTE, _PACKET_TYPE, name="IP"), _Step(_IS, _OUTGOING, "none", "")),
+    "out": (_Step(_BYTE, _PACKET_TYPE, name="IP"), _Step(_IS, _OUTGOING, "", "none")),
+}
+
+
+def attach(capture: socket.socket, whole_octets: int, direction: Direction, *, of_any: bool = False) -> None:
+    """Give a socket the filter; of packets that are kept whole it keeps so many octets at most. Raises OSError.
+
+    of_any: it is a socket for every interface at once, whose packets begin with the IP header.
+    """
     ends = (
         _Step(_KEEP, HEAD_OCTETS, name="head"),
         _Step(_KEEP, whole_octets, name="whole"),
         _Step(_KEEP, 0, name="none"),
     )
-    program = _assemble((*_DIRECTIONS[direction], *_SORT, *ends))
+    before = (*_OF_ANY, *_DIRECTIONS_OF_ANY[direction]) if of_any else _DIRECTIONS[direction]
+    program = _assemble((*before, *_SORT, *ends))
     kept = ctypes.create_string_buffer(program, len(program))
     description = struct.pack("HL", len(program) // 8, ctypes.addressof(kept))
     capture.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, description)

@@ -16,6 +16,7 @@ from scitags_core.roles import Command
 
 DEFAULT_SECONDS = 15.0
 DEFAULT_FULL_SECONDS, DEFAULT_FILES = 30.0, 40
+DEFAULT_DAY_SECONDS = 75.0
 DEFAULT_SEED = 23  # one that has every moment busy
 PICTURE, CHAIN = "traffic", "chain"
 BREAKS = ("job", "agent", "marker")
@@ -25,13 +26,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """The arguments of `scitags demo`."""
     parser.add_argument("--full", action="store_true", help="the whole: real Rucio, xrootd and clients; needs root")
     parser.add_argument(
+        "--day", action="store_true", help="a day of a data challenge by the same, and a network's report of it"
+    )
+    parser.add_argument("--flows", type=int, metavar="N", help="with --day: as many as suit its time otherwise")
+    parser.add_argument(
         "--output", type=Path, metavar="DIR", help=f"put {PICTURE}.png and .svg there, with --full {CHAIN}.*"
     )
     parser.add_argument(
         "--seconds",
         type=float,
         metavar="N",
-        help=f"of transfers, default {DEFAULT_SECONDS:g}, with --full {DEFAULT_FULL_SECONDS:g}",
+        help=f"of transfers: {DEFAULT_SECONDS:g}, with --full {DEFAULT_FULL_SECONDS:g}, --day {DEFAULT_DAY_SECONDS:g}",
     )
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED, metavar="N", help="another one, another day")
     parser.add_argument(
@@ -67,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 1
     # With --json, standard output is for the program that reads it.
     say = partial(print, file=sys.stderr if arguments.json else sys.stdout, flush=True)
-    return (_run_full if arguments.full else _run_show)(arguments, say)
+    return (_run_day if arguments.day else _run_full if arguments.full else _run_show)(arguments, say)
 
 
 def _run_show(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
@@ -114,13 +119,32 @@ def _run_full(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
     return 0 if joined.holds else 1
 
 
+def _run_day(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
+    from scitags_demo.chain import day_show  # noqa: PLC0415
+
+    source = names.choose(arguments)
+    say(source.description)
+    options = day_show.DayOptions(
+        seed=arguments.seed,
+        seconds=DEFAULT_DAY_SECONDS if arguments.seconds is None else arguments.seconds,
+        flows=arguments.flows,
+        keep=arguments.keep_files,
+    )
+    shown = day_show.show(options, source.registry, arguments.output, say)
+    written = day_show.pictures(shown, source.registry, arguments.output) if arguments.output else []
+    more = {"seed": options.seed, "pictures": [str(path) for path in written]}
+    text = day_show.as_text(shown, source)
+    _tell(arguments, day_show.as_json(shown, source) | more, text, [*written, *shown.files])
+    return 0 if shown.holds else 1
+
+
 def _tell(arguments: argparse.Namespace, document: dict[str, Any], text: str, written: list[Path]) -> None:
     if arguments.json:
         print(json_line(document))
         return
     print("", text, sep="\n")
     for path in written:
-        print(f"{'Table' if path.suffix == '.json' else 'Picture'}: {path}")
+        print(f"{'Picture' if path.suffix in ('.png', '.svg') else 'Table'}: {path}")
 
 
 COMMAND = Command("demo", "tagged transfers on a real network, marked and decoded again", configure, run)

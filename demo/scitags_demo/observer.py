@@ -110,10 +110,12 @@ def parse(document: bytes) -> Observation:
         report = msgspec.json.decode(document, type=_Report)
     except msgspec.DecodeError as error:
         raise FlowEventError(f"no report of an observer: {error}") from None
-    timeline = Timeline(
-        report.timeline.bucket_seconds,
-        {bucket.time: {part.tag: part.octets for part in bucket.octets} for bucket in report.timeline.buckets},
-    )
+    octets: dict[float, dict[Tag | None, int]] = {}
+    for bucket in report.timeline.buckets:
+        parts = octets.setdefault(bucket.time, {})
+        for part in bucket.octets:  # a tag has one for each place where packets bear it
+            parts[part.tag] = parts.get(part.tag, 0) + part.octets
+    timeline = Timeline(report.timeline.bucket_seconds, octets)
     return Observation(
         report.dropped,
         {flow.key: flow for flow in report.flows if flow.key is not None},

@@ -1,15 +1,11 @@
-"""The picture: traffic by activity over time, stacked, as who runs the network would like to see it.
-
-matplotlib is imported when a picture is drawn, and draws without a display.
-"""
+"""The picture: traffic by activity over time, stacked, as who runs the network would like to see it."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scitags_collector import chart
 from scitags_core.registry import Registry
 from scitags_core.tag import Tag
 from scitags_demo.report import names_of
@@ -17,36 +13,23 @@ from scitags_demo.series import Series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SIZE_INCHES = (11.0, 5.4)
-DOTS_AN_INCH = 150
 FORMATS = ("png", "svg")
-# A hue for each experiment, told apart by the colour-blind too; its activities are shades of it.
-HUES = ("#2b62a8", "#d95f30", "#3b8f4a", "#8a5aa8", "#d7a021", "#2a9aa0", "#c8588f", "#86623e")
-UNTAGGED_COLOUR = "#c3c7cc"
 UNTAGGED_NAMES = {True: "no tag in the label", False: "not announced"}
-INK, FAINT = "#22262b", "#6b727a"
 
 
 def draw(series: Series, registry: Registry, stem: Path) -> list[Path]:
-    """Write STEM.png and STEM.svg; their paths."""
-    # It says at length where it keeps its cache when there is no home directory.
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    import matplotlib as mpl  # noqa: PLC0415
+    """Write STEM.png and STEM.svg; their paths. Raises PictureUnavailable."""
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415
-
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    settings: dict[Any, Any] = {"font.size": 10, "text.color": INK, "axes.labelcolor": INK, "svg.hashsalt": "scitags"}
-    with mpl.rc_context(settings):
-        figure, axes = plt.subplots(figsize=SIZE_INCHES, layout="constrained")
+    def fill(figure: Figure) -> None:
+        axes = figure.subplots()
         _fill(axes, series, registry)
         _dress(axes, series)
-        paths = [stem.with_suffix(f".{name}") for name in FORMATS]
-        for path in paths:
-            figure.savefig(path, dpi=DOTS_AN_INCH, metadata={"Date": None} if path.suffix == ".svg" else None)
-        plt.close(figure)
+
+    paths = [stem.with_suffix(f".{name}") for name in FORMATS]
+    chart.draw(fill, paths, width=SIZE_INCHES[0], height=SIZE_INCHES[1])
     return paths
 
 
@@ -61,33 +44,12 @@ def order(series: Series) -> list[Tag | None]:
     return [*tagged, *([None] if None in series.rates else [])]
 
 
-def colours(tags: Sequence[Tag | None]) -> list[str]:
-    """One for each: a hue for each experiment in the order of first appearance, lighter for each next activity."""
-    experiments: list[int] = []
-    found: list[str] = []
-    for position, tag in enumerate(tags):
-        if tag is None:
-            found.append(UNTAGGED_COLOUR)
-            continue
-        if tag.experiment not in experiments:
-            experiments.append(tag.experiment)
-        mates = [one for one in tags[:position] if one is not None and one.experiment == tag.experiment]
-        found.append(lighter(HUES[experiments.index(tag.experiment) % len(HUES)], 1 - 0.72 ** len(mates)))
-    return found
-
-
-def lighter(colour: str, share: float) -> str:
-    """The colour with so much white in it, 0 to 1."""
-    parts = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
-    return "#" + "".join(f"{round(part + (255 - part) * share):02x}" for part in parts)
-
-
 def _fill(axes: Axes, series: Series, registry: Registry) -> None:
     tags = order(series)
     times = [position * series.seconds for position in range(series.intervals + 1)]
     base = [0.0] * len(times)
     handles: list[Any] = []
-    for tag, colour in zip(tags, colours(tags), strict=True):
+    for tag, colour in zip(tags, chart.colours(tags), strict=True):
         # A step holds until the next interval begins, so the last value stands twice.
         rates = [*series.rates[tag], series.rates[tag][-1]]
         top = [below + rate for below, rate in zip(base, rates, strict=True)]
@@ -112,11 +74,5 @@ def _dress(axes: Axes, series: Series) -> None:
         if series.by_label
         else "found by fireflies alone; each connection's octets are spread evenly over its time"
     )
-    axes.set_title("Traffic by activity", loc="left", fontsize=14, fontweight="bold", pad=26)
-    axes.text(0, 1.025, how, transform=axes.transAxes, color=FAINT)
-    axes.grid(axis="y", color="#e3e6e9", linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.tick_params(colors=FAINT, length=0)
-    axes.spines["bottom"].set_color(FAINT)
+    chart.title(axes, "Traffic by activity", how)
+    chart.dress(axes)

@@ -27,7 +27,7 @@ from scitags_core.tag import Tag
 from tests.collector.test_observation import NOON
 from tests.netns import packets as p
 from tests.netns.conftest import ALICE, BOB, Pair
-from tests.netns.namespaces import Namespace, add_address, allow_big_tcp, delete_link, set_up
+from tests.netns.namespaces import Namespace, add_address, allow_big_tcp, delete_link, link, set_up
 
 ATLAS, CMS = Tag(2, 15), Tag(3, 14)
 REGISTRY = registry_history.built_in().registry()
@@ -55,9 +55,9 @@ def udp(host: Namespace, port: int = 0, address: str = ALICE) -> socket.socket:
     return made
 
 
-def capture(host: Namespace, interface: str, **options: object) -> LiveCapture:
+def capture(host: Namespace, *interfaces: str, **options: object) -> LiveCapture:
     with host.entered():
-        return LiveCapture(interface, **options)  # type: ignore[arg-type]
+        return LiveCapture(*interfaces, **options)  # type: ignore[arg-type]
 
 
 def observed(live: LiveCapture) -> Observation:
@@ -220,6 +220,137 @@ def test_the_loopback_interface_has_each_packet_once(pair: Pair) -> None:
                 sender.sendto(b"x", ("::1", 1094))
         found = packets(live)
     assert [one.octets for one in found] == [49, 49, 49]
+
+
+def ports(found: list[Packet]) -> list[int]:
+    """Source ports of UDP datagrams of one octet."""
+    return sorted(int.from_bytes(one.ports[:2], "big") for one in found if one.protocol == p.UDP and one.octets == 49)
+
+
+def one_each(pair: Pair) -> None:
+    """To bob from alice, from bob to alice, and from bob to himself."""
+    with udp(pair.alice, 4001) as one, udp(pair.bob, 4002, BOB) as two, udp(pair.bob, 4003, "::1") as three:
+        one.sendto(b"x", (BOB, 1094))
+        two.sendto(b"x", (ALICE, 1094))
+        with udp(pair.bob, 1094, "::1"):
+            three.sendto(b"x", ("::1", 1094))
+
+
+@pytest.mark.parametrize(
+    ("direction", "expected"), [("both", [4001, 4002, 4003]), ("in", [4001, 4003]), ("out", [4002])]
+)
+def test_on_every_interface(pair: Pair, direction: str, expected: list[int]) -> None:
+    with capture(pair.bob, "any", direction=direction) as live:
+        one_each(pair)
+        assert ports(packets(live)) == expected
+
+
+def test_on_every_interface_also_one_that_came_later(pair: Pair) -> None:
+    with capture(pair.bob, "any") as live, Namespace("carol") as carol:
+        link(pair.bob, "bob1", carol, "carol0")
+        frames = [
+            p.ethernet(p.ipv6(p.tcp(), label=label.encode(*ATLAS, 3))),
+            p.ethernet(p.ipv6(exthdr.encode(*CMS, p.TCP) + p.tcp(), p.DESTINATION), p.IPV6, (0x8100, 7)),
+            p.ethernet(bytes.fromhex("6000000000000000") + bytes(60), p.ARP),  # what begins like IPv6 and is none
+        ]
+        with carol.entered():
+            sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+        with sender:
+            sender.bind(("carol0", 0))
+            for frame in frames:
+                sender.send(frame)
+        found = [(one.label, one.header_tag) for one in packets(live) if one.protocol == p.TCP]
+    assert found == [(label.encode(*ATLAS, 3), None), (0, CMS)]
+
+
+def test_fireflies_on_every_interface(pair: Pair) -> None:
+    datagram = firefly.encode(
+        FlowEvent(state=FlowState.START, key=FlowKey.of(ALICE, 1, BOB, 2), tag=ATLAS, start_time=NOON),
+        now=NOON,
+        host="alice",
+        app="test",
+    )
+    with capture(pair.bob, "any") as live:
+        with udp(pair.alice) as sender:
+            sender.sendto(datagram, (BOB, firefly.PORT))
+        observation = observed(live)
+    assert [one.tag for one in observation.announcements.events] == [ATLAS]
+
+
+def test_on_several_interfaces(pair: Pair) -> None:
+    with capture(pair.bob, "bob0", "lo", "bob0") as live:
+        one_each(pair)
+        assert ports(packets(live)) == [4001, 4002, 4003]
+        assert live.dropped() == 0
+
+
+def test_of_several_interfaces_one_may_go(pair: Pair) -> None:
+    with capture(pair.bob, "lo", "bob0") as live:
+        with udp(pair.alice, 4001) as sender:
+            sender.sendto(b"x", (BOB, 1094))
+        delete_link(pair.bob, "bob0")
+        in_time = until(10)
+        with udp(pair.bob, 4003, "::1") as sender, udp(pair.bob, 1094, "::1"):
+            found: list[Packet] = []
+
+            def go_on() -> bool:
+                if live.notes():
+                    sender.sendto(b"x", ("::1", 1094))
+                return in_time() and 4003 not in ports(found)
+
+            for _, one in live.packets(go_on):
+                found.append(one)
+        assert set(ports(found)) == {4001, 4003}
+        assert live.notes() == ["interface 'bob0' is gone; what it had until then is counted, the others went on"]
+
+
+def test_a_tunnel_that_the_kernel_made(pair: Pair, live: LiveCapture) -> None:
+    """VXLAN between alice and bob, with a label and a firefly inside."""
+    inside = {pair.alice: "2001:db8:5::1", pair.bob: "2001:db8:5::2"}
+    for host, interface, own, far in ((pair.alice, "alice0", ALICE, BOB), (pair.bob, "bob0", BOB, ALICE)):
+        with host.entered(), IPRoute() as netlink:
+            below = netlink.link_lookup(ifname=interface)[0]
+            try:
+                netlink.link(
+                    "add",
+                    ifname="tunnel",
+                    kind="vxlan",
+                    vxlan_id=5,
+                    vxlan_port=4789,
+                    vxlan_link=below,
+                    vxlan_local6=own,
+                    vxlan_group6=far,
+                    vxlan_udp_zero_csum6_rx=1,
+                )
+            except Exception as error:
+                pytest.skip(f"needs VXLAN in the kernel: {error}")
+        add_address(host, "tunnel", inside[host], 64)
+        set_up(host, "tunnel")
+    value = label.encode(*ATLAS, 5)
+    datagram = firefly.encode(
+        FlowEvent(
+            state=FlowState.START,
+            key=FlowKey.of(inside[pair.alice], 4001, inside[pair.bob], 1094, "udp"),
+            tag=ATLAS,
+            start_time=NOON,
+            application="x" * 300,
+        ),
+        now=NOON,
+        host="alice",
+        app="test",
+    )
+    with udp(pair.alice, 4001, inside[pair.alice]) as sender:
+        labelled(sender, inside[pair.bob], value)
+        with udp(pair.bob, 1094, inside[pair.bob]) as receiver:
+            receiver.settimeout(10)
+            for _ in range(5):
+                sender.sendto(b"x" * 100, (inside[pair.bob], 1094, value))
+                receiver.recv(200)  # the first waits until the far end has been found
+        sender.sendto(datagram, (inside[pair.bob], firefly.PORT))
+    observation = observed(live)
+    [row] = [one for one in observation.rows() if one.tag == ATLAS]
+    assert (row.packets, row.octets, row.flows, row.confirmed) == (5, 5 * 148, 1, 1)
+    assert observation.in_tunnels >= 6
 
 
 def test_big_tcp_counts_its_octets(pair: Pair) -> None:

@@ -10,12 +10,14 @@ import struct
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from scitags_collector import announcements
 from scitags_collector import observation as observation_module
+from scitags_collector.bandwidth import of_observation
 from scitags_collector.link import ETHERNET, Frame, packets_of
 from scitags_collector.observation import LABELS_PER_TAG, NANOSECONDS, Observation
 from scitags_collector.packet import TCP, Packet
@@ -352,3 +354,56 @@ def test_flows_are_listed_with_where_their_tag_is_from(observation: Observation)
         ["-", "cms/Analysis Input 100%", "-"],
         ["-", "-", "atlas/Production Input"],
     ]
+
+
+def test_what_is_forgotten_stays_in_the_table_and_in_the_reckoning() -> None:
+    observation = Observation(REGISTRY)
+    observation.announcements.add(announcement(of=key(1)))
+    for port, at, value in (
+        (1, 0, label.encode(*ATLAS, 9)),
+        (2, 0, label.encode(*ATLAS, 9)),
+        (3, 0, 0x12345),
+        (4, 60, label.encode(*ATLAS, 9)),
+    ):
+        observation.add(at * NANOSECONDS, packet(key(port), label=value))
+    before = [msgspec.structs.astuple(row) for row in observation.rows()]
+    chance = observation.chance()
+    observation.forget(30 * NANOSECONDS)
+    assert [msgspec.structs.astuple(row) for row in observation.rows()] == before
+    assert observation.chance() == chance
+    assert [flow.key for flow in observation.flows()] == [key(4)]
+    assert list(observation.timeline()) == [60]
+    assert observation.announcements.tags(next(observation.flows()).tuple5) == frozenset()
+    # What comes again is another flow, and what was confirmed is not confirmed again.
+    observation.add(61 * NANOSECONDS, packet(key(1), label=label.encode(*ATLAS, 9)))
+    [row] = [one for one in observation.rows() if one.tag == ATLAS]
+    assert (row.packets, row.flows, row.confirmed) == (4, 4, 1)
+
+
+def test_frames_go_on_behind_what_was_forgotten() -> None:
+    observation = Observation(REGISTRY)
+    frame = p.ethernet(p.ipv6(p.tcp(), label=label.encode(*ATLAS, 9)))
+
+    def frames() -> Iterator[Frame]:
+        for number in range(4):
+            if number == 2:
+                observation.forget(100 * NANOSECONDS)
+            yield number * NANOSECONDS, ETHERNET, frame, 0, len(frame), len(frame)
+
+    observation.add_frames(frames())
+    [row] = observation.rows()
+    assert (row.packets, row.flows) == (4, 2)
+    assert sum(flow.total.packets for flow in observation.flows()) == 2
+
+
+def test_where_a_tag_was_is_told_over_time() -> None:
+    observation = Observation(REGISTRY)
+    observation.add(0, packet(key(1), label=label.encode(*ATLAS, 9), octets=100))
+    observation.add(0, packet(key(2), header=ATLAS, octets=200))
+    observation.add(0, packet(key(3), octets=400))
+    assert observation.carried_timeline() == {0: {(ATLAS, "label"): 100, (ATLAS, "header"): 200, (None, None): 400}}
+    assert observation.timeline() == {0: {ATLAS: 300, None: 400}}
+    found = of_observation(observation)
+    assert found.by_carrier == {"label": {ATLAS: [0.0008]}, "header": {ATLAS: [0.0016]}, None: {None: [0.0032]}}
+    assert (found.intervals, found.tags()) == (1, [ATLAS])
+    assert found.megabytes(ATLAS) == pytest.approx(0.0003)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import re
@@ -10,6 +12,7 @@ import socket
 import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +21,6 @@ from typing import Any
 import dpkt
 import pytest
 
-from scitags_collector import command
 from scitags_core import exthdr, firefly, label
 from scitags_core.cli import main
 from scitags_core.flow import FlowEvent, FlowKey, FlowState
@@ -30,6 +32,7 @@ from tests.netns.namespaces import delete_link
 
 ATLAS, CMS = Tag(2, 15), Tag(3, 14)
 IPV6_DSTOPTS = 59
+Start = Callable[..., subprocess.Popen[bytes]]
 OBSERVE = [sys.executable, "-c", "import sys; from scitags_core.cli import main; sys.exit(main())", "observe"]
 
 
@@ -140,12 +143,120 @@ def test_output_to_a_file(capture_file: Path, tmp_path: Path, capsys: pytest.Cap
     assert capsys.readouterr().out == ""
 
 
-def test_the_table_is_shown_meanwhile(
-    capture_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_the_table_is_shown_meanwhile_without_a_terminal(
+    capture_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "REFRESH_SECONDS", 0.0)
-    assert main(["observe", "--live", "--pcap", str(capture_file)]) == 0
-    assert capsys.readouterr().out.count(command.CLEAR) >= 1
+    assert main(["observe", "--live", "1e-9", "--pcap", str(capture_file)]) == 0
+    shown = capsys.readouterr().out
+    first, _, rest = shown.partition("\n")
+    assert re.fullmatch(rf"{capture_file}   20\d\d-\d\d-\d\d [\d:]+ UTC   for 0:00:00   [\d.,]+ Mbit/s", first)
+    assert "Mbit/s" in rest.splitlines()[1]
+    assert "\x1b" not in shown
+    assert "registry of 2025-09-04" in shown
+
+
+def test_the_table_changes_in_its_place_on_a_terminal(pair: Pair) -> None:
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 12, 60, 0, 0))
+    observe = [*OBSERVE, "--interface", "bob0", "--live", "0.2", "--duration", "1.5"]
+    watching = pair.bob.popen(observe, stdout=theirs, stderr=subprocess.PIPE, env={**os.environ, "COLUMNS": ""})
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # what the terminal says when its other end closes
+        while part := os.read(ours, 4096):
+            shown += part
+    os.close(ours)
+    assert watching.wait(20) == 0, watching.communicate()
+    watching.communicate()
+    screens = shown.decode().split("\x1b[H")
+    assert len(screens) >= 4
+    one = screens[2]  # neither the first, which clears all, nor the report
+    assert one.endswith("\x1b[J")
+    lines = one.split("\r\n")
+    assert lines[0].startswith("bob0   20")
+    assert max(len(line.removesuffix("\x1b[K")) for line in lines) <= 60
+    assert len(lines) <= 12
+    assert "By chance" in screens[-1]
+
+
+def test_lines_while_it_runs(pair: Pair, start: Start, tmp_path: Path) -> None:
+    """Each has what is new, together they have all; a flow that was forgotten is still in the others' lines."""
+    observer = start("--every", "0.2", "--idle", "0.6", form="--json-lines")
+    output = tmp_path / "seen.json"
+
+    def packets() -> list[int]:
+        lines = [json.loads(line) for line in output.read_text().splitlines()]
+        return [one["packets"] for one in lines if one["src_port"] == 4001]
+
+    def wait_for(counts: list[int]) -> None:
+        deadline = time.monotonic() + 10
+        while packets() != counts:
+            assert time.monotonic() < deadline, packets()
+            time.sleep(0.02)
+
+    with pair.alice.entered(), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sender:
+        sender.bind((ALICE, 4001))
+        for count in (3, 2):
+            for _ in range(count):
+                sender.sendto(b"x" * 100, (BOB, 1094))
+            wait_for([3, 2][: 1 if count == 3 else 2])
+        time.sleep(1.5)  # forgotten by now
+        sender.sendto(b"x" * 100, (BOB, 1094))
+        wait_for([3, 2, 1])
+        sender.sendto(b"x" * 100, (BOB, 1094))
+    time.sleep(0.1)
+    observer.terminate()
+    assert observer.wait(20) == 0
+    assert sum(packets()) == 7
+    firsts = [json.loads(line)["first"] for line in output.read_text().splitlines() if '"src_port":4001' in line]
+    assert firsts[0] == firsts[1] < firsts[2]
+
+
+def test_every_is_for_lines(capture_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["observe", "--pcap", str(capture_file), "--every", "1"])
+    assert "--every is for --json-lines" in capsys.readouterr().err
+
+
+def test_fireflies_are_written_as_they_are_seen(
+    capture_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "fireflies.jsonl"
+    assert main(["observe", "--pcap", str(capture_file), "--fireflies", str(path)]) == 0
+    [line] = path.read_text().splitlines()
+    found = json.loads(line)
+    assert found["time"] == "1970-01-01T00:16:43Z"
+    assert (found["state"], found["src"], found["src_port"]) == ("start", p.SRC, 1094)
+    assert (found["experiment"], found["activity"]) == ("atlas", "Production Input")
+
+
+@pytest.mark.parametrize(("name", "begins"), [("b.png", b"\x89PNG"), ("b.svg", b"<?xml"), ("b.pdf", b"%PDF")])
+def test_a_picture(capture_file: Path, tmp_path: Path, name: str, begins: bytes) -> None:
+    path = tmp_path / "new" / name
+    assert main(["observe", "--pcap", str(capture_file), "--picture", str(path), "--output", os.devnull]) == 0
+    assert path.read_bytes().startswith(begins)
+    if name == "b.svg":
+        drawn = path.read_text()
+        for text in ("Tag in the flow label", "Tag in an extension header", "No tag", "atlas", "Analysis Input"):
+            assert text in drawn
+
+
+def test_a_picture_of_another_kind_is_refused_at_once(capture_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["observe", "--pcap", str(capture_file), "--picture", "picture.jpg"]) == 1
+    assert "picture.jpg: a picture's name ends with one of png, svg, pdf" in capsys.readouterr().err
+
+
+def test_on_two_interfaces(pair: Pair, start: Start, tmp_path: Path) -> None:
+    observer = start("--interface", "lo")
+    with pair.bob.entered(), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sender:
+        sender.bind((BOB, 4001))
+        for address in (ALICE, BOB):
+            sender.sendto(b"x", (address, 1094))
+    time.sleep(0.2)
+    observer.terminate()
+    assert observer.wait(20) == 0
+    flows = json.loads((tmp_path / "seen.json").read_text())["flows"]
+    assert {one["dst"] for one in flows if one["key"] and one["key"]["src_port"] == 4001} == {ALICE, BOB}
 
 
 def test_signals_are_as_they_were(capture_file: Path) -> None:
@@ -175,17 +286,14 @@ def test_an_unknown_interface_is_named(root: None, capsys: pytest.CaptureFixture
     assert "'no-such-if'" in capsys.readouterr().err
 
 
-Start = Callable[..., subprocess.Popen[bytes]]
-
-
 @pytest.fixture
 def start(pair: Pair, tmp_path: Path) -> Iterator[Start]:
     """Starts an observer on bob's end of the link, which writes seen.json, and returns when it captures."""
     ready = tmp_path / "ready"
     started: list[subprocess.Popen[bytes]] = []
 
-    def start_observer(*more: str) -> subprocess.Popen[bytes]:
-        arguments = ["--interface", "bob0", "--json", "--ready", str(ready), "--output", str(tmp_path / "seen.json")]
+    def start_observer(*more: str, form: str = "--json") -> subprocess.Popen[bytes]:
+        arguments = ["--interface", "bob0", form, "--ready", str(ready), "--output", str(tmp_path / "seen.json")]
         process: subprocess.Popen[bytes] = pair.bob.popen([*OBSERVE, *arguments, *more])
         started.append(process)
         deadline = time.monotonic() + 20

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scitags_collector import chart
 from scitags_collector.observation import Observation as Seen
 from scitags_collector.packet import Packet
 from scitags_collector.report import as_json
@@ -112,10 +113,10 @@ def test_experiments_stand_together_and_the_untagged_on_top() -> None:
 
 def test_no_two_colours_are_the_same() -> None:
     tags = [*(Tag(experiment, activity) for experiment in range(1, 9) for activity in range(1, 5)), None]
-    found = picture.colours(tags)
+    found = chart.colours(tags)
     assert len(set(found)) == len(tags)
-    assert found[-1] == picture.UNTAGGED_COLOUR
-    assert picture.colours(tags[:4]) == found[:4]
+    assert found[-1] == chart.UNTAGGED_COLOUR
+    assert chart.colours(tags[:4]) == found[:4]
 
 
 @pytest.mark.parametrize("shape", [shape_of(None, ATLAS, CMS), series.Series(0.25, {}, by_label=False)])

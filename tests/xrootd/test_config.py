@@ -10,7 +10,8 @@ import pytest
 from scitags_core.cli.main import main
 from scitags_core.registry_client import built_in
 from scitags_xrootd import check, directives
-from scitags_xrootd.server import Version, parse_version
+from scitags_xrootd.config import SILENT_PMARK
+from scitags_xrootd.server import HEADER_BY_PMARK, Version, parse_version
 
 REGISTRY = built_in().registry
 OLD, NEW = (5, 5, 3), (5, 8, 1)
@@ -20,6 +21,7 @@ xrootd.fslib ++ libXrdScitags.so
 http.exthandler xrdtpc libXrdScitags.so
 """ + "".join(f"http.header2cgi {name} scitag.flow\n" for name in ("SciTag", "Scitag", "scitag", "SCITAG"))
 PMARK = "xrootd.pmark use firefly scitag\nxrootd.pmark ffdest 127.0.0.1:10514\nxrootd.pmark domain any\n"
+SILENT = "".join(f"{line}\n" for line in SILENT_PMARK)
 HTTP = "xrd.protocol http:80 /usr/lib64/libXrdHttp-5.so\n"
 
 
@@ -28,7 +30,7 @@ def found(text: str, version: Version = NEW) -> list[str]:
     return [str(one) for one in check.check(lines, REGISTRY, version, resolve=lambda name: name != "away.example")]
 
 
-@pytest.mark.parametrize("version", [OLD, (5, 6, 2), NEW, (6, 1, 0)])
+@pytest.mark.parametrize("version", [OLD, (5, 6, 2), (5, 6, 5), NEW, (6, 2, 1)])
 @pytest.mark.parametrize("pmark", [False, True])
 def test_what_is_printed_has_nothing_wrong(
     version: Version, pmark: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -47,7 +49,33 @@ def test_what_is_printed_has_nothing_wrong(
     assert [one for one in found(lines, version) if not any(text in one for text in known)] == []
     assert main(["xrootd", "check", "--server", number, "--offline", "--json", str(tmp_path / "xrootd.cfg")]) == 0
     findings = json.loads(capsys.readouterr().out)
-    assert len(findings) == (pmark + (pmark and version < (5, 6, 4)))
+    assert len(findings) == (pmark + (pmark and version < (5, 6, 3)))
+
+
+@pytest.mark.parametrize(
+    "version", [OLD, (5, 6, 2), (5, 6, 3), (5, 6, 4), (5, 6, 5), (5, 7, 0), NEW, (6, 0, 0), (6, 2, 1)]
+)
+def test_each_release_gets_the_lines_by_which_it_hands_the_header_on(
+    version: Version, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["xrootd", "config", "--server", ".".join(map(str, version))]) == 0
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    assert [line for line in lines if "xrootd.pmark" in line] == list(SILENT_PMARK if version >= (5, 6, 3) else ())
+    assert sum("http.header2cgi" in line for line in lines) == (0 if version >= (5, 6, 3) else 4)
+    assert ("can crash in third-party copies" in printed.err) == ((5, 6, 3) <= version < (5, 6, 5))
+
+
+def test_lines_for_a_release_that_is_not_known_are_right_in_each(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")  # no xrootd to ask
+    assert main(["xrootd", "config"]) == 0
+    printed = capsys.readouterr()
+    assert "right in every release" in printed.err
+    text = HTTP + "xrd.tls cert key\n" + printed.out
+    for version in (OLD, (5, 6, 2), (5, 6, 5), NEW, (6, 2, 1)):
+        assert found(text, version) == []
 
 
 def test_names_are_of_one_word_in_a_defsfile(capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,6 +95,31 @@ def test_names_are_of_one_word_in_a_defsfile(capsys: pytest.CaptureFixture[str])
         ("scitags.default 2 15\n" + PMARK, NEW, "file:1: error: scitags lines, but no plug-in"),
         ("xrootd.fslib libXrdScitags.so\n", NEW, "file:1: error: the plug-in stands on its own"),
         (PLUGIN + PMARK, NEW, "file:9: warning: an agent that hears"),
+        (
+            PLUGIN,
+            HEADER_BY_PMARK,
+            "file:5: error: requests by HTTP go untagged: this server reads the header SciTag itself",
+        ),
+        (
+            PLUGIN,
+            NEW,
+            "http.header2cgi has no effect on it: write xrootd.pmark use firefly noscitag, xrootd.pmark ffdest",
+        ),
+        (HTTP + "xrootd.fslib ++ libXrdScitags.so\n", NEW, "file:1: error: requests by HTTP go untagged"),
+        (PLUGIN + "xrootd.pmark domain any\n", NEW, "file:9: error: requests by HTTP go untagged"),
+        (PLUGIN + SILENT + "xrootd.pmark use nofirefly\n", NEW, "file:12: error: requests by HTTP go untagged"),
+        (PLUGIN + SILENT, OLD, "ok"),
+        (PLUGIN + SILENT, NEW, "ok"),
+        (PLUGIN + "xrootd.pmark domain any use firefly noscitag\n", NEW, "ok"),
+        (
+            PLUGIN + "xrootd.pmark domain any use firefly noscitag\n",
+            OLD,
+            "file:9: error: there is no ffdest: xrootd does",
+        ),
+        (PLUGIN + SILENT.replace("domain any", "trace"), NEW, "file:9: note: xrootd looks the client's name up"),
+        (PLUGIN + SILENT + "xrootd.pmark use scitag\n", NEW, "file:9: warning: an agent that hears"),
+        (PLUGIN + SILENT + "xrootd.pmark map2exp default cms\n", NEW, "file:9: warning: an agent that hears"),
+        (PLUGIN + SILENT, (5, 6, 4), "file:9: warning: this server can crash in third-party copies by HTTP"),
         (PLUGIN + "http.exthandler xrdtpc libXrdHttpTPC-5.so\n", NEW, "file:9: warning: third-party copies by HTTP"),
         (PLUGIN.replace("xrd.tls cert key\n", ""), OLD, "file:3: note: this server loads handlers"),
         (PLUGIN + "scitags.tag 5\n", NEW, "file:9: error: there is no directive scitags.tag; there are default, map"),
@@ -77,15 +130,15 @@ def test_names_are_of_one_word_in_a_defsfile(capsys: pytest.CaptureFixture[str])
         (PLUGIN + "scitags.registry /nowhere\n", NEW, "file:9: error: /nowhere: No such file or directory"),
         (
             PLUGIN.replace("header2cgi Scitag", "header2cgi X"),
-            NEW,
+            OLD,
             "header Scitag go untagged, as xrootd compares case",
         ),
         (
             PLUGIN.replace("SciTag scitag.flow", "SciTag scitag"),
-            NEW,
+            (5, 6, 2),
             "the header SciTag becomes scitag, not scitag.flow",
         ),
-        (HTTP + PMARK, OLD, "file: error: requests by HTTP that write their header SciTag or Scitag"),
+        (HTTP + PMARK, OLD, "file:1: error: requests by HTTP that write their header SciTag or Scitag"),
         (PMARK, OLD, "file:1: warning: this server takes tags above 511 for none"),
         (PMARK.replace(" any", " remote"), NEW, "file:3: warning: domain remote: flows with private addresses"),
         (PMARK.replace("xrootd.pmark domain any\n", ""), NEW, "file:1: warning: domain remote, the default"),

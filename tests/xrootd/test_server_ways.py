@@ -67,6 +67,27 @@ def test_octets_are_exact(make_server: Callable[[str], Server], agent: Agent, tm
     assert start.dst_port == server.root_port
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [(None, "xrdcp"), ("athena-24.0", "athena-24.0"), ('a"b\\c d', "a_b_c_d"), ("x" * 100, "x" * 64)],
+    ids=["as the program", "as told", "not fit for JSON", "long"],
+)
+def test_the_client_names_the_application(
+    make_server: Callable[[str], Server],
+    agent: Agent,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str | None,
+    told: str,
+) -> None:
+    if name is not None:
+        monkeypatch.setenv("XRD_APPNAME", name)
+    server = make_server("")
+    server.put("down", content(1000))
+    here(*XRDCP, server.url("root", "127.0.0.1", f"down?scitag.flow={TAG}"), tmp_path / "down")
+    assert {record.application for record in one(agent)} == {told}
+
+
 def test_transfers_of_a_server_that_is_killed_end(make_server: Callable[[str], Server], agent: Agent) -> None:
     server = make_server("")
     path = server.put("long", b"")

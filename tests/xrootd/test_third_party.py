@@ -44,6 +44,8 @@ def test_pull_by_http(site: Site, family: str, scheme: str) -> None:
     assert (active_start.src, active_start.src_port, active_start.dst) == (bob, 8443, alice)
     assert active_start.scitag == passive_start.scitag == TAG
     assert active_end.octets == passive_end.octets == (OCTETS, 0)
+    # To the passive side it is a request like any other.
+    assert (active_end.application, passive_end.application) == ("xrootd-tpc", "xrootd-http")
     check_marked(sent(site), active_start, TAG)
 
 
@@ -62,6 +64,8 @@ def test_push_by_http(site: Site, family: str, scheme: str) -> None:
     assert (active_start.src, active_start.dst, active_start.dst_port) == (alice, bob, 8443)
     assert active_start.scitag == passive_start.scitag == TAG
     assert active_end.octets == passive_end.octets == (OCTETS, 0)
+    # To the passive side it is a request like any other.
+    assert (active_end.application, passive_end.application) == ("xrootd-tpc", "xrootd-http")
     check_marked(sent(site), active_start, TAG)
 
 
@@ -143,6 +147,7 @@ def test_copy_by_root(site: Site, family: str, tmp_path: Path) -> None:
     assert (start.src, start.src_port, start.dst) == (alice, 1094, bob)
     assert {record.scitag for record in records} == {TAG}
     assert max(record.octets for record in records if record.state == "end") == (OCTETS, 0)
+    assert {record.application for record in records} == {"xrootd-tpc"}
     seen = sent(site)
     for record in records:
         if record.state == "start":

@@ -1,25 +1,24 @@
-"""The picture: a line for each file, its links from the rule to the wire, and when the wire saw it.
-
-matplotlib is imported when a picture is drawn, and draws without a display.
-"""
+"""The picture: a line for each file, its links from the rule to the wire, and when the wire saw it."""
 
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scitags_collector import chart
+from scitags_collector.chart import FAINT, HUES, INK, UNTAGGED_COLOUR
 from scitags_core.registry import Registry
 from scitags_core.tag import Tag
 from scitags_demo.chain.join import LINKS, Chain, Joined
 from scitags_demo.chain.report import state_of
-from scitags_demo.picture import DOTS_AN_INCH, FAINT, FORMATS, HUES, INK, UNTAGGED_COLOUR, lighter
+from scitags_demo.picture import FORMATS
 from scitags_demo.report import names_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 WIDTH_INCHES, LINE_INCHES, MARGIN_INCHES = 13.0, 0.2, 1.7
 RED = "#c4262e"
@@ -31,32 +30,21 @@ SHADES = (0.0, 0.35)  # of an experiment's hue, in turn: the names stand beside 
 
 def draw(joined: Joined, registry: Registry, began: float, stem: Path) -> list[Path]:
     """Write STEM.png and STEM.svg; their paths. began is when the plan's time was 0, in seconds since 1970."""
-    # It says at length where it keeps its cache when there is no home directory.
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    import matplotlib as mpl  # noqa: PLC0415
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415
-
     chains = order(joined.chains)
     hues = colours(list(dict.fromkeys(one.expected for one in chains)))
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    settings: dict[Any, Any] = {"font.size": 9, "text.color": INK, "axes.labelcolor": INK, "svg.hashsalt": "scitags"}
-    with mpl.rc_context(settings):
-        height = MARGIN_INCHES + LINE_INCHES * len(chains)
-        figure, (links, times) = plt.subplots(
-            1, 2, figsize=(WIDTH_INCHES, height), sharey=True, width_ratios=(1.2, 1.25), layout="constrained"
-        )
+
+    def fill(figure: Figure) -> None:
+        links, times = figure.subplots(1, 2, sharey=True, width_ratios=(1.2, 1.25))
         _ground(links, chains)
         _ground(times, chains)
         _draw_links(links, chains, hues)
         _draw_times(times, chains, hues, began)
         _name(links, chains, registry)
         figure.suptitle(_title(joined), x=0.01, ha="left", fontsize=13, fontweight="bold")
-        paths = [stem.with_suffix(f".{name}") for name in FORMATS]
-        for path in paths:
-            figure.savefig(path, dpi=DOTS_AN_INCH, metadata={"Date": None} if path.suffix == ".svg" else None)
-        plt.close(figure)
+
+    paths = [stem.with_suffix(f".{name}") for name in FORMATS]
+    height = MARGIN_INCHES + LINE_INCHES * len(chains)
+    chart.draw(fill, paths, width=WIDTH_INCHES, height=height, font_size=9)
     return paths
 
 
@@ -71,7 +59,7 @@ def colours(tags: Sequence[Tag | None]) -> dict[Tag | None, str]:
     found: dict[Tag | None, str] = {None: UNTAGGED_COLOUR}
     for experiment, hue in zip(experiments, itertools.cycle(HUES), strict=False):
         own = [tag for tag in tags if tag and tag.experiment == experiment]
-        found |= {tag: lighter(hue, share) for tag, share in zip(own, itertools.cycle(SHADES), strict=False)}
+        found |= {tag: chart.shaded(hue, share) for tag, share in zip(own, itertools.cycle(SHADES), strict=False)}
     return found
 
 

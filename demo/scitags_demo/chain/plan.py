@@ -59,16 +59,23 @@ DATASET_FILES_MAX = 3
 OCTETS_MIN, OCTETS_MAX = 2_000_000, 9_000_000
 
 
+def experiment_of(vo: str) -> str:
+    """The registry's name of a VO's experiment."""
+    return EXPERIMENTS.get(vo, vo)
+
+
 class Transfer(msgspec.Struct, frozen=True):
     """One file, and how it gets from its source to its destination.
 
     name         of the file; no two in a plan are the same
     octets       likewise: by them the records of the storages are told apart
     begin        seconds after the beginning, not before
-    vo           "atl" or "cms"; empty where there is none, and no tag
+    vo           "atl" or "cms"; an experiment without Rucio by its own name (xrdcp and curl alone); empty: no tag
     activity     of the rule, or of the client; the tag's
     dataset      that the rule is for; files with the same one have one rule (FTS alone)
     destination  a storage (FTS alone), or the centre, where users are
+    application  by which the client calls itself at the storage (xrdcp alone); empty: what it is
+    pace         octets a second that it is not to exceed (xrdcp alone); 0: as fast as it goes
     visit        files that curl asks for one after the other on one connection share it (curl alone)
     """
 
@@ -82,6 +89,8 @@ class Transfer(msgspec.Struct, frozen=True):
     source: Side = DIRECT_SOURCE
     destination: Side | Literal["centre"] = "centre"
     visit: str = ""
+    application: str = ""
+    pace: int = 0
 
     @property
     def is_ruled(self) -> bool:
@@ -96,7 +105,7 @@ class Transfer(msgspec.Struct, frozen=True):
         """What it ought to bear; None: nothing. Raises UnknownName for a VO without experiment there."""
         if not self.vo:
             return None
-        return registry.tag(EXPERIMENTS[self.vo], self.activity, use_default=True)
+        return registry.tag(experiment_of(self.vo), self.activity, use_default=True)
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -131,9 +140,11 @@ def _problem(one: Transfer) -> str:
     beyond = not one.is_ruled and (one.source != DIRECT_SOURCE or one.destination != "centre")
     half = one.is_ruled and (not one.vo or not one.dataset or one.destination != other(one.source))
     activity_is_none = one.by == "rucio" and fold(one.activity) != fold(USER_ACTIVITY)
+    no_rucio = bool(one.vo) and one.vo not in EXPERIMENTS and one.by not in ("xrdcp", "curl")
     wrong = {
         f"{one.octets} octets at {one.begin:g} s": one.octets < 1 or one.begin < 0,
-        f"VO {one.vo!r} is none of {', '.join(EXPERIMENTS)}": bool(one.vo) and one.vo not in EXPERIMENTS,
+        f"VO {one.vo!r} is none of {', '.join(EXPERIMENTS)}, which have a Rucio": no_rucio,
+        "an application and a pace are xrdcp's": bool(one.application or one.pace) and one.by != "xrdcp",
         "a VO without an activity, or an activity without a VO": bool(one.vo) != bool(one.activity),
         "a rule has a VO, an activity and a dataset, and goes from one storage to the other": half,
         f"a direct transfer goes from {DIRECT_SOURCE} to the centre": beyond,

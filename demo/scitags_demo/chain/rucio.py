@@ -302,7 +302,7 @@ def asked_for(plan: Plan, fts: str) -> dict[str, Any]:
         rses[f"{side.upper()}_ROOT"] = _protocol("root", host, ROOT_PORT, "//{vo}/", "xrootd.Default")
     files = [
         {
-            "vo": one.vo or vos[0],
+            "vo": one.vo if one.vo in EXPERIMENTS else vos[0],
             "scope": SCOPE,
             "name": one.name,
             "bytes": one.octets,

@@ -243,7 +243,8 @@ class _Stage:
     def _fetch(self, transfers: list[Transfer]) -> str:
         """By a program that knows nothing of Rucio; why it failed, empty when it did not."""
         urls = [(self._made.urls[one.name], one.tag(self._options.registry)) for one in transfers]
-        command = curl(urls, self._authority.certificate) if transfers[0].by == "curl" else xrdcp(*urls[0])
+        first = transfers[0]
+        command = curl(urls, self._authority.certificate) if first.by == "curl" else xrdcp(*urls[0], first)
         try:
             done = subprocess.run(  # noqa: S603  (the user's client)
                 [*self._inside, *command], capture_output=True, text=True, timeout=DIRECT_SECONDS, check=False
@@ -297,9 +298,12 @@ class _Stage:
         return process
 
 
-def xrdcp(url: str, tag: Tag | None) -> list[str]:
+def xrdcp(url: str, tag: Tag | None, transfer: Transfer) -> list[str]:
     """What fetches a file by root and forgets it, with a tag on the URL or without."""
-    return ["xrdcp", "--nopbar", "--force", "--retry", "0", carrier.add_to_url(url, tag) if tag else url, "/dev/null"]
+    command = ["env", f"XRD_APPNAME={transfer.application}"] if transfer.application else []
+    command += ["xrdcp", "--nopbar", "--force", "--retry", "0"]
+    command += ["--xrate", str(transfer.pace)] if transfer.pace else []
+    return [*command, carrier.add_to_url(url, tag) if tag else url, "/dev/null"]
 
 
 def curl(urls: Sequence[tuple[str, Tag | None]], authority: Path) -> list[str]:

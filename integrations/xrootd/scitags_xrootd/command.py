@@ -26,13 +26,16 @@ def _config(arguments: argparse.Namespace) -> int:
     ]
     version = _version(arguments)
     if arguments.pmark:
-        lines = config.for_pmark(rules, version=version, defsfile=arguments.defsfile, destination=arguments.destination)
-        for remark in config.remarks_for_pmark(version):
-            print(f"scitags: {remark}", file=sys.stderr)
+        known = version or server.OLDEST
+        lines = config.for_pmark(rules, version=known, defsfile=arguments.defsfile, destination=arguments.destination)
+        remarks = config.remarks_for_pmark(known)
         if rules:
-            print(f"scitags: {arguments.defsfile} is what `scitags xrootd defsfile` prints", file=sys.stderr)
+            remarks.append(f"{arguments.defsfile} is what `scitags xrootd defsfile` prints")
     else:
-        lines = config.for_plugin(rules, socket=arguments.socket)
+        lines = config.for_plugin(rules, version=version, socket=arguments.socket)
+        remarks = config.remarks_for_plugin(version)
+    for remark in remarks:
+        print(f"scitags: {remark}", file=sys.stderr)
     print(f"# scitags xrootd config; {source.description}")
     print("\n".join(lines))
     return 0
@@ -43,7 +46,7 @@ def _check(arguments: argparse.Namespace) -> int:
     found = check.check(
         directives.read(arguments.file),
         source.registry,
-        _version(arguments),
+        _version(arguments) or server.OLDEST,
         resolve=None if arguments.offline else check.has_address,
     )
     if not arguments.json:
@@ -56,10 +59,9 @@ def _defsfile(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _version(arguments: argparse.Namespace) -> server.Version:
-    if arguments.server:
-        return server.parse_version(arguments.server)
-    return server.installed() or server.OLDEST
+def _version(arguments: argparse.Namespace) -> server.Version | None:
+    """The release that is asked for, else the one that is installed; None where neither is there."""
+    return server.parse_version(arguments.server) if arguments.server else server.installed()
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -81,20 +83,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--destination", default=config.AGENT_ADDRESS, metavar="HOST:PORT", help="of fireflies; default: %(default)s"
     )
     action.add_argument("--defsfile", default=DEFSFILE, metavar="FILE", help="with names; default: %(default)s")
-    _add_common(action)
+    _add_common(action, "for the plug-in lines that are right in each")
     summary = "what is wrong with the tagging in a configuration; status 1 when tags are lost"
     action = actions.add_parser("check", help=summary, description=summary)
     action.add_argument("file", metavar="FILE", help="as xrootd -c has it")
     action.add_argument("--offline", action="store_true", help="do not ask whether names have addresses")
     action.add_argument("--json", action="store_true", help="for programs")
-    _add_common(action)
+    _add_common(action, "5.5.3")
     summary = "the registry with names of one word, for xrootd.pmark defsfile"
     names.add_options(actions.add_parser("defsfile", help=summary, description=summary))
 
 
-def _add_common(action: argparse.ArgumentParser) -> None:
+def _add_common(action: argparse.ArgumentParser, otherwise: str) -> None:
     action.add_argument(
-        "--server", metavar="VERSION", help="of XRootD, as 5.7.1; default: the one that is installed, else 5.5.3"
+        "--server",
+        metavar="VERSION",
+        help=f"of XRootD, as 5.7.1; default: the one that is installed, else {otherwise}",
     )
     names.add_options(action)
 

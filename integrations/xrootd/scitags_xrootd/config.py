@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from scitags_core.errors import InvalidValue, shown
 from scitags_xrootd.mapping import Rule, one_word
-from scitags_xrootd.server import ALL_TAGS, ORIGIN_BY_DEFAULT, Version
+from scitags_xrootd.server import ALL_TAGS, COPIES_BESIDE_PMARK, HEADER_BY_PMARK, ORIGIN_BY_DEFAULT, Version
 
 LIBRARY = "libXrdScitags.so"
 # header2cgi compares letter for letter, and clients write the header in each of these ways.
@@ -14,11 +14,25 @@ SPELLINGS = ("SciTag", "Scitag", "scitag", "SCITAG")
 PARAMETER = "scitag.flow"
 DEFAULT_SOCKET = "/run/scitags/agent.sock"
 AGENT_ADDRESS = "127.0.0.1:10514"
+# With these xrootd hands the header SciTag on, and sends no firefly: it takes no tag from requests, and has no maps.
+SILENT_PMARK = (
+    "xrootd.pmark use firefly noscitag",
+    # Only before 5.6.2 it has to be said, where "use firefly" without it stops the server.
+    "xrootd.pmark ffdest origin",
+    # Else the client's name is looked up at each open.
+    "xrootd.pmark domain any",
+)
+CRASHES = "this server can crash in third-party copies by HTTP with these lines: take XRootD 5.6.5 or later"
 
 
-def for_plugin(rules: Iterable[Rule], *, socket: str = DEFAULT_SOCKET) -> list[str]:
-    """Lines for libXrdScitags (docs/xrootd.md)."""
-    lines = [f"xrootd.fslib ++ {LIBRARY}", *_headers(), f"http.exthandler xrdtpc {LIBRARY}"]
+def for_plugin(rules: Iterable[Rule], *, version: Version | None, socket: str = DEFAULT_SOCKET) -> list[str]:
+    """Lines for libXrdScitags (docs/xrootd.md); for a release that is not known (None) those that are right in each."""
+    lines = [f"xrootd.fslib ++ {LIBRARY}"]
+    if version is None or version < HEADER_BY_PMARK:
+        lines += _headers()
+    if version is None or version >= HEADER_BY_PMARK:
+        lines += SILENT_PMARK
+    lines.append(f"http.exthandler xrdtpc {LIBRARY}")
     if socket != DEFAULT_SOCKET:
         lines.append(f"scitags.socket {socket}")
     for rule in rules:
@@ -74,11 +88,22 @@ def for_pmark(
     return lines
 
 
+def remarks_for_plugin(version: Version | None) -> list[str]:
+    """What a site should know of the lines for the plug-in, for people."""
+    if version is None:
+        return ["no xrootd is installed here, and no --server was given: these lines are right in every release"]
+    if HEADER_BY_PMARK <= version < COPIES_BESIDE_PMARK:
+        return [CRASHES]
+    return []
+
+
 def remarks_for_pmark(version: Version) -> list[str]:
     """What xrootd's own fireflies lack, for people."""
     found = ["the agent hears xrootd's own fireflies by a source of kind firefly (docs/xrootd.md)"]
     if version < ALL_TAGS:
         found.append("this server takes tags above 511 for none, which are those of all experiments from 8 on")
+    if HEADER_BY_PMARK <= version < COPIES_BESIDE_PMARK:
+        found.append(CRASHES)
     if version >= ORIGIN_BY_DEFAULT:
         found.append("this server sends each firefly to the client's host as well")
     return found

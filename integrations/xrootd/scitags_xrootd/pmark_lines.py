@@ -10,16 +10,31 @@ from scitags_core.cli.finding import Finding
 from scitags_core.errors import shown
 from scitags_core.registry import Registry
 from scitags_xrootd.directives import Directive, named
-from scitags_xrootd.server import ALL_TAGS, FAIL_IN_DEFSFILE, ORIGIN_BY_DEFAULT, Version
+from scitags_xrootd.server import (
+    ALL_TAGS,
+    COPIES_BESIDE_PMARK,
+    FAIL_IN_DEFSFILE,
+    HEADER_BY_PMARK,
+    ORIGIN_BY_DEFAULT,
+    Version,
+)
 
 
 class PmarkLines:
     """The lines of xrootd.pmark in a configuration."""
 
     def __init__(
-        self, directives: Sequence[Directive], registry: Registry, version: Version, resolve: Callable[[str], bool]
+        self,
+        directives: Sequence[Directive],
+        registry: Registry,
+        version: Version,
+        resolve: Callable[[str], bool],
+        *,
+        has_plugin: bool,
     ) -> None:
         self._pmark = named(directives, "xrootd.pmark")
+        self._has_plugin = has_plugin
+        self._drives_copies = any("xrdtpc" in one.words for one in named(directives, "http.exthandler"))
         self._registry, self._version, self._resolve = registry, version, resolve
         # What maps can call experiments and their activities; of the defsfile, once that is read.
         self._names: dict[str, set[str]] | None = None
@@ -34,34 +49,76 @@ class PmarkLines:
                 if word == name:
                     yield one, list(one.words[at + 1 :])
 
-    def line_for_fireflies(self) -> Directive | None:
-        """The line that asks for fireflies; None where none does."""
+    def _last_use(self, what: str) -> tuple[Directive, bool] | None:
+        """Of the lines that switch `what` on or off by `use`, the last, which counts, and whether it is on."""
+        found = None
         for one, words in self._arguments("use"):
-            if "firefly" in words:
-                return one
+            for word in words:
+                if word in (what, f"no{what}"):
+                    found = one, word == what
+        return found
+
+    def line_for_fireflies(self) -> Directive | None:
+        """The line that asks for fireflies; None where none does, or another forbids them."""
+        if (use := self._last_use("firefly")) is not None:
+            return use[0] if use[1] else None
         return next((one for one, _ in self._arguments("ffdest")), None)
+
+    @property
+    def hands_header_on(self) -> bool:
+        """Whether xrootd, from 5.6.3 on, hands the header SciTag on: where it could send fireflies, if any or none."""
+        return self.line_for_fireflies() is not None
+
+    def line_in_the_way(self) -> Directive | None:
+        """The line because of which the header is not handed on; None where there is no line of xrootd.pmark."""
+        use = self._last_use("firefly")
+        return use[0] if use else next(iter(self._pmark), None)
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether xrootd has neither requests nor maps to take a tag from, so that it sends no firefly."""
+        use = self._last_use("scitag")
+        has_maps = any(True for name in ("map2exp", "map2act") for _ in self._arguments(name))
+        return use is not None and not use[1] and not has_maps
 
     def findings(self) -> Iterator[Finding]:
         """What is to be said of these lines."""
+        yield from self._check_copies()
         yield from self._check_use()
         yield from self._check_destination()
         yield from self._check_domain()
         yield from self._check_definitions()
+        if self._serves_plugin:
+            return
         if self._version < ALL_TAGS and self.line_for_fireflies():
             yield Finding(
                 "warning",
                 self._pmark[0].where,
                 "this server takes tags above 511 for none, which are those of all experiments from 8 on: only a newer"
-                " server (5.6.4) or the plug-in tells of them",
+                " server (5.6.3) or the plug-in tells of them",
             )
         for one, _ in self._arguments("ffecho"):
             yield Finding("note", one.where, "ffecho does nothing: no release sends fireflies while a flow lasts")
 
+    @property
+    def _serves_plugin(self) -> bool:
+        """Whether these lines are there for the header alone, and the plug-in tells."""
+        return self._has_plugin and self.is_silent
+
+    def _check_copies(self) -> Iterator[Finding]:
+        line = self.line_for_fireflies()
+        if line and self._drives_copies and HEADER_BY_PMARK <= self._version < COPIES_BESIDE_PMARK:
+            text = (
+                "this server can crash in third-party copies by HTTP where xrootd.pmark is set up, as it frees memory"
+                " twice: take XRootD 5.6.5 or later"
+            )
+            yield Finding("warning", line.where, text)
+
     def _check_use(self) -> Iterator[Finding]:
         for one, words in self._arguments("use"):
-            if "nofirefly" in words:
+            if "nofirefly" in words and not self._has_plugin:
                 yield Finding("error", one.where, "use nofirefly: nothing is told of")
-            if "noscitag" in words:
+            if "noscitag" in words and not self._has_plugin:
                 yield Finding("error", one.where, "use noscitag: the tags of requests are left aside")
             if any(word in ("flowlabel", "flowlabel+ff") for word in words):
                 yield Finding("note", one.where, "use flowlabel does nothing: no release marks packets; the agent does")
@@ -71,6 +128,8 @@ class PmarkLines:
         if not given:
             if (uses := self.line_for_fireflies()) is not None:
                 stops = self._version < ORIGIN_BY_DEFAULT
+                if self._serves_plugin and not stops:
+                    return
                 text = (
                     "xrootd does not start" if stops else "fireflies go to the clients' hosts alone, not to the agent"
                 )
@@ -110,6 +169,10 @@ class PmarkLines:
         where = line.where if line else self._pmark[0].where
         if value not in ("remote", "local"):
             yield Finding("error", where, f"domain {shown(value)} is none of any, local and remote")
+            return
+        if self._serves_plugin:
+            text = "xrootd looks the client's name up at each open, to no end: write xrootd.pmark domain any"
+            yield Finding("note", where, text)
             return
         what = "private addresses and of hosts of its own domain" if value == "remote" else "hosts elsewhere"
         how = f"domain {value}" if line else "domain remote, the default"

@@ -12,7 +12,12 @@ Version = tuple[int, int, int]
 OLDEST: Version = (5, 5, 3)  # Debian 12's, and the oldest that the plug-in was built for
 HANDLERS_WITHOUT_HTTPS: Version = (5, 6, 0)  # before, http.exthandler counts only with HTTPS
 ORIGIN_BY_DEFAULT: Version = (5, 6, 2)  # ffdest need not be given: fireflies then go to the client's host
-ALL_TAGS: Version = (5, 6, 4)  # before, tags above 511 are taken for none; from here on the header SciTag is read, too
+ALL_TAGS: Version = (5, 6, 3)  # before, tags above 511 are taken for none
+# From here on xrootd reads the header SciTag itself, and hands it on only where xrootd.pmark is set up:
+# http.header2cgi, which hands it on before, has no effect on that header any more.
+HEADER_BY_PMARK: Version = (5, 6, 3)
+# Between the two, a third-party copy by HTTP that this server drives frees memory twice where xrootd.pmark is set up.
+COPIES_BESIDE_PMARK: Version = (5, 6, 5)
 FAIL_IN_DEFSFILE: Version = (5, 8, 0)  # before, "defsfile fail ..." is refused
 
 _SECONDS = 20.0

@@ -9,6 +9,7 @@
 #include "XrdSfs/XrdSfsAio.hh"
 #include "XrdSfs/XrdSfsDio.hh"
 #include "XrdSfs/XrdSfsFlags.hh"
+#include "application.hh"
 
 namespace scitags {
 namespace {
@@ -90,10 +91,15 @@ void File::begin(const char* path, bool is_upload, const XrdSecEntity& client, s
     ++room_.reporter.counters.untagged;
     return;
   }
-  transfer_ = std::make_shared<Transfer>(*tag, is_upload, copy_ ? "xrootd-tpc" : "xrootd");
+  const bool is_copy = copy_ != nullptr || RootCopies::key_in(opaque).has_value();
+  transfer_ = std::make_shared<Transfer>(*tag, is_upload, application_of(client, is_copy));
   if (copy_) {
     copy_->pass_on(*tag);
     opened_before_ = copy_->opened_so_far();
+    // A small file's octets are written when its connection is closed again (6.2.1).
+    copy_->set_before_close([this] {
+      if (transfer_) look_for_sockets();
+    });
     return;
   }
   const int descriptor = client.addrInfo == nullptr ? -1 : client.addrInfo->SockFD();
@@ -176,6 +182,7 @@ void File::report_sockets() {
 }
 
 void File::end() {
+  if (copy_ && copy_ == HttpCopy::current()) copy_->set_before_close({});
   if (!transfer_) return;
   look_for_sockets();  // of a copy that had nothing to move
   if (is_announced_ && transfer_)

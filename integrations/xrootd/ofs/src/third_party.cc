@@ -33,6 +33,7 @@ void HttpCopy::pass_on(Scitag tag) {
 void HttpCopy::opened(int socket) { sockets_.emplace_back(socket, ++opened_); }
 
 void HttpCopy::closed(int socket) {
+  if (before_close_) before_close_();
   const auto is_it = [socket](const auto& one) { return one.first == socket; };
   sockets_.erase(std::remove_if(sockets_.begin(), sockets_.end(), is_it), sockets_.end());
 }
@@ -51,7 +52,7 @@ const std::string* HttpCopy::header(const char* name) const {
 }
 
 int CopyHandler::ProcessReq(XrdHttpExtReq& request) {
-  const HttpCopy copy(request);
+  HttpCopy copy(request);  // finds its way to the callbacks by itself
   return wrapped_->ProcessReq(request);
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -33,6 +34,8 @@ class HttpCopy {
   // Its sockets, as libcurl opens and closes them.
   void opened(int socket);
   void closed(int socket);
+  // What is called while a socket that is about to be closed can still be looked at; empty: nothing.
+  void set_before_close(std::function<void()> look) { before_close_ = std::move(look); }
 
   // Those opened after so many others were, and how many have been opened so far.
   std::vector<int> sockets_after(unsigned others) const;
@@ -45,6 +48,7 @@ class HttpCopy {
   std::optional<Scitag> tag_;
   std::vector<std::pair<int, unsigned>> sockets_;  // with the number of each
   unsigned opened_ = 0;
+  std::function<void()> before_close_;
 };
 
 // The handler of the server, wrapped.

@@ -1,5 +1,7 @@
 #include "transfer.hh"
 
+#include <utility>
+
 namespace scitags {
 namespace {
 
@@ -7,7 +9,7 @@ std::atomic<std::uint64_t> last_number{0};
 
 }  // namespace
 
-Transfer::Transfer(Scitag tag, bool is_upload, const char* application)
-    : number(++last_number), tag(tag), is_upload(is_upload), application(application) {}
+Transfer::Transfer(Scitag tag, bool is_upload, std::string application)
+    : number(++last_number), tag(tag), is_upload(is_upload), application(std::move(application)) {}
 
 }  // namespace scitags

@@ -16,12 +16,12 @@ namespace scitags {
 using Clock = std::chrono::system_clock;
 
 struct Transfer {
-  Transfer(Scitag tag, bool is_upload, const char* application);
+  Transfer(Scitag tag, bool is_upload, std::string application);
 
   const std::uint64_t number;  // unique in this process
   const Scitag tag;
   const bool is_upload;  // the far end supplies the data
-  const char* const application;
+  const std::string application;  // safe within JSON
   const Clock::time_point began = Clock::now();
 
   std::atomic<std::uint64_t> octets_read{0};
