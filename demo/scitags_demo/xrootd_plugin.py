@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Literal
 from scitags_demo.errors import DemoError
 
 SOURCES = Path(__file__).parents[2] / "integrations" / "xrootd"
+_OF_MAKE = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")
 BUILDS = Path(sys.prefix) / "build"
 BUILD_SECONDS = 900
 Part = Literal["ofs", "client"]
@@ -49,6 +51,8 @@ def build(
     """
     directory = BUILDS / f"xrootd-{part}{release}{'-' + sanitizer if sanitizer else ''}"
     directory.mkdir(parents=True, exist_ok=True)
+    # A make that runs us would share out its jobs, and complain that cmake's is told of jobs of its own.
+    environment = {name: value for name, value in os.environ.items() if name not in _OF_MAKE}
     with (directory / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for command in (
@@ -57,7 +61,7 @@ def build(
         ):
             try:
                 done = subprocess.run(  # noqa: S603  (cmake)
-                    command, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False
+                    command, env=environment, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False
                 )
             except subprocess.TimeoutExpired as error:
                 raise DemoError(str(error)) from None
