@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from scitags_collector.arguments import seconds
 from scitags_core.cli import names
 from scitags_core.cli.output import json_line
 from scitags_core.roles import Command
@@ -52,13 +53,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="exporters that do not tell their sampling rate look at one in N packets",
     )
-    parser.add_argument("--duration", type=_positive, metavar="SECONDS", help="how long to capture")
+    parser.add_argument("--duration", type=seconds, metavar="SECONDS", help="how long to capture")
     parser.add_argument("--direction", choices=("in", "out", "both"), default="both", help="of an interface's packets")
     parser.add_argument("--not-promiscuous", action="store_true", help="see only what is meant for this host")
-    parser.add_argument("--bucket", type=_positive, default=1.0, metavar="SECONDS", help="of the timeline, default 1")
+    parser.add_argument("--bucket", type=seconds, default=1.0, metavar="SECONDS", help="of the timeline, default 1")
     parser.add_argument(
         "--live",
-        type=_positive,
+        type=seconds,
         nargs="?",
         const=REFRESH_SECONDS,
         metavar="SECONDS",
@@ -70,13 +71,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     form.add_argument("--json-lines", action="store_true", help="a flat JSON object for each flow and tag, a line each")
     parser.add_argument(
         "--every",
-        type=_positive,
+        type=seconds,
         metavar="SECONDS",
         help="write the lines of --json-lines so often, each with what is new since the last",
     )
     parser.add_argument(
         "--idle",
-        type=_positive,
+        type=seconds,
         default=IDLE_SECONDS,
         metavar="SECONDS",
         help=f"with --every: after so long without a packet a flow is forgotten, default {IDLE_SECONDS:g}",
@@ -224,16 +225,6 @@ def _open(arguments: argparse.Namespace) -> Captured:
     return capture.LiveCapture(
         *arguments.interface, direction=arguments.direction, promiscuous=not arguments.not_promiscuous
     )
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
-    return value
 
 
 def _rate(text: str) -> int:

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scitags_collector.arguments import seconds
 from scitags_core.cli import names
 from scitags_core.cli.output import count_text, json_line
 from scitags_core.errors import InvalidValue
@@ -33,9 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the tables")
     parser.add_argument("--since", type=_instant, metavar="TIME", help="flows that began then or later (ISO 8601)")
     parser.add_argument("--until", type=_instant, metavar="TIME", help="flows that began before")
-    parser.add_argument(
-        "--bucket", type=_positive, metavar="SECONDS", help="of the series; chosen by the time otherwise"
-    )
+    parser.add_argument("--bucket", type=seconds, metavar="SECONDS", help="of the series; chosen by the time otherwise")
     parser.add_argument(
         "--fts",
         action="append",
@@ -134,16 +133,6 @@ def _instant(text: str) -> datetime:
         return parse_instant(text)
     except InvalidValue as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
-    return value
 
 
 COMMAND = Command("report", "flows by activity over time, durations, and what FTS did not move", configure, run)

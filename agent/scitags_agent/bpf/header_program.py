@@ -7,12 +7,10 @@ import enum
 import mmap
 import struct
 from array import array
-from importlib import resources
-from pathlib import Path
 from typing import Literal
 
 from scitags_agent.bpf.layout import pack_key
-from scitags_agent.bpf.libbpf import BPF_ANY, BpfObject, MarkerUnavailable
+from scitags_agent.bpf.libbpf import BPF_ANY, BpfObject, MarkerUnavailable, shipped_object
 from scitags_agent.bpf.loader import DEFAULT_MAX_FLOWS, TestRun, pack_index, program_id, test_run
 from scitags_core.exthdr import HEADER_OCTETS
 from scitags_core.flow import FlowKey
@@ -57,7 +55,7 @@ class HeaderProgram:
         """max_flows counts directions: a connection takes two. Raises MarkerUnavailable."""
         self.header: Header = header
         settings = _SETTINGS.pack(*_HOP_BY_HOP_AND_DESTINATION[header])
-        self._object = BpfObject(_object_path(), {"marks": max_flows}, settings)
+        self._object = BpfObject(shipped_object(OBJECT_NAME), {"marks": max_flows}, settings)
         self._lib = self._object.lib
         self._ports_used = array("I", bytes(4 * PORTS))
         self._known: set[FlowKey] = set()
@@ -157,10 +155,3 @@ def probe() -> str | None:
     except (MarkerUnavailable, OSError) as error:
         return str(error)
     return None
-
-
-def _object_path() -> Path:
-    path = Path(str(resources.files("scitags_agent.bpf").joinpath(OBJECT_NAME)))
-    if not path.is_file():
-        raise MarkerUnavailable(f"{OBJECT_NAME} is not in this installation: it was built without clang")
-    return path

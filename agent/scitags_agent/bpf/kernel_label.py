@@ -12,14 +12,13 @@ import enum
 import errno
 import os
 import struct
-from importlib import resources
 from pathlib import Path
 
 import msgspec
 
 from scitags_agent.bpf.connections import ConnectionsUnavailable, attach_sock_ops, cgroup_root, own_namespace
 from scitags_agent.bpf.layout import FLOW_KEY_OCTETS, pack_label
-from scitags_agent.bpf.libbpf import BPF_ANY, BpfObject, MarkerUnavailable, library
+from scitags_agent.bpf.libbpf import BPF_ANY, BpfObject, MarkerUnavailable, library, shipped_object
 
 OBJECT_NAME = "kernel_label.bpf.o"
 _SETTINGS = struct.Struct("=QB7x")  # struct kernel_label_settings
@@ -73,7 +72,7 @@ class KernelLabels:
         netns = 0 if all_namespaces else own_namespace()
         self._link = self._walk_link = -1
         self._walk_handle: int | None = None
-        self._object = BpfObject(_object_path(), {"labels": max_flows}, _SETTINGS.pack(netns, netns != 0))
+        self._object = BpfObject(shipped_object(OBJECT_NAME), {"labels": max_flows}, _SETTINGS.pack(netns, netns != 0))
         self._lib = library()
         try:
             self._labels = self._object.map_fd("labels")
@@ -158,10 +157,3 @@ def probe() -> str | None:
     except (MarkerUnavailable, OSError) as error:
         return str(error)
     return None
-
-
-def _object_path() -> Path:
-    path = Path(str(resources.files("scitags_agent.bpf").joinpath(OBJECT_NAME)))
-    if not path.is_file():
-        raise MarkerUnavailable(f"{OBJECT_NAME} is not in this installation: it was built without clang")
-    return path

@@ -7,6 +7,7 @@ import mmap
 import os
 from collections.abc import Iterator
 from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from scitags_agent.bpf.layout import TestRunOpts
 from scitags_agent.bpf.system_calls import BPF_ANY, bpf
 from scitags_core.errors import ScitagsError
 
-__all__ = ["BPF_ANY", "BpfObject", "Library", "MarkerUnavailable", "library"]
+__all__ = ["BPF_ANY", "BpfObject", "Library", "MarkerUnavailable", "library", "shipped_object"]
 SONAME = "libbpf.so.1"
 _LOG_LINES = 12
 _PRINT = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
@@ -23,6 +24,14 @@ _WARNING = 0
 
 class MarkerUnavailable(ScitagsError):
     """Packets cannot be marked here; the message says what is missing and how to get it."""
+
+
+def shipped_object(name: str) -> Path:
+    """A compiled program of this installation. Raises MarkerUnavailable where it has none."""
+    path = Path(str(resources.files("scitags_agent.bpf").joinpath(name)))
+    if not path.is_file():
+        raise MarkerUnavailable(f"{name} is not in this installation: it was built without clang")
+    return path
 
 
 class Library:
