@@ -431,6 +431,12 @@ class Matcher:
 
     async def _match_end(self, event: FlowEvent) -> FlowEvent | None:
         early = next((one for one in self._waiting if one.event.key == event.key), None)
+        if early is not None and not early.found.done() and self._arrivals is not None:
+            # A short transfer is over as soon as its connection has come.
+            self._arrivals.catch_up()
+            self._decide_soon()
+            if self._deciding is not None:
+                await asyncio.wait((self._deciding,))
         if early is not None and (early.found.done() or event.key not in self._matched):
             # It is over before its connection was found; or that was found just now, and has not been acted on.
             was_found = early.found.done()

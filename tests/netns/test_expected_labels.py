@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import time
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
 from scitags_agent.bpf.kernel_label import MAX_EXPECTED, Canonical, Expectation, KernelLabels
 from scitags_agent.bpf.layout import pack_key
-from scitags_agent.expectations import _canonical
+from scitags_agent.expectations import Expectations, Expected, _canonical
+from scitags_agent.matching import Matcher
 from scitags_core import label
-from scitags_core.flow import FlowKey
+from scitags_core.flow import FlowEvent, FlowKey, FlowState
+from scitags_core.tag import Tag
 from tests.netns.conftest import ALICE, BOB, Pair
 from tests.netns.watching import Seen, deliver
 
@@ -210,3 +214,157 @@ def test_until_it_is_decided_about_its_label_stays_whoever_walks(
         bob.forget(1)
         bob.walk()
         assert (labels() == {given}) is is_meant
+
+
+# --- what reports mean decides -------------------------------------------------------------------
+
+
+class Pool:
+    """Bob's pool, where reports are matched, and what comes there is expected."""
+
+    def __init__(self, hosts: Pair, kernel: KernelLabels, stack: contextlib.ExitStack) -> None:
+        self._hosts, self._kernel, self._stack = hosts, kernel, stack
+        self.counters: Counter[str] = Counter()
+        self._expectations = Expectations(kernel, self._walk, self.counters)
+        self.quicker: list[tuple[socket.socket, socket.socket]] = []  # connections that come as soon as one is expected
+        self.is_quicker = False
+        self.matcher = Matcher(wait=2.0, expect=self._expect)
+        self.matcher.begin_to_watch()
+
+    def _walk(self) -> None:
+        with self._hosts.bob.entered():
+            self._kernel.walk()
+
+    def _expect(self, place: FlowKey, tag: Tag, sent: float, until: float) -> list[Expected]:
+        one = self._expectations.expect(place, label.encode(*tag), sent, until)
+        assert one is not None
+        if self.is_quicker:
+            self.quicker.append(self.connect(41000))
+            self.is_quicker = False
+        return [one]
+
+    def connect(self, source_port: int) -> tuple[socket.socket, socket.socket]:
+        client, server = self._hosts.connect(source_port)
+        for one in (client, server):
+            self._stack.enter_context(one)
+        return client, server
+
+    async def expected(self, count: int) -> None:
+        """Return when so many have been."""
+        deadline = time.monotonic() + 5
+        while True:
+            if self.counters["expected"] >= count:
+                return
+            assert time.monotonic() < deadline, self.counters
+            await asyncio.sleep(0.002)
+
+
+def report(tag: Tag, port: int = 50000) -> FlowEvent:
+    """The port is that of another connection."""
+    return FlowEvent(state=FlowState.START, key=FlowKey.of(ALICE, port, BOB, PORT), tag=tag)
+
+
+def met(event: FlowEvent | None) -> int:
+    """Which of alice's ports was matched."""
+    assert event is not None
+    return event.key.src_port
+
+
+def is_labelled(link: tuple[socket.socket, socket.socket], seen: Seen) -> bool:
+    client, server = link
+    seen.packets()
+    deliver(server, client, b"x" * 1000)
+    ports = PORT, client.getsockname()[1]
+    words = {one.word & label.LABEL_MAX for one in seen.packets() if one.ports == ports and one.octets}
+    return words == {whole_label(ATLAS, FlowKey.of(BOB, ports[0], ALICE, ports[1]))}
+
+
+@pytest.fixture
+def at_the_pool(hosts: Pair, bob: KernelLabels) -> Callable[[Callable[[Pool], Awaitable[None]]], None]:
+    """Runs a test at bob's."""
+
+    async def live(test: Callable[[Pool], Awaitable[None]]) -> None:
+        with contextlib.ExitStack() as stack:
+            pool = Pool(hosts, bob, stack)
+            try:
+                await asyncio.wait_for(test(pool), 20)
+            finally:
+                await pool.matcher.close()
+
+    def run_it(test: Callable[[Pool], Awaitable[None]]) -> None:
+        with hosts.bob.entered():
+            asyncio.run(live(test))
+
+    return run_it
+
+
+Run = Callable[[Callable[[Pool], Awaitable[None]]], None]
+PRODUCTION, ANALYSIS = Tag(2, 15), Tag(3, 14)
+
+
+def test_what_turns_out_to_be_in_doubt_loses_its_label(at_the_pool: Run, seen: Seen) -> None:
+    """Another start was sent before the connection came, and is heard of after it: either could be meant."""
+
+    async def test(pool: Pool) -> None:
+        sent = time.monotonic()
+        first = asyncio.create_task(pool.matcher.match(report(PRODUCTION), sent=sent))
+        await pool.expected(1)
+        link = pool.connect(40000)
+        second = asyncio.create_task(pool.matcher.match(report(ANALYSIS, 50001), sent=sent))
+        assert await first is await second is None
+        assert not is_labelled(link, seen)
+        assert (pool.counters["expected_wrongly"], pool.counters["expected_met"]) == (1, 0)
+        assert pool.matcher.counters()["ambiguous"] == 2
+
+    at_the_pool(test)
+
+
+@pytest.mark.parametrize("is_sent_known", [True, False])
+def test_one_that_came_before_the_agent_heard_is_meant_and_the_next_loses_its_label(
+    at_the_pool: Run, seen: Seen, is_sent_known: bool
+) -> None:
+    async def test(pool: Pool) -> None:
+        sent = time.monotonic()
+        meant = pool.connect(40000)
+        pool.is_quicker = True
+        event = await pool.matcher.match(report(PRODUCTION), sent=sent if is_sent_known else None)
+        if is_sent_known:
+            assert met(event) == 40000
+        else:  # which of the two came after it was sent is not known
+            assert event is None
+        assert not is_labelled(pool.quicker[0], seen)
+        assert not is_labelled(meant, seen)  # the flow is to begin now: the marker's affair
+        assert pool.counters == {"expected": 1, "expected_wrongly": 1}
+
+    at_the_pool(test)
+
+
+def test_where_one_that_is_reported_truly_meets_it_the_next_bears_the_label(at_the_pool: Run, seen: Seen) -> None:
+    async def test(pool: Pool) -> None:
+        start = asyncio.create_task(pool.matcher.match(report(PRODUCTION), sent=time.monotonic()))
+        await pool.expected(1)
+        other = pool.connect(40000)
+        true = report(ANALYSIS, 40000)
+        assert await pool.matcher.match(true) == true
+        await pool.expected(3)  # its own, which was not needed, and the first one again
+        assert not is_labelled(other, seen)
+        link = pool.connect(40001)
+        assert is_labelled(link, seen)
+        assert met(await start) == 40001
+        assert (pool.counters["expected_wrongly"], pool.counters["expected_met"]) == (1, 1)
+
+    at_the_pool(test)
+
+
+def test_of_two_that_come_at_once_the_first_is_meant_though_it_is_not_known_when_the_start_was_sent(
+    at_the_pool: Run, seen: Seen
+) -> None:
+    async def test(pool: Pool) -> None:
+        start = asyncio.create_task(pool.matcher.match(report(PRODUCTION)))
+        await pool.expected(1)
+        first, second = pool.connect(40000), pool.connect(40001)
+        assert met(await start) == 40000
+        assert is_labelled(first, seen)
+        assert not is_labelled(second, seen)
+
+    at_the_pool(test)
