@@ -182,7 +182,7 @@ class Matcher:
         place = place_of(event.key)
         one = _waiting_for(event, place, sent) if place is not None else None
         if one is not None:
-            self._expect(one)  # before all else: its connection may come at any moment
+            self._expect_at_once(one)
         try:
             connection = find_alive(self._lookup, event.key, event.zone) if event.key.is_complete else None
             if connection is not None:
@@ -355,6 +355,16 @@ class Matcher:
 
     # --- what is marked before we hear of it --------------------------------------------------------
 
+    def _expect_at_once(self, one: _Waiting) -> None:
+        """Before all else, as its connection may come at any moment; unless it can have come already."""
+        if self._arrivals is None:
+            return
+        if not one.is_timed or one.arrived - one.sent > REDIRECT_SECONDS:
+            self._arrivals.catch_up()
+            if self._has_come(one, one.arrived):
+                return
+        self._expect(one)
+
     def _expect(self, one: _Waiting) -> None:
         """Have its connection marked from its opening on."""
         if self._arrivals is not None and one.event.state is FlowState.START:
@@ -364,10 +374,11 @@ class Matcher:
     def _check_expected(self, one: _Waiting) -> None:
         """What is expected comes later than that: where it may have come before, nothing is expected."""
         if not one.expected:
-            self._expect(one)
-        if one.expected and self._has_come(one, one.since):
+            if not self._has_come(one, time.monotonic()):
+                self._expect(one)
+        elif self._has_come(one, one.since):
             _settle_expected(one)
-        elif one.expected:
+        else:
             one.is_timed = True  # whatever comes from now on has come after it was sent: the first of that is meant
 
     def _expect_again(self, one: _Waiting, told: Container[int]) -> None:
