@@ -23,9 +23,10 @@ constexpr std::size_t kWaitingDescriptors = 64;
 constexpr int kFirstCopy = 64;
 constexpr int kBusyMilliseconds = 200;
 constexpr milliseconds kFirstRetry(50), kLastRetry(1000);
-// To wake a thread costs the server more than all else here does: for a moment after an event ours looks by itself.
-constexpr std::chrono::microseconds kLookEvery(500);
-constexpr milliseconds kLookFor(5);
+// To wake a thread costs the server more than all else here does: for a moment after an event ours looks by itself. Not
+// more often than this: beside a server that opens thousands of files a second, each look takes a processor from it.
+constexpr milliseconds kLookEvery(2);
+constexpr milliseconds kLookFor(10);
 constexpr auto kDropsSaidEvery = std::chrono::minutes(1);
 
 }  // namespace
