@@ -137,7 +137,7 @@ def _opens(servers: dict[str, Server]) -> dict[str, list[Opens]]:
 
 
 def _more(opens: dict[str, list[Opens]], name: str) -> list[float]:
-    """Quartiles of the microseconds for which the serving threads ran longer than those of a server without, by round."""
+    """Quartiles, over the rounds, of the microseconds for which the serving threads ran longer than those without."""
     pairs = zip(opens[name], opens[WITHOUT], strict=True)
     return statistics.quantiles([with_.serving - without.serving for with_, without in pairs], n=4)
 
