@@ -94,9 +94,7 @@ def main() -> None:
         ratios[what.replace(" ", "_")] = middle
         print(f"  {what + ', with / without':<44} {middle:>10.4f}   quartiles {low:.4f} to {high:.4f}")
     print(
-        json.dumps(
-            {"open_close_more_processor_us": {name: _more(opens, name)[1] for name in opens}, "ratios": ratios}
-        )
+        json.dumps({"open_close_more_processor_us": {name: _more(opens, name)[1] for name in opens}, "ratios": ratios})
     )
 
 
