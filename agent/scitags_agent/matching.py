@@ -447,7 +447,7 @@ class Matcher:
             self._arrivals.catch_up()
             self._decide_soon()
             if self._deciding is not None:
-                await asyncio.wait((self._deciding,))
+                await asyncio.wait((self._deciding, early.found), return_when=asyncio.FIRST_COMPLETED)
         if early is not None and (early.found.done() or event.key not in self._matched):
             # It is over before its connection was found; or that was found just now, and has not been acted on.
             was_found = early.found.done()
