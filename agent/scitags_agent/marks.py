@@ -91,7 +91,7 @@ class MarkMaker:
         """For an agent with static tags, and for one that marks in other network namespaces too."""
         self._is_static = is_static
         self._is_for_namespaces = is_for_namespaces
-        self.seed = crc32(secret)  # of entropy: the CRC-32 of a connection's name goes on from here
+        self.seed = crc32(secret)  # of entropy
         self._local: dict[str, bool] = {}
         self._ends: dict[tuple[str, str], _Ends] = {}
         self._labels: dict[Tag, list[bytes]] = {}
