@@ -16,32 +16,35 @@ from scitags_core.flow import FlowKey
 
 MAX_STATIC = 4096
 FLOW_KEY_OCTETS = 40
-SLOT_OCTETS = 48
-WAYS = 5
-# struct set, in octets.
-SET_OCTETS = 256
+# struct line, in octets.
+LINE_OCTETS = 64
+MARK_AT = 40
 HINTS_AT = 48
 ELSEWHERE_AT = 52
 IN_MAP_AT = 56
-WAYS_AT = (0, 64, 112, 160, 208)
-# struct state: sets, as many as there is room for, and the counters.
+# A flow is in the line that it belongs to, or in one of the next, of so many in all.
+WAYS = 5
+MAX_LINE_BITS = 18
+# struct all_counters.
 MAX_CPUS = 1024
 COUNTER_WORDS = 8
-COUNTERS_OCTETS = MAX_CPUS * COUNTER_WORDS * 8
-SET_BITS = 16
-_MAX_SETS = 1 << SET_BITS
-# The last word of the key of an empty slot: no packet has it.
+# The first word of an empty line: no packet has it.
 EMPTY = (1 << 64) - 1
 
 _PORTS_AND_PROTOCOL = struct.Struct("!HHI")
-_KEY_WORDS = struct.Struct("=5Q")
+_LINE_WORDS_BUT_FIRST = struct.Struct("=4Q")
 _ADDRESS_WORDS = struct.Struct("=4Q")
 _LABEL = struct.Struct("!I")
 _STATIC_KEY = struct.Struct("=II16s")
 _PORTS_AT = 32
-_MIX = 0x9E3779B97F4A7C15
+MIX = 0x9E3779B97F4A7C15
 _SECOND_MIX = 0xC2B2AE3D27D4EB4F
-_SET_SHIFT = 64 - SET_BITS
+_ALL_BITS = (1 << 64) - 1
+_LINE_SHIFT = 64 - MAX_LINE_BITS
+# Where all words of a line but the first are in the octets of a key, and where the source's first octets end that are in
+# that one.
+LINE_WORDS_AT = 4
+_FIRST_WORD_ENDS = 6
 _PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
 
 
@@ -72,23 +75,20 @@ OVERFLOWED = -1
 class PackedKey(msgspec.Struct, gc=False):
     """struct flow_key of one direction, and where it is placed.
 
-    ports    its last word, which has the protocol too
-    set      the set that it belongs to, where there are as many as can be
-    slot     where its slot begins in struct state, OVERFLOWED for one that is in the overflow map, or UNPLACED
+    home   the line that it belongs to, where there are as many as can be
+    slot   where its line begins in struct state, OVERFLOWED for one that is in the overflow map, or UNPLACED
     """
 
     octets: bytes
-    ports: int
-    set: int
+    home: int
     slot: int = UNPLACED
 
 
 @lru_cache(maxsize=1 << 14)
 def _pack_addresses(src: str, dst: str) -> tuple[bytes, int]:
-    """Both addresses, and the exclusive or of their words."""
+    """Both addresses, and the exclusive or of a line's words but the first, as far as they are of addresses."""
     octets = socket.inet_pton(socket.AF_INET6, src) + socket.inet_pton(socket.AF_INET6, dst)
-    one, two, three, four = _ADDRESS_WORDS.unpack(octets)
-    return octets, one ^ two ^ three ^ four
+    return octets, mixed_words(octets + bytes(4))
 
 
 def pack_directions(key: FlowKey) -> tuple[PackedKey, PackedKey]:
@@ -98,10 +98,21 @@ def pack_directions(key: FlowKey) -> tuple[PackedKey, PackedKey]:
 
 def pack_key(key: FlowKey) -> PackedKey:
     """One direction of an IPv6 flow."""
-    addresses, words = _pack_addresses(key.src, key.dst)
+    addresses, mixed = _pack_addresses(key.src, key.dst)
     ports = _PORTS_AND_PROTOCOL.pack(key.src_port, key.dst_port, _PROTOCOLS[key.protocol])
-    word = int.from_bytes(ports, sys.byteorder)
-    return PackedKey(addresses + ports, word, (words ^ word) * _MIX >> _SET_SHIFT & _MAX_SETS - 1)
+    mixed ^= _of_ports(ports)
+    return PackedKey(addresses + ports, (mixed * MIX & _ALL_BITS) >> _LINE_SHIFT)
+
+
+def _of_ports(ports: bytes) -> int:
+    """The last word of a line, as far as it is of the ports."""
+    word = int.from_bytes(ports[:4], sys.byteorder)
+    return word << 32 if sys.byteorder == "little" else word
+
+
+def first_word(octets: bytes) -> int:
+    """The first word of the line of a key: next header, hop limit taken as 0, and as much of the source as is left."""
+    return int.from_bytes(octets[-1:] + b"\0" + octets[:_FIRST_WORD_ENDS], sys.byteorder)
 
 
 def static_entropy(packed: PackedKey) -> int:
@@ -110,7 +121,7 @@ def static_entropy(packed: PackedKey) -> int:
     one, two, three, four = words
     ports = int.from_bytes(packed.octets[_PORTS_AT : _PORTS_AT + 4], sys.byteorder)
     ports ^= (ports << 16 | ports >> 16) & 0xFFFFFFFF
-    return ((one ^ two ^ three ^ four ^ ports) * _MIX & (1 << 64) - 1) >> 59
+    return ((one ^ two ^ three ^ four ^ ports) * MIX & _ALL_BITS) >> 59
 
 
 def pack_static_key(interface: int, network: ipaddress.IPv6Network) -> bytes:
@@ -130,20 +141,20 @@ def label_word(label: int) -> int:
 
 
 def hint_of(octets: bytes) -> int:
-    """What stands in the set for a slot with this key, 1..255, as the program computes it."""
+    """What stands in the line that a key belongs to when it is in another, 1..255, as the program computes it."""
     return octets[_PORTS_AT + 1] ^ octets[_PORTS_AT + 3] | 1
 
 
-def second_set_of(octets: bytes) -> int:
-    """The set of a key whose first one is full, where there are as many as can be."""
-    return _mixed(octets) * _SECOND_MIX >> _SET_SHIFT & _MAX_SETS - 1
+def second_home_of(octets: bytes) -> int:
+    """The line where a key goes that finds all taken where it belongs, where there are as many as can be."""
+    return (mixed_words(octets) * _SECOND_MIX & _ALL_BITS) >> _LINE_SHIFT
 
 
-def _mixed(octets: bytes) -> int:
-    """The exclusive or of a key's words."""
-    words: tuple[int, int, int, int, int] = _KEY_WORDS.unpack(octets)
-    one, two, three, four, five = words
-    return one ^ two ^ three ^ four ^ five
+def mixed_words(octets: bytes) -> int:
+    """The exclusive or of the words of a key's line but the first."""
+    words: tuple[int, int, int, int] = _LINE_WORDS_BUT_FIRST.unpack_from(octets, LINE_WORDS_AT)
+    one, two, three, four = words
+    return one ^ two ^ three ^ four
 
 
 # --- bpf(2) ------------------------------------------------------------------------------------

@@ -18,17 +18,18 @@ from scitags_agent.bpf.bcc import BccObject
 from scitags_agent.bpf.layout import (
     BPF_OBJ_GET_INFO_BY_FD,
     COUNTER_WORDS,
-    COUNTERS_OCTETS,
     ELSEWHERE_AT,
     EMPTY,
     HINTS_AT,
     IN_MAP_AT,
+    LINE_OCTETS,
+    LINE_WORDS_AT,
+    MARK_AT,
     MAX_CPUS,
+    MAX_LINE_BITS,
     OVERFLOWED,
-    SET_OCTETS,
     UNPLACED,
     WAYS,
-    WAYS_AT,
     GoOnIn,
     InfoByFd,
     MapInfo,
@@ -36,12 +37,13 @@ from scitags_agent.bpf.layout import (
     PackedKey,
     ProgInfo,
     TestRunOpts,
+    first_word,
     hint_of,
     label_word,
     pack_key,
     pack_label,
     pack_static_key,
-    second_set_of,
+    second_home_of,
 )
 from scitags_agent.bpf.libbpf import BpfObject, MarkerUnavailable, library
 from scitags_agent.bpf.system_calls import bpf, delete_from_map, possible_cpus, update_map
@@ -60,14 +62,11 @@ _GO_ON_IN = {
     GoOnIn.BY_HELPER_ETHERNET: "scitags_by_helper",
     GoOnIn.BY_HELPER_L3: "scitags_by_helper_l3",
 }
-# In a slot: the octets of the addresses, and where the words after them are.
-_ADDRESSES = 32
-_PORTS_AT, _MARK_AT = 4, 5
+# In a line, by words and by octets: what is behind the first word and before the mark.
+_SECOND_WORD_AT = 8
+_OCTETS_OF_KEY = slice(LINE_WORDS_AT, LINE_WORDS_AT + MARK_AT - _SECOND_WORD_AT)
 _UPPER_HALF = 0xFFFFFFFF << 32
 _NEXT_NUMBER = 1 << 32
-# By the ways of a set that are taken, a bit for each: the first that is free, and the bit of that.
-_FREE_WAY = [next((way for way in range(WAYS) if not taken >> way & 1), None) for taken in range(1 << WAYS)]
-_WAY_AT = {at: way for way, at in enumerate(WAYS_AT)}
 
 
 class TestRun(NamedTuple):
@@ -188,29 +187,24 @@ class FlowTable:
         self._max_flows = max_flows
         self._overflow = loaded.map_fd("overflow")
         self._descriptor = loaded.global_variables()
-        octets = value_octets(self._descriptor)
-        sets, rest = divmod(octets - COUNTERS_OCTETS, SET_OCTETS)
-        if sets <= 0 or rest or sets & (sets - 1):
+        lines, rest = divmod(value_octets(self._descriptor), LINE_OCTETS)
+        homes = lines - (WAYS - 1)
+        if homes <= 0 or rest or homes & (homes - 1):
             raise MarkerUnavailable(f"{OBJECT_NAME} is of another version than the agent: install again")
-        self._set_mask = sets - 1
-        self._occupied = bytearray(sets)  # a bit for each way
+        self._home_shift = MAX_LINE_BITS + 1 - homes.bit_length()
+        self._occupied = bytearray(lines)
         self.count = 0
         # A mapping counts whole as memory of this process from the moment that it is made: an agent without flows has
         # none of the table.
         self._mapping: mmap.mmap | None = None
-        self._counters = mmap.mmap(
-            self._descriptor,
-            min(possible_cpus(), MAX_CPUS) * COUNTER_WORDS * 8,
-            mmap.MAP_SHARED,
-            mmap.PROT_READ,
-            offset=sets * SET_OCTETS,
-        )
-        # Empty slots hold zeros at first, and so does a packet's key that is all zeros; it would be looked for here.
+        octets = min(possible_cpus(), MAX_CPUS) * COUNTER_WORDS * 8
+        self._counters = mmap.mmap(loaded.counters(), octets, mmap.MAP_SHARED, mmap.PROT_READ)
+        # Empty lines hold zeros at first, and so does a packet's key that is all zeros; it would be looked for here.
         with mmap.mmap(self._descriptor, mmap.PAGESIZE, mmap.MAP_SHARED) as beginning:
-            beginning[_PORTS_AT * 8 : _PORTS_AT * 8 + 8] = EMPTY.to_bytes(8, sys.byteorder)
+            beginning[:8] = EMPTY.to_bytes(8, sys.byteorder)
 
     def _map(self) -> None:
-        self._mapping = mmap.mmap(self._descriptor, len(self._occupied) * SET_OCTETS, mmap.MAP_SHARED)
+        self._mapping = mmap.mmap(self._descriptor, len(self._occupied) * LINE_OCTETS, mmap.MAP_SHARED)
         self._octets = memoryview(self._mapping)
         # Words are stored whole, by one instruction each: a reader sees the old or the new.
         self._words = self._octets.cast("Q")
@@ -235,7 +229,7 @@ class FlowTable:
     @property
     def in_map(self) -> int:
         """How many flows are in the overflow map."""
-        return sum(self._halves[IN_MAP_AT >> 2 :: SET_OCTETS >> 2]) if self._mapping is not None else 0
+        return sum(self._halves[IN_MAP_AT >> 2 :: LINE_OCTETS >> 2]) if self._mapping is not None else 0
 
     def add(self, directions: Collection[PackedKey], label: int) -> None:
         """Mark directions of connections that are not placed yet. OSError (E2BIG), and none, when there is no room."""
@@ -243,19 +237,21 @@ class FlowTable:
             raise OSError(errno.E2BIG, f"there is room for {self._max_flows} flows")
         if self._mapping is None:
             self._map()
-        occupied, mask = self._occupied, self._set_mask
+        occupied, shift = self._occupied, self._home_shift
         word = label_word(label)
         for packed in directions:
-            number = packed.set & mask
-            way = _FREE_WAY[occupied[number]]
-            if way is None:
+            home = packed.home >> shift
+            line = occupied.find(0, home, home + WAYS)
+            if line >= 0:
+                self._fill(line, packed, word)
+                if line != home:
+                    self._octets[home * LINE_OCTETS + HINTS_AT + line - home - 1] = hint_of(packed.octets)
+            else:
                 try:
-                    self._add_elsewhere(number, packed, label)
+                    self._add_elsewhere(home, packed, label)
                 except OSError:
                     self.remove(directions)
                     raise
-            else:
-                self._fill(number, way, packed, word)
             self.count += 1
 
     def change(self, directions: Iterable[PackedKey], label: int) -> None:
@@ -264,7 +260,7 @@ class FlowTable:
         for packed in directions:
             slot = packed.slot
             if slot >= 0:
-                mark_at = (slot >> 3) + _MARK_AT
+                mark_at = slot + MARK_AT >> 3
                 self._words[mark_at] = self._words[mark_at] & _UPPER_HALF | word
             elif slot == OVERFLOWED:
                 update_map(self._overflow, packed.octets, pack_label(label))
@@ -272,7 +268,7 @@ class FlowTable:
     def remove(self, directions: Iterable[PackedKey]) -> None:
         """Stop marking directions, those that are placed."""
         for packed in directions:
-            slot, home = packed.slot, packed.set & self._set_mask
+            slot, home = packed.slot, packed.home >> self._home_shift
             if slot >= 0:
                 self._empty(slot, home)
             elif slot == OVERFLOWED:
@@ -284,46 +280,44 @@ class FlowTable:
             packed.slot = UNPLACED
             self.count -= 1
 
-    def _fill(self, number: int, way: int, packed: PackedKey, word: int) -> None:
-        """Put a flow into an empty slot of a set, with its label's word."""
-        words, octets = self._words, packed.octets
-        self._occupied[number] |= 1 << way
-        packed.slot = slot = number * SET_OCTETS + WAYS_AT[way]
-        ports_at = (slot >> 3) + _PORTS_AT
-        # Nobody finds the slot before the last store; who has found its last key sees that the number is another.
-        self._octets[slot : slot + _ADDRESSES] = octets[:_ADDRESSES]
-        words[ports_at + 1] |= word
-        words[ports_at] = packed.ports
-        if way:
-            self._octets[number * SET_OCTETS + HINTS_AT + way - 1] = hint_of(octets)
+    def _fill(self, line: int, packed: PackedKey, word: int) -> None:
+        """Put a flow into an empty line, with its label's word."""
+        words = self._words
+        self._occupied[line] = 1
+        packed.slot = slot = line * LINE_OCTETS
+        # Nobody finds the flow before the last store; who has found its last one sees that the number is another.
+        self._octets[slot + _SECOND_WORD_AT : slot + MARK_AT] = packed.octets[_OCTETS_OF_KEY]
+        words[slot + MARK_AT >> 3] |= word
+        words[slot >> 3] = first_word(packed.octets)
 
     def _empty(self, slot: int, home: int) -> None:
         words = self._words
-        ports_at = (slot >> 3) + _PORTS_AT
-        words[ports_at] = EMPTY
-        words[ports_at + 1] = (words[ports_at + 1] & _UPPER_HALF) + _NEXT_NUMBER & _UPPER_HALF
-        way = _WAY_AT[slot & SET_OCTETS - 1]
-        if way:
-            self._octets[(slot & -SET_OCTETS) + HINTS_AT + way - 1] = 0
-        number = slot // SET_OCTETS
-        self._occupied[number] &= ~(1 << way)
-        if number != home:
+        words[slot >> 3] = EMPTY
+        mark_at = slot + MARK_AT >> 3
+        words[mark_at] = (words[mark_at] & _UPPER_HALF) + _NEXT_NUMBER & _UPPER_HALF
+        line = slot // LINE_OCTETS
+        self._occupied[line] = 0
+        if line == home:
+            return
+        if home < line < home + WAYS:
+            self._octets[home * LINE_OCTETS + HINTS_AT + line - home - 1] = 0
+        else:
             self._count(ELSEWHERE_AT, home, -1)
 
     def _add_elsewhere(self, home: int, packed: PackedKey, label: int) -> None:
-        """Put a flow whose set is full into a second one, or into the map. Raises OSError."""
-        number = second_set_of(packed.octets) & self._set_mask
-        way = _FREE_WAY[self._occupied[number]]
-        if way is not None:
-            self._fill(number, way, packed, label_word(label))
+        """Put a flow that finds all taken where it belongs where another hash says, or into the map. Raises OSError."""
+        second = second_home_of(packed.octets) >> self._home_shift
+        line = self._occupied.find(0, second, second + WAYS)
+        if line >= 0:
+            self._fill(line, packed, label_word(label))
         else:
             update_map(self._overflow, packed.octets, pack_label(label))
             packed.slot = OVERFLOWED
             self._count(IN_MAP_AT, home, 1)
         self._count(ELSEWHERE_AT, home, 1)
 
-    def _count(self, field: int, number: int, change: int) -> None:
-        self._halves[number * SET_OCTETS + field >> 2] += change
+    def _count(self, field: int, home: int, change: int) -> None:
+        self._halves[home * LINE_OCTETS + field >> 2] += change
 
 
 def pack_index(index: int) -> bytes:
