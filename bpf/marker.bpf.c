@@ -413,8 +413,8 @@ static __always_inline int quick(struct __sk_buff *skb, const int at, const int 
 		return TC_ACT_UNSPEC;
 	last = octets(__u64, 36);
 	third = octets(__u64, 28);
-	mixed = octets(__u64, 20);
-	mixed ^= octets(__u64, 12);
+	mixed = octets(__u64, 12);
+	mixed ^= octets(__u64, 20);
 	mixed ^= third;
 	mixed ^= last;
 	line = &state->lines[line_of(mixed * MIX)];
@@ -424,13 +424,13 @@ static __always_inline int quick(struct __sk_buff *skb, const int at, const int 
 	if (unlikely(line->words[4] != last))
 		goto another_line;
 words:
-	if (unlikely(line->words[3] != third))
+	if (unlikely(line->words[0] != (octets(__u64, 6) & BUT_HOP_LIMIT)))
 		goto closer;
 	if (unlikely(line->words[2] != octets(__u64, 20)))
 		goto closer;
-	if (unlikely(line->words[1] != octets(__u64, 12)))
+	if (unlikely(line->words[3] != third))
 		goto closer;
-	if (unlikely(line->words[0] != (octets(__u64, 6) & BUT_HOP_LIMIT)))
+	if (unlikely(line->words[1] != octets(__u64, 12)))
 		goto closer;
 	barrier();
 	/* Another label, another flow: look again. */
@@ -528,15 +528,15 @@ static __always_inline int go_on(struct __sk_buff *skb, const int ethernet, cons
 {
 	const struct sk_buff *kernel = bpf_cast_to_kern_ctx(skb);
 
-	if (unlikely(upper_bits(kernel, cloned)))
-		goto by_helper;
 	if (unlikely(skb->ingress_ifindex))
 		goto came_in;
+	if (unlikely(upper_bits(kernel, cloned)))
+		goto by_helper;
 	tail_call(in_place);
 alone:
 	return look_closer(skb, ethernet, 0);
 came_in:
-	if (bears_a_sum(kernel))
+	if (unlikely(upper_bits(kernel, cloned)) || bears_a_sum(kernel))
 		goto by_helper;
 	tail_call(in_place);
 	goto alone;

@@ -41,10 +41,9 @@ MIX = 0x9E3779B97F4A7C15
 _SECOND_MIX = 0xC2B2AE3D27D4EB4F
 _ALL_BITS = (1 << 64) - 1
 _LINE_SHIFT = 64 - MAX_LINE_BITS
-# Where all words of a line but the first are in the octets of a key, and where the source's first octets end that are in
-# that one.
+# All words of a line but the first are octets of a key, from here on; of the source, the first word has this many.
 LINE_WORDS_AT = 4
-_FIRST_WORD_ENDS = 6
+_SOURCE_OCTETS_IN_FIRST = 6
 _PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
 
 
@@ -112,7 +111,7 @@ def _of_ports(ports: bytes) -> int:
 
 def first_word(octets: bytes) -> int:
     """The first word of the line of a key: next header, hop limit taken as 0, and as much of the source as is left."""
-    return int.from_bytes(octets[-1:] + b"\0" + octets[:_FIRST_WORD_ENDS], sys.byteorder)
+    return int.from_bytes(octets[-1:] + b"\0" + octets[:_SOURCE_OCTETS_IN_FIRST], sys.byteorder)
 
 
 def static_entropy(packed: PackedKey) -> int:
