@@ -33,6 +33,11 @@ class Place(msgspec.Struct, frozen=True):
     def ports(self) -> Ports:
         return self.protocol, self.near_port, self.far_port
 
+    @property
+    def key(self) -> FlowKey:
+        """From our end, with what is not sure as 0."""
+        return FlowKey(self.near, self.near_port, self.far, self.far_port, self.protocol)
+
     def fits(self, key: FlowKey) -> bool:
         """key is a connection's, with our end as its source."""
         return (

@@ -25,7 +25,16 @@ from scitags_agent.table import FlowTable
 from scitags_core import __version__
 from scitags_core.errors import ConfigError, ScitagsError
 from scitags_core.flow import FlowChange, FlowEvent, FlowKey
-from scitags_core.roles import Enricher, FlowMark, Inheritance, ShowsStatus, Source, TellsMarks
+from scitags_core.roles import (
+    Enricher,
+    Expectation,
+    FlowMark,
+    Inheritance,
+    ShowsStatus,
+    Source,
+    TellsMarks,
+)
+from scitags_core.tag import Tag
 
 if TYPE_CHECKING:
     from scitags_agent.matching import Matcher
@@ -41,6 +50,8 @@ LAST_RESTART_SECONDS = 30.0
 REFUSALS_LOGGED = 20  # for each source; a peer that sends rubbish must not fill the disk
 REASONS_COUNTED = 50  # for each source
 MATCHES_WAITING = 4096
+# A report that is made of a connection may have a time that is so much before that of the connection.
+CLOCKS_SECONDS = 0.001
 OWN = "table"  # the source of the events that the agent makes by itself
 
 _QUOTED = re.compile(r"0x[0-9a-f]+|'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\d+")
@@ -518,10 +529,35 @@ class Daemon:
         if self._matcher is None:
             from scitags_agent.matching import Matcher  # noqa: PLC0415  (few agents need it)
 
-            self._matcher = Matcher()
+            self._matcher = Matcher(
+                wait=self._config.table.match_seconds, expect=self._expect, is_announced=self._is_announced
+            )
             if self._ledger is not None:
                 self._matcher.have_seen(key for key in self._ledger.seen() if key in self.table)
         return self._matcher
+
+    def _expect(self, place: FlowKey, tag: Tag, sent: float, until: float) -> list[Expectation]:
+        """Have the backends mark a connection to come that can."""
+        expected = []
+        for lane in self.fanout.lanes:
+            if lane.expects is not None:
+                try:
+                    one = lane.expects.expect(place, tag, sent=sent, until=until)
+                except Exception as error:
+                    self.failures[lane.name] += 1
+                    if self.failures[lane.name] == 1:
+                        log.exception("backend %s cannot expect a connection: %s", lane.name, error)
+                    continue
+                if one is not None:
+                    expected.append(one)
+        return expected
+
+    def _is_announced(self, key: FlowKey, when: float) -> bool:
+        """Whether a transfer on exactly this connection had begun then, by time.monotonic."""
+        began = [one for one in (self.table.began(key), self.table.began(key.reversed())) if one is not None]
+        if not began:
+            return False
+        return min(began) < datetime.now(UTC) - timedelta(seconds=time.monotonic() - when + CLOCKS_SECONDS)
 
     def _note_seen(self, matcher: Matcher) -> None:
         """Write down whose connections were there: one that goes while no agent looks is still found to be gone."""

@@ -7,6 +7,7 @@ now.
 
 from __future__ import annotations
 
+import itertools
 import json
 import socket
 import time
@@ -19,6 +20,8 @@ from tests.netns.namespaces import Namespace
 
 DOOR, POOL, FIREFLIES = 2880, 20005, 10514
 SECONDS = 20.0
+# Below those that the kernel gives: no two connections of a test have the same.
+_client_ports = itertools.cycle(range(21000, 32000))
 
 
 def java_instant(moment: datetime) -> str:
@@ -85,34 +88,36 @@ class Download:
 
     def __init__(self, pool: Pool, host: Namespace, address: str, tag: Tag | None) -> None:
         self._pool, self._host, self._address, self.tag = pool, host, address, tag
-        self._at_door = self._connect(DOOR)
+        self._at_door = self._connect(DOOR, next(_client_ports))
+        self.next_port = next(_client_ports)  # of the connection to the pool
         self._told = pool.accept_at_door()
         self.client: socket.socket | None = None
         self.server: socket.socket | None = None
         self._began = 0.0
         self._sent = 0
 
-    def _connect(self, port: int) -> socket.socket:
+    def _connect(self, port: int, own: int) -> socket.socket:
         with self._host.entered():
             one = socket.socket(socket.AF_INET6)
         one.settimeout(SECONDS)
-        one.bind((self._address, 0))
+        one.bind((self._address, own))
         one.connect((self._pool.address, port))
         return one
 
     @property
-    def _ends(self) -> tuple[str, int]:
+    def ends(self) -> tuple[str, int]:
+        """The client's, of its connection to the door."""
         return self._address, int(self._at_door.getsockname()[1])
 
     def tell(self) -> None:
         """The pool has a mover for it."""
         self._began = time.monotonic()
         if self.tag is not None:
-            self._pool.tell("start", self._ends, self.tag)
+            self._pool.tell("start", self.ends, self.tag)
 
     def connect(self) -> None:
         """The client follows the redirect."""
-        self.client = self._connect(POOL)
+        self.client = self._connect(POOL, self.next_port)
         self.server = self._pool.accept()
         self.client.sendall(b"GET /file HTTP/1.1\r\n\r\n")
         assert self.server.recv(1 << 10)
@@ -139,7 +144,7 @@ class Download:
     def end(self) -> None:
         """The pool tells, and all is closed."""
         if self.tag is not None:
-            self._pool.tell("end", self._ends, self.tag, sent=self._sent, seconds=time.monotonic() - self._began)
+            self._pool.tell("end", self.ends, self.tag, sent=self._sent, seconds=time.monotonic() - self._began)
         self.close()
 
     def close(self) -> None:
