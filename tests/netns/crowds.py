@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from itertools import islice
 
-from scitags_agent.bpf.layout import MAX_LINE_BITS, MIX, WAYS, mixed_words, pack_key, second_home_of
+from scitags_agent.bpf.layout import MAX_LINE_BITS, MIX, WAYS, homes_of, mixed_words, pack_key
 from scitags_core.flow import FlowKey
 from tests.netns import packets as p
 
@@ -21,7 +21,7 @@ def belonging(home: int) -> Iterator[FlowKey]:
     the product's lower half, and what is in its upper half can be divided by the factor again.
     """
     assert sys.byteorder == "little"
-    word = mixed_words(pack_key(FlowKey.of(p.SRC, 1, p.DST, 1)).octets)
+    word = mixed_words(pack_key(FlowKey.of(p.SRC, 1, p.DST, 1)))
     of_lower_half = word % _HALF * MIX >> 32
     of_addresses = word >> 32 ^ int.from_bytes(b"\0\1\0\1", "little")
     inverse = pow(MIX, -1, _HALF)
@@ -41,7 +41,7 @@ def crowded(count: int) -> list[FlowKey]:
 def without_a_place() -> tuple[list[FlowKey], FlowKey]:
     """Flows, and another that finds all lines taken by them that it might be in."""
     *neighbours, flow = crowded(WAYS + 1)
-    others = islice(belonging(second_home_of(pack_key(flow).octets)), WAYS)
+    others = islice(belonging(homes_of(pack_key(flow))[1]), WAYS)
     return [*neighbours, *others], flow
 
 

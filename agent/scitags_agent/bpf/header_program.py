@@ -90,9 +90,8 @@ class HeaderProgram:
 
         Raises OSError (E2BIG: no room for more flows).
         """
-        packed = pack_key(key)
         mark = _MARK.pack(tag.experiment << 8 | tag.activity, path_mtu, reserved, 0)
-        self._lib.call("bpf_map_update_elem", self._marks, packed.octets, mark, BPF_ANY)
+        self._lib.call("bpf_map_update_elem", self._marks, pack_key(key), mark, BPF_ANY)
         if key not in self._known:
             self._known.add(key)
             port = key.src_port
@@ -105,7 +104,7 @@ class HeaderProgram:
         if key not in self._known:
             return
         self._known.remove(key)
-        self._lib.call("bpf_map_delete_elem", self._marks, pack_key(key).octets)
+        self._lib.call("bpf_map_delete_elem", self._marks, pack_key(key))
         port = key.src_port
         self._ports_used[port] -= 1
         if not self._ports_used[port]:
@@ -120,7 +119,7 @@ class HeaderProgram:
         """What the other end takes at most, if that was found since put(); else 0."""
         value = ctypes.create_string_buffer(_MARK.size)
         try:
-            self._lib.call("bpf_map_lookup_elem", self._marks, pack_key(key).octets, value)
+            self._lib.call("bpf_map_lookup_elem", self._marks, pack_key(key), value)
         except FileNotFoundError:
             return 0
         return int(_MARK.unpack(value.raw)[3])

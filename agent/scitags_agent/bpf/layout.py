@@ -1,4 +1,7 @@
-"""The C structures of bpf/marker.h, and of the kernel's and libbpf's interface, as octets. Nobody else knows them."""
+"""The C structures of bpf/marker.h and marker_writer.h, and of the kernel's and libbpf's interface, as octets.
+
+Nobody else knows them.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,6 @@ import socket
 import struct
 import sys
 from functools import lru_cache
-
-import msgspec
 
 from scitags_core.flow import FlowKey
 
@@ -31,7 +32,10 @@ COUNTER_WORDS = 8
 # The first word of an empty line: no packet has it.
 EMPTY = (1 << 64) - 1
 
-_PORTS_AND_PROTOCOL = struct.Struct("!HHI")
+# The last word of a key: source port, destination port, protocol.
+pack_ports = struct.Struct("!HHI").pack
+PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
+
 _LINE_WORDS_BUT_FIRST = struct.Struct("=4Q")
 _ADDRESS_WORDS = struct.Struct("=4Q")
 _LABEL = struct.Struct("!I")
@@ -44,7 +48,6 @@ _LINE_SHIFT = 64 - MAX_LINE_BITS
 # All words of a line but the first are octets of a key, from here on; of the source, the first word has this many.
 LINE_WORDS_AT = 4
 _SOURCE_OCTETS_IN_FIRST = 6
-_PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
 
 
 class Outcome(enum.IntEnum):
@@ -67,58 +70,57 @@ class GoOnIn(enum.IntEnum):
     BY_HELPER_L3 = 3
 
 
-UNPLACED = -2
-OVERFLOWED = -1
+class Requests(enum.IntEnum):
+    """Words of 32 bits at the beginning of struct requests."""
+
+    COUNT = 0
+    KIND = 1
+    REFUSED = 2
+    MAX_FLOWS = 3
+    FLOWS = 4
+    IN_MAP = 5
 
 
-class PackedKey(msgspec.Struct, gc=False):
-    """struct flow_key of one direction, and where it is placed.
+class RequestKind(enum.IntEnum):
+    """enum request_kind."""
 
-    home   the line that it belongs to, where there are as many as can be
-    slot   where its line begins in struct state, OVERFLOWED for one that is in the overflow map, or UNPLACED
-    """
+    PUT = 0
+    REMOVE = 1
 
-    octets: bytes
-    home: int
-    slot: int = UNPLACED
+
+MAX_REQUESTS = 4096
+REQUEST_OCTETS = 48
+REQUESTS_AT = 32
+REQUESTS_OCTETS = REQUESTS_AT + MAX_REQUESTS * REQUEST_OCTETS
+REQUEST_ERROR_AT = 44  # within struct request
 
 
 @lru_cache(maxsize=1 << 14)
-def _pack_addresses(src: str, dst: str) -> tuple[bytes, int]:
-    """Both addresses, and the exclusive or of a line's words but the first, as far as they are of addresses."""
-    octets = socket.inet_pton(socket.AF_INET6, src) + socket.inet_pton(socket.AF_INET6, dst)
-    return octets, mixed_words(octets + bytes(4))
+def pack_addresses(src: str, dst: str) -> bytes:
+    """The addresses of an IPv6 flow, with which its key begins."""
+    return socket.inet_pton(socket.AF_INET6, src) + socket.inet_pton(socket.AF_INET6, dst)
 
 
-def pack_directions(key: FlowKey) -> tuple[PackedKey, PackedKey]:
-    """An IPv6 flow, as it is and reversed."""
-    return pack_key(key), pack_key(key.reversed())
+def pack_key(key: FlowKey) -> bytes:
+    """struct flow_key of one direction of an IPv6 flow."""
+    return pack_addresses(key.src, key.dst) + pack_ports(key.src_port, key.dst_port, PROTOCOLS[key.protocol])
 
 
-def pack_key(key: FlowKey) -> PackedKey:
-    """One direction of an IPv6 flow."""
-    addresses, mixed = _pack_addresses(key.src, key.dst)
-    ports = _PORTS_AND_PROTOCOL.pack(key.src_port, key.dst_port, _PROTOCOLS[key.protocol])
-    mixed ^= _of_ports(ports)
-    return PackedKey(addresses + ports, (mixed * MIX & _ALL_BITS) >> _LINE_SHIFT)
+def pack_wanted_label(label: int) -> bytes:
+    """What follows the key in struct request."""
+    return _LABEL.pack(label) + bytes(4)
 
 
-def _of_ports(ports: bytes) -> int:
-    """The last word of a line, as far as it is of the ports."""
-    word = int.from_bytes(ports[:4], sys.byteorder)
-    return word << 32 if sys.byteorder == "little" else word
+def pack_request(key: FlowKey, label: int) -> bytes:
+    """struct request of one direction of an IPv6 flow."""
+    return pack_key(key) + pack_wanted_label(label)
 
 
-def first_word(octets: bytes) -> int:
-    """The first word of the line of a key: next header, hop limit taken as 0, and as much of the source as is left."""
-    return int.from_bytes(octets[-1:] + b"\0" + octets[:_SOURCE_OCTETS_IN_FIRST], sys.byteorder)
-
-
-def static_entropy(packed: PackedKey) -> int:
+def static_entropy(key: bytes) -> int:
     """The entropy 0..31 of a flow's label where static labels are, as the program computes it from either direction."""
-    words: tuple[int, int, int, int] = _ADDRESS_WORDS.unpack_from(packed.octets)
+    words: tuple[int, int, int, int] = _ADDRESS_WORDS.unpack_from(key)
     one, two, three, four = words
-    ports = int.from_bytes(packed.octets[_PORTS_AT : _PORTS_AT + 4], sys.byteorder)
+    ports = int.from_bytes(key[_PORTS_AT : _PORTS_AT + 4], sys.byteorder)
     ports ^= (ports << 16 | ports >> 16) & 0xFFFFFFFF
     return ((one ^ two ^ three ^ four ^ ports) * MIX & _ALL_BITS) >> 59
 
@@ -135,25 +137,31 @@ def pack_label(label: int) -> bytes:
 
 @lru_cache(maxsize=1 << 12)
 def label_word(label: int) -> int:
-    """The lower half of a slot's mark: the label in network order. The upper half is which key of the slot it is."""
+    """The lower half of a line's mark: the label in network order. The upper half is which flow of the line it is."""
     return int.from_bytes(_LABEL.pack(label), sys.byteorder)
 
 
-def hint_of(octets: bytes) -> int:
+def first_word(key: bytes) -> int:
+    """The first word of a key's line: next header, hop limit taken as 0, and as much of the source as is left."""
+    return int.from_bytes(key[-1:] + b"\0" + key[:_SOURCE_OCTETS_IN_FIRST], sys.byteorder)
+
+
+def hint_of(key: bytes) -> int:
     """What stands in the line that a key belongs to when it is in another, 1..255, as the program computes it."""
-    return octets[_PORTS_AT + 1] ^ octets[_PORTS_AT + 3] | 1
+    return key[_PORTS_AT + 1] ^ key[_PORTS_AT + 3] | 1
 
 
-def second_home_of(octets: bytes) -> int:
-    """The line where a key goes that finds all taken where it belongs, where there are as many as can be."""
-    return (mixed_words(octets) * _SECOND_MIX & _ALL_BITS) >> _LINE_SHIFT
-
-
-def mixed_words(octets: bytes) -> int:
+def mixed_words(key: bytes) -> int:
     """The exclusive or of the words of a key's line but the first."""
-    words: tuple[int, int, int, int] = _LINE_WORDS_BUT_FIRST.unpack_from(octets, LINE_WORDS_AT)
+    words: tuple[int, int, int, int] = _LINE_WORDS_BUT_FIRST.unpack_from(key, LINE_WORDS_AT)
     one, two, three, four = words
     return one ^ two ^ three ^ four
+
+
+def homes_of(key: bytes) -> tuple[int, int]:
+    """The line that a key belongs to, and that of those who find none there; where there are as many as can be."""
+    word = mixed_words(key)
+    return (word * MIX & _ALL_BITS) >> _LINE_SHIFT, (word * _SECOND_MIX & _ALL_BITS) >> _LINE_SHIFT
 
 
 # --- bpf(2) ------------------------------------------------------------------------------------
@@ -276,6 +284,15 @@ class TcxLinkInfo(ctypes.Structure):
         ("ifindex", ctypes.c_uint32),
         ("attach_type", ctypes.c_uint32),
     )
+
+
+BPF_PROG_TEST_RUN = 10
+
+
+class ProgTestRun(ctypes.Structure):
+    """The beginning of union bpf_attr for BPF_PROG_TEST_RUN."""
+
+    _fields_ = (("prog_fd", ctypes.c_uint32), ("retval", ctypes.c_uint32))
 
 
 # --- libbpf ------------------------------------------------------------------------------------

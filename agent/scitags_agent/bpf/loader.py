@@ -3,50 +3,31 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import ipaddress
 import logging
-import mmap
 import os
-import sys
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from scitags_agent.bpf.bcc import BccObject
+from scitags_agent.bpf.flow_table import FlowTable, why_refused
 from scitags_agent.bpf.layout import (
     BPF_OBJ_GET_INFO_BY_FD,
-    COUNTER_WORDS,
-    ELSEWHERE_AT,
-    EMPTY,
-    HINTS_AT,
-    IN_MAP_AT,
-    LINE_OCTETS,
-    LINE_WORDS_AT,
-    MARK_AT,
-    MAX_CPUS,
-    MAX_LINE_BITS,
-    OVERFLOWED,
-    UNPLACED,
-    WAYS,
     GoOnIn,
     InfoByFd,
-    MapInfo,
     Outcome,
-    PackedKey,
     ProgInfo,
     TestRunOpts,
-    first_word,
-    hint_of,
-    label_word,
     pack_key,
     pack_label,
+    pack_request,
     pack_static_key,
-    second_home_of,
+    pack_wanted_label,
 )
 from scitags_agent.bpf.libbpf import BpfObject, MarkerUnavailable, library
-from scitags_agent.bpf.system_calls import bpf, delete_from_map, possible_cpus, update_map
+from scitags_agent.bpf.system_calls import bpf, delete_from_map, update_map
 from scitags_core.flow import FlowKey
 
 log = logging.getLogger(__name__)
@@ -62,11 +43,6 @@ _GO_ON_IN = {
     GoOnIn.BY_HELPER_ETHERNET: "scitags_by_helper",
     GoOnIn.BY_HELPER_L3: "scitags_by_helper_l3",
 }
-# In a line, by words and by octets: what is behind the first word and before the mark.
-_SECOND_WORD_AT = 8
-_OCTETS_OF_KEY = slice(LINE_WORDS_AT, LINE_WORDS_AT + MARK_AT - _SECOND_WORD_AT)
-_UPPER_HALF = 0xFFFFFFFF << 32
-_NEXT_NUMBER = 1 << 32
 
 
 class TestRun(NamedTuple):
@@ -87,6 +63,7 @@ class MarkerProgram:
         static: bool = False,
         loader: Loader = "auto",
         in_place: bool = True,
+        in_batches: bool = True,
     ) -> None:
         """Load it. Raises MarkerUnavailable.
 
@@ -95,19 +72,20 @@ class MarkerProgram:
         loader      libbpf, bcc, or auto: libbpf where that can be, else bcc
         in_place    have labels written in place where that is safe and the kernel tells; why_not_in_place then says
                     why it is not done
+        in_batches  have the kernel write the table for us, many flows at a time, where it can; why_not_in_batches then
+                    says why it does not
         """
-        self._named: dict[FlowKey, PackedKey] = {}  # what set() has added
+        self._max_flows = max_flows
         self._static: dict[bytes, int] | None = {} if static else None
         self.object, self.loader, self.why_not_in_place = _load(max_flows, loader, in_place=in_place)
         try:
-            self._table = FlowTable(self.object, max_flows)
+            self._table = FlowTable(self.object, max_flows, by_kernel=in_batches)
             for ethernet in (True, False):
                 self.program_fd(ethernet=ethernet)
         except (MarkerUnavailable, OSError):
             self.object.close()
             raise
-        # Called for every connection.
-        self.add, self.change, self.remove = self._table.add, self._table.change, self._table.remove
+        self.put, self.remove = self._table.put, self._table.remove
 
     def close(self) -> None:
         """Give all back to the kernel."""
@@ -117,21 +95,19 @@ class MarkerProgram:
     def __len__(self) -> int:
         return len(self._table)
 
+    @property
+    def why_not_in_batches(self) -> str | None:
+        """Why this process writes the table by itself; None where the kernel does it for us."""
+        return self._table.why_not_by_kernel
+
     def set(self, key: FlowKey, label: int) -> None:
         """Mark the packets of an IPv6 flow, one direction. OSError (E2BIG) when there is no room for it."""
-        named = self._named.get(key)
-        if named is None:
-            added = pack_key(key)
-            self.add((added,), label)
-            self._named[key] = added
-        else:
-            self.change((named,), label)
+        for _, error in self.put((pack_request(key, label),)):
+            raise OSError(error, why_refused(error, self._max_flows))
 
     def unset(self, key: FlowKey) -> None:
-        """Stop marking a flow; nothing happens when it was not marked by set()."""
-        named = self._named.pop(key, None)
-        if named is not None:
-            self.remove((named,))
+        """Stop marking a flow; nothing happens when it was not marked."""
+        self.remove((pack_key(key) + pack_wanted_label(0),))
 
     def set_static(self, labels: Mapping[tuple[int, ipaddress.IPv6Network], int]) -> None:
         """What packets of no known flow bear, by the index of the interface and the network that they go to.
@@ -152,7 +128,7 @@ class MarkerProgram:
 
     @property
     def in_map(self) -> int:
-        """How many flows are not in the table, as both of their sets are full. Looks at the whole table."""
+        """How many flows are not in the table, as all lines where they may be are taken. Looks at the whole table."""
         return self._table.in_map
 
     @property
@@ -172,152 +148,6 @@ class MarkerProgram:
     def test_run(self, packet: bytes, *, ethernet: bool = True, repeat: int = 1) -> TestRun:
         """Run the program on a packet in the kernel without sending it. Raises OSError."""
         return test_run(self.program_fd(ethernet=ethernet), packet, repeat)
-
-
-class FlowTable:
-    """The flows as the program sees them: struct state, mapped into this process, and the overflow map.
-
-    The order of writes is what keeps a packet from being given another flow's label (bpf/marker.h). It holds where the
-    processor makes stores visible in their order, as x86 does: elsewhere, barriers have to go between them, here and in
-    the program.
-    """
-
-    def __init__(self, loaded: BpfObject | BccObject, max_flows: int) -> None:
-        """MarkerUnavailable when the object was compiled from other sources than ours."""
-        self._max_flows = max_flows
-        self._overflow = loaded.map_fd("overflow")
-        self._descriptor = loaded.global_variables()
-        lines, rest = divmod(value_octets(self._descriptor), LINE_OCTETS)
-        homes = lines - (WAYS - 1)
-        if homes <= 0 or rest or homes & (homes - 1):
-            raise MarkerUnavailable(f"{OBJECT_NAME} is of another version than the agent: install again")
-        self._home_shift = MAX_LINE_BITS + 1 - homes.bit_length()
-        self._occupied = bytearray(lines)
-        self.count = 0
-        # A mapping counts whole as memory of this process from the moment that it is made: an agent without flows has
-        # none of the table.
-        self._mapping: mmap.mmap | None = None
-        octets = min(possible_cpus(), MAX_CPUS) * COUNTER_WORDS * 8
-        self._counters = mmap.mmap(loaded.counters(), octets, mmap.MAP_SHARED, mmap.PROT_READ)
-        # Empty lines hold zeros at first, and so does a packet's key that is all zeros; it would be looked for here.
-        with mmap.mmap(self._descriptor, mmap.PAGESIZE, mmap.MAP_SHARED) as beginning:
-            beginning[:8] = EMPTY.to_bytes(8, sys.byteorder)
-
-    def _map(self) -> None:
-        self._mapping = mmap.mmap(self._descriptor, len(self._occupied) * LINE_OCTETS, mmap.MAP_SHARED)
-        self._octets = memoryview(self._mapping)
-        # Words are stored whole, by one instruction each: a reader sees the old or the new.
-        self._words = self._octets.cast("Q")
-        self._halves = self._octets.cast("I")
-
-    def close(self) -> None:
-        self._counters.close()
-        if self._mapping is not None:
-            for view in (self._words, self._halves, self._octets):
-                view.release()
-            self._mapping.close()
-            self._mapping = None
-
-    def __len__(self) -> int:
-        return self.count
-
-    def counted(self, outcome: Outcome) -> int:
-        """Packets with this outcome, on all processors."""
-        with memoryview(self._counters) as octets, octets.cast("Q") as words:
-            return sum(words[outcome::COUNTER_WORDS])
-
-    @property
-    def in_map(self) -> int:
-        """How many flows are in the overflow map."""
-        return sum(self._halves[IN_MAP_AT >> 2 :: LINE_OCTETS >> 2]) if self._mapping is not None else 0
-
-    def add(self, directions: Collection[PackedKey], label: int) -> None:
-        """Mark directions of connections that are not placed yet. OSError (E2BIG), and none, when there is no room."""
-        if self.count + len(directions) > self._max_flows:
-            raise OSError(errno.E2BIG, f"there is room for {self._max_flows} flows")
-        if self._mapping is None:
-            self._map()
-        occupied, shift = self._occupied, self._home_shift
-        word = label_word(label)
-        for packed in directions:
-            home = packed.home >> shift
-            line = occupied.find(0, home, home + WAYS)
-            if line >= 0:
-                self._fill(line, packed, word)
-                if line != home:
-                    self._octets[home * LINE_OCTETS + HINTS_AT + line - home - 1] = hint_of(packed.octets)
-            else:
-                try:
-                    self._add_elsewhere(home, packed, label)
-                except OSError:
-                    self.remove(directions)
-                    raise
-            self.count += 1
-
-    def change(self, directions: Iterable[PackedKey], label: int) -> None:
-        """Give directions another label, those that are placed. Raises OSError."""
-        word = label_word(label)
-        for packed in directions:
-            slot = packed.slot
-            if slot >= 0:
-                mark_at = slot + MARK_AT >> 3
-                self._words[mark_at] = self._words[mark_at] & _UPPER_HALF | word
-            elif slot == OVERFLOWED:
-                update_map(self._overflow, packed.octets, pack_label(label))
-
-    def remove(self, directions: Iterable[PackedKey]) -> None:
-        """Stop marking directions, those that are placed."""
-        for packed in directions:
-            slot, home = packed.slot, packed.home >> self._home_shift
-            if slot >= 0:
-                self._empty(slot, home)
-            elif slot == OVERFLOWED:
-                delete_from_map(self._overflow, packed.octets)
-                self._count(IN_MAP_AT, home, -1)
-                self._count(ELSEWHERE_AT, home, -1)
-            else:
-                continue
-            packed.slot = UNPLACED
-            self.count -= 1
-
-    def _fill(self, line: int, packed: PackedKey, word: int) -> None:
-        """Put a flow into an empty line, with its label's word."""
-        words = self._words
-        self._occupied[line] = 1
-        packed.slot = slot = line * LINE_OCTETS
-        # Nobody finds the flow before the last store; who has found its last one sees that the number is another.
-        self._octets[slot + _SECOND_WORD_AT : slot + MARK_AT] = packed.octets[_OCTETS_OF_KEY]
-        words[slot + MARK_AT >> 3] |= word
-        words[slot >> 3] = first_word(packed.octets)
-
-    def _empty(self, slot: int, home: int) -> None:
-        words = self._words
-        words[slot >> 3] = EMPTY
-        mark_at = slot + MARK_AT >> 3
-        words[mark_at] = (words[mark_at] & _UPPER_HALF) + _NEXT_NUMBER & _UPPER_HALF
-        line = slot // LINE_OCTETS
-        self._occupied[line] = 0
-        if line == home:
-            return
-        if home < line < home + WAYS:
-            self._octets[home * LINE_OCTETS + HINTS_AT + line - home - 1] = 0
-        else:
-            self._count(ELSEWHERE_AT, home, -1)
-
-    def _add_elsewhere(self, home: int, packed: PackedKey, label: int) -> None:
-        """Put a flow that finds all taken where it belongs where another hash says, or into the map. Raises OSError."""
-        second = second_home_of(packed.octets) >> self._home_shift
-        line = self._occupied.find(0, second, second + WAYS)
-        if line >= 0:
-            self._fill(line, packed, label_word(label))
-        else:
-            update_map(self._overflow, packed.octets, pack_label(label))
-            packed.slot = OVERFLOWED
-            self._count(IN_MAP_AT, home, 1)
-        self._count(ELSEWHERE_AT, home, 1)
-
-    def _count(self, field: int, home: int, change: int) -> None:
-        self._halves[home * LINE_OCTETS + field >> 2] += change
 
 
 def pack_index(index: int) -> bytes:
@@ -340,13 +170,6 @@ def test_run(program: int, packet: bytes, repeat: int) -> TestRun:
     library().call("bpf_prog_test_run_opts", program, ctypes.byref(options))
     verdict = ctypes.c_int32(options.retval).value
     return TestRun(verdict, data_out.raw[: options.data_size_out], int(options.duration))
-
-
-def value_octets(descriptor: int) -> int:
-    """How large the values of a map are. Raises OSError."""
-    info = MapInfo()
-    bpf(BPF_OBJ_GET_INFO_BY_FD, InfoByFd(descriptor, ctypes.sizeof(info), ctypes.addressof(info)))
-    return int(info.value_size)
 
 
 def program_id(descriptor: int) -> int:
