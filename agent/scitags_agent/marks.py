@@ -91,14 +91,14 @@ class MarkMaker:
         """For an agent with static tags, and for one that marks in other network namespaces too."""
         self._is_static = is_static
         self._is_for_namespaces = is_for_namespaces
-        self._seed = crc32(secret)
+        self.seed = crc32(secret)  # of entropy
         self._local: dict[str, bool] = {}
         self._ends: dict[tuple[str, str], _Ends] = {}
         self._labels: dict[Tag, list[bytes]] = {}
 
     def use_secret(self, secret: bytes) -> None:
         """Another than before, for the marks that are made from now on."""
-        self._seed = crc32(secret)
+        self.seed = crc32(secret)
         self._ends.clear()
 
     def forget_addresses(self) -> None:
@@ -135,7 +135,7 @@ class MarkMaker:
         near, far = self._is_local(src), self._is_local(dst)
         is_either = near is far or self._is_for_namespaces
         forth, back = pack_addresses(src, dst), pack_addresses(dst, src)
-        ends = _Ends(forth if near or is_either else b"", back if far or is_either else b"", crc32(forth, self._seed))
+        ends = _Ends(forth if near or is_either else b"", back if far or is_either else b"", crc32(forth, self.seed))
         if len(self._ends) >= ADDRESSES_REMEMBERED:
             self._ends.clear()
         self._ends[src, dst] = ends

@@ -252,7 +252,7 @@ class Marker:
         if self._socket_labels is None or self._static or place.protocol != "tcp" or ":" not in place.src:
             return None
         # Whoever is to bear none must not be given another's.
-        bits = label.encode(*tag, 0) if 0 < tag.experiment <= label.EXPERIMENT_MAX else 0
+        bits = label.encode(*tag) if 0 < tag.experiment <= label.EXPERIMENT_MAX else 0
         return self._socket_labels.expectations.expect(place, bits, sent, until)
 
     def _count_unmarked(self, key: FlowKey, reason: str) -> None:
@@ -381,7 +381,7 @@ class Marker:
             log.info("labels are written at tc: %s", self._why_not_kernel)
             return None
         try:
-            kernel = KernelLabels(settings.max_flows, all_namespaces=bool(settings.namespaces), seed=self._seed)
+            kernel = KernelLabels(settings.max_flows, all_namespaces=bool(settings.namespaces), seed=self._maker.seed)
             labels = SocketLabels(kernel, settings.namespaces, self._wanted_label, self._note_begun)
             await labels.start()
         except (MarkerUnavailable, OSError) as error:
