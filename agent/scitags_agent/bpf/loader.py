@@ -128,7 +128,7 @@ class MarkerProgram:
 
     @property
     def in_map(self) -> int:
-        """How many flows are not in the table, as both of their sets are full. Looks at the whole table."""
+        """How many flows are not in the table, as all lines where they may be are taken. Looks at the whole table."""
         return self._table.in_map
 
     @property
