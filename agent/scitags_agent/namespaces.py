@@ -90,14 +90,14 @@ class Finder:
         self.is_denied = False  # whether some processes' could not be seen, the last time
 
     def find(self) -> dict[int, Found]:
-        """All that are there, by their numbers. Each keeps the name under which it was found first."""
+        """All that are there, by their numbers. Each keeps the name and file of its first finding while they lead there."""
         self.is_denied = False
         found: dict[int, Found] = {}
         for pattern in self._patterns:
             for one in self._matching(pattern):
                 if one.number not in found:
                     known = self._last.get(one.number)
-                    found[one.number] = Found(one.number, known.name, one.path) if known else one
+                    found[one.number] = known if known is not None and _leads_to(known) else one
         found.pop(self._own, None)
         self._last, self._looked = found, time.monotonic()
         return found
@@ -105,6 +105,15 @@ class Finder:
     def recent(self) -> dict[int, Found]:
         """The same, as of the last second."""
         return self.find() if time.monotonic() - self._looked > RECENT_SECONDS else self._last
+
+    def path_of(self, number: int) -> str | None:
+        """The file of one, of those of the last second."""
+        one = self.recent().get(number)
+        return None if one is None else one.path
+
+    def paths(self) -> list[str]:
+        """Of those of the last second, the files."""
+        return [one.path for one in self.recent().values()]
 
     def missing(self) -> list[str]:
         """Those of the patterns that match nothing now, not even the agent's own."""
@@ -146,6 +155,13 @@ class Finder:
             if number not in seen:
                 seen.add(number)
                 yield Found(number, f"pid:{process}", f"/proc/{process}/ns/net")
+
+
+def _leads_to(found: Found) -> bool:
+    try:
+        return number_of(found.path) == found.number
+    except OSError:
+        return False
 
 
 def _processes_in(pattern: str) -> Iterator[int]:

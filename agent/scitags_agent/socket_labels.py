@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from scitags_agent.bpf.kernel_label import KernelLabels, SocketReport, SocketState
 from scitags_agent.bpf.namespaces import entered
+from scitags_agent.namespaces import Finder
 from scitags_core.flow import FlowKey
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class SocketLabels:
         begun: Callable[[FlowKey, bytes, int], None],
     ) -> None:
         self._kernel = kernel
-        self._places = ["", *namespaces]
+        self._namespaces = Finder(namespaces) if namespaces else None
         self._wanted = wanted
         self._begun = begun
         self._offered: deque[tuple[float, FlowKey]] = deque()  # when each has lasted for a moment, the next first
@@ -190,11 +191,11 @@ class SocketLabels:
 
     def _walk(self) -> list[SocketReport]:
         reports = []
-        for place in self._places:
+        for place in ("", *(self._namespaces.paths() if self._namespaces is not None else ())):
             try:
                 with entered(place):
                     reports += self._kernel.walk()
-            except FileNotFoundError:
+            except OSError:
                 if not place:
                     raise
                 # A namespace that has gone has taken its sockets with it.

@@ -11,6 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from scitags_agent.bpf.attach import Way
 from scitags_agent.bpf.header_program import Header, HeaderProgram, room_of
 from scitags_agent.bpf.namespaces import entered
 from scitags_agent.bpf.placement import Placement
+from scitags_agent.namespaces import number_of
 from scitags_agent.reserved_routes import ROUTES, Place, ReservedRoutes, Room
 from scitags_agent.too_big import TooBigMessages
 from scitags_core.flow import FlowKey
@@ -56,6 +58,11 @@ class _Flow(msgspec.Struct):
     room: Room = NO_ROOM
     is_asked: bool = False  # for room
 
+    @property
+    def tag(self) -> Tag:
+        """The newest."""
+        return next(reversed(self.tags.values()))
+
 
 class TcHeaders:
     """The flows of the program, and their room."""
@@ -66,12 +73,14 @@ class TcHeaders:
         self._home = home
         self._program = HeaderProgram(settings.header, settings.max_flows)
         self._flows: dict[FlowKey, _Flow] = {}
+        # Those that the program does not tell apart, as they are in several network namespaces: by 5-tuple.
+        self._same: dict[FlowKey, list[_Flow]] = {}
         self._by_place: dict[Place, set[FlowKey]] = {}
         self._routes: ReservedRoutes | None = None
         self.why_no_routes = "" if settings.reserve else "not asked for"
         # A thread of our own, as it is in the network namespace in which it was made, whoever leaves that meanwhile.
         self._worker = ThreadPoolExecutor(1, "scitags-routes")
-        self._too_big: list[TooBigMessages] = []
+        self._too_big: dict[str, TooBigMessages] = {}  # by the file of the namespace
         self._chores: list[asyncio.Task[None]] = []
         self._due = asyncio.Event()
         self._has_room = asyncio.Event()  # some flow
@@ -96,12 +105,12 @@ class TcHeaders:
         settings = self._settings
         try:
             if self._home is not None:
-                (self._home / ROUTES).write_bytes(msgspec.json.encode(["", *settings.namespaces]))
+                (self._home / ROUTES).write_bytes(msgspec.json.encode(list(settings.namespaces)))
             self._routes = await self._in_thread(
                 ReservedRoutes, room_of(settings.header), settings.namespaces, self._placement.covers
             )
-            for namespace in ("", *settings.namespaces):
-                self._too_big.append(await self._in_thread(_open_too_big, namespace))
+            for namespace in self._routes.namespaces:
+                self._too_big[namespace] = await self._in_thread(_open_too_big, namespace)
         except OSError as error:
             routes, self._routes = self._routes, None
             if routes is not None:
@@ -116,8 +125,8 @@ class TcHeaders:
         if self._routes is not None:
             for listener in self._routes.listeners:
                 loop.add_reader(listener, self._hear)
-            for one in self._too_big:
-                loop.add_reader(one, self._hear_too_big, one)
+            for namespace, one in self._too_big.items():
+                loop.add_reader(one, self._hear_too_big, one, _number_of(namespace))
             # What an earlier agent left, and no flow that is under way has asked for.
             await self._in_thread(self._routes.forget_left)
         self._chores = [asyncio.create_task(chore()) for chore in (self._keep_looking, self._watch_peers)]
@@ -128,7 +137,13 @@ class TcHeaders:
         flow = self._flows.get(name)
         if flow is None:
             flow = _Flow(name, {key: tag})
-            self._write(flow)
+            same = self._same.setdefault(name.within(0), [])
+            same.append(flow)
+            try:
+                self._write(flow)
+            except OSError:
+                same.remove(flow)
+                raise
             self._flows[name] = flow
         elif flow.tags.get(key) != tag:
             flow.tags.pop(key, None)
@@ -166,8 +181,7 @@ class TcHeaders:
             self._write(flow)
             return
         del self._flows[flow.key]
-        for direction in (flow.key, flow.key.reversed()):
-            self._program.remove(direction)
+        self._forget(flow)
         if flow.place is not None:
             self._by_place[flow.place].discard(flow.key)
             if not self._by_place[flow.place]:
@@ -187,7 +201,7 @@ class TcHeaders:
             chore.cancel()
         await asyncio.gather(*self._chores, return_exceptions=True)
         loop = asyncio.get_running_loop()
-        for one in self._too_big:
+        for one in self._too_big.values():
             loop.remove_reader(one)
             one.close()
         await self._placement.close(keep=keep)
@@ -217,13 +231,31 @@ class TcHeaders:
     def _flow_of(self, key: FlowKey) -> _Flow | None:
         return self._flows.get(_canonical(key))
 
+    def _forget(self, flow: _Flow) -> None:
+        """In the program, unless another has the same 5-tuple."""
+        name = flow.key.within(0)
+        same = self._same[name]
+        same.remove(flow)
+        if same:
+            self._write(same[-1])
+            return
+        del self._same[name]
+        for direction in (name, name.reversed()):
+            self._program.remove(direction)
+
     def _write(self, flow: _Flow) -> None:
-        tag = next(reversed(flow.tags.values()))
-        for direction in (flow.key, flow.key.reversed()):
+        name, tag = flow.key.within(0), flow.tag
+        if any(one.tag != tag for one in self._same[name]):
+            # Which one a packet belongs to cannot be said.
+            for direction in (name, name.reversed()):
+                self._program.remove(direction)
+            self._failures["tc_same_elsewhere"] += 1
+            return
+        for direction in (name, name.reversed()):
             try:
                 self._program.put(direction, tag, path_mtu=flow.room.path_mtu, reserved=flow.room.reserved)
             except OSError:
-                self._program.remove(flow.key)
+                self._program.remove(name)
                 raise
 
     def _set_room(self, flow: _Flow, room: Room) -> None:
@@ -238,11 +270,12 @@ class TcHeaders:
         if self._routes is not None and self._routes.heard():
             self._due.set()
 
-    def _hear_too_big(self, listener: TooBigMessages) -> None:
+    def _hear_too_big(self, listener: TooBigMessages, namespace: int) -> None:
         now = asyncio.get_running_loop().time()
         for key, mtu in listener.heard():
             # Whoever makes such a message up must know a flow at least.
-            if self._routes is not None and _canonical(key) in self._flows and self._routes.learn(key.dst, mtu, now):
+            is_known = any(_canonical(key.within(one)) in self._flows for one in {0, namespace})
+            if self._routes is not None and is_known and self._routes.learn(key.dst, mtu, now):
                 self._due.set()
 
     async def _watch_peers(self) -> None:
@@ -270,11 +303,32 @@ class TcHeaders:
                 await self._placement.look()
             self._due.clear()
             try:
+                await self._follow_namespaces()
                 await self._follow_routes()
             except OSError as error:
                 self._failures["failed_looks_at_routes"] += 1
                 if self._failures["failed_looks_at_routes"] == 1:
                     log.error("the routes cannot be looked at: %s (said once, counted from here)", error)
+
+    async def _follow_namespaces(self) -> None:
+        """Hear of those that have come, and keep none that has gone."""
+        routes = self._routes
+        if routes is None or not self._settings.namespaces:
+            return
+        loop = asyncio.get_running_loop()
+        for listener in routes.listeners:
+            loop.remove_reader(listener)
+        await self._in_thread(routes.follow_namespaces)
+        for listener in routes.listeners:
+            loop.add_reader(listener, self._hear)
+        present = routes.namespaces
+        for gone in self._too_big.keys() - set(present):
+            loop.remove_reader(self._too_big[gone])
+            self._too_big.pop(gone).close()
+        for namespace in [one for one in present if one not in self._too_big]:
+            with suppress(OSError):  # it may be gone again
+                one = self._too_big[namespace] = await self._in_thread(_open_too_big, namespace)
+                loop.add_reader(one, self._hear_too_big, one, number_of(namespace))
 
     async def _follow_routes(self) -> None:
         routes = self._routes
@@ -296,13 +350,21 @@ def _reserve(routes: ReservedRoutes, keys: Sequence[FlowKey], now: float) -> lis
     found: list[tuple[Place | None, Room]] = []
     for key in keys:
         ends = (key, key.reversed())
-        places = [(routes.place_of(one.src, one.dst), one.src) for one in ends]
+        places = [(routes.place_of(one.src, one.dst, one.namespace), one.src) for one in ends]
         place, source = next(((place, source) for place, source in places if isinstance(place, tuple)), places[0])
         if isinstance(place, tuple):
             found.append((place, routes.reserve(place, source, now)))
         else:
             found.append((None, Room(why=place)))
     return found
+
+
+def _number_of(namespace: str) -> int:
+    """Of the file of one; 0 of our own, and of what has just gone."""
+    try:
+        return number_of(namespace) if namespace else 0
+    except OSError:
+        return 0
 
 
 def _open_too_big(namespace: str) -> TooBigMessages:

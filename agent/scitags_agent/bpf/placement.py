@@ -20,6 +20,7 @@ from scitags_agent.bpf.attach import Attachment, EntryPoints, Way, attach
 from scitags_agent.bpf.interfaces import Interface, matching
 from scitags_agent.bpf.libbpf import MarkerUnavailable
 from scitags_agent.bpf.namespaces import entered
+from scitags_agent.namespaces import Finder
 
 log = logging.getLogger(__name__)
 
@@ -50,16 +51,18 @@ class Placement:
         home: Path | None = None,
         looked: Callable[[set[Interface]], None] = lambda _: None,
     ) -> None:
-        """home is where something can be kept; name that of the filter where clsact is used.
+        """namespaces are patterns of others than the agent's own (scitags_agent.namespaces).
+
+        home is where something can be kept; name that of the filter where clsact is used.
 
         looked is called at each look at the interfaces, in a thread, with those that are meant, before anything is
         attached to new ones.
 
-        Raises OSError when nothing can be written in home.
+        Raises OSError when nothing can be written in home, ConfigError for patterns.
         """
         self._program = program
         self._patterns = patterns
-        self._namespaces = namespaces
+        self._namespaces = Finder(namespaces) if namespaces else None
         self._name = name
         self._way = way
         self._home = home
@@ -177,16 +180,18 @@ class Placement:
     def _present(self) -> set[Interface]:
         """The interfaces that are meant, in every namespace that can be looked into."""
         present = set(matching(self._patterns))
-        for namespace in self._namespaces:
+        if self._namespaces is None:
+            return present
+        closed = dict.fromkeys(self._namespaces.missing(), "there is none")
+        for one in self._namespaces.find().values():
             try:
-                with entered(namespace):
-                    present.update(matching(self._patterns, namespace))
+                with entered(one.path):
+                    present.update(matching(self._patterns, one.path))
             except OSError as error:
-                if namespace not in self._closed_namespaces:
-                    self._closed_namespaces.add(namespace)
-                    log.error("namespace %s cannot be looked into, and is tried again: %s", namespace, error)
-            else:
-                self._closed_namespaces.discard(namespace)
+                closed[one.name] = str(error)
+        for name in closed.keys() - self._closed_namespaces:
+            log.error("namespace %s cannot be looked into, and is tried again: %s", name, closed[name])
+        self._closed_namespaces = set(closed)
         return present
 
 
