@@ -132,13 +132,17 @@ def parse(document: Mapping[str, Any], plugins: PluginHost, where: str) -> Confi
     own = [{k: v for k, v in table.items() if k not in option_names} for table in tables.backend]
     common = {"namespaces": _namespaces(tables.agent.namespaces, where)} if tables.agent.namespaces else {}
     backends = _instances("backend", own, plugins.collect("provide_backends"), plugins, where, common=common)
+    sources = _instances("source", tables.source, plugins.collect("provide_sources"), plugins, where, common=common)
+    enrichers = _instances(
+        "enricher", tables.enricher, plugins.collect("provide_enrichers"), plugins, where, common=common
+    )
     return Config(
-        tables.agent,
+        _looking_everywhere(tables.agent, [*sources, *backends, *enrichers]),
         tables.log,
         tables.table,
-        _instances("source", tables.source, plugins.collect("provide_sources"), plugins, where, common=common),
+        sources,
         list(zip(backends, options, strict=True)),
-        _instances("enricher", tables.enricher, plugins.collect("provide_enrichers"), plugins, where, common=common),
+        enrichers,
         _ledger_directory(tables.agent.state_directory, where),
     )
 
@@ -154,6 +158,12 @@ def _ledger_directory(setting: str, where: str) -> Path | None:
     if Path(where) == _USUAL_FILE:
         return base / "state"
     return base / f"state-{zlib.crc32(os.fsencode(Path(where).absolute())):08x}"
+
+
+def _looking_everywhere(agent: AgentSettings, instances: Sequence[Instance]) -> AgentSettings:
+    """With the namespaces that only some part has named: what is found or marked there is to end there, too."""
+    named = [one for instance in instances for one in getattr(instance.settings, "namespaces", ())]
+    return msgspec.structs.replace(agent, namespaces=list(dict.fromkeys([*agent.namespaces, *named])))
 
 
 def _namespaces(patterns: list[str], where: str) -> list[str]:

@@ -90,7 +90,7 @@ class Finder:
         self.is_denied = False  # whether some processes' could not be seen, the last time
 
     def find(self) -> dict[int, Found]:
-        """All that are there, by their numbers. Each keeps the name and file of its first finding while they lead there."""
+        """All that are there, by their numbers. Each keeps the name and the file by which it was found first."""
         self.is_denied = False
         found: dict[int, Found] = {}
         for pattern in self._patterns:

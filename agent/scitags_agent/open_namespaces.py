@@ -14,11 +14,10 @@ import contextlib
 import logging
 import os
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from scitags_agent.bpf.connections import SO_NETNS_COOKIE
+from scitags_agent.bpf.connections import namespace_of, own_namespace
 from scitags_agent.bpf.namespaces import enter, in_passing_thread
 from scitags_agent.connections import Lookup, open_netlink
 from scitags_agent.namespaces import Finder, Found, own_number
@@ -46,7 +45,7 @@ class OpenNamespace:
             self._door = os.open(found.path, os.O_RDONLY | os.O_CLOEXEC)
             undo.callback(os.close, self._door)
             netlink = open_netlink()
-            self.cookie = _cookie(netlink)
+            self.cookie = namespace_of(netlink)
             self.lookup = Lookup(self, netlink)
             undo.callback(self.lookup.close)
             self._routes = RouteSocket()
@@ -103,7 +102,7 @@ class Namespaces:
     def __init__(self, patterns: Sequence[str]) -> None:
         """Raises ConfigError."""
         self.patterns = tuple(patterns)
-        self.own = own_number()
+        self.own, self.own_cookie = own_number(), own_namespace()
         self._finder = Finder(patterns, self.own)
         self._open: dict[int, OpenNamespace] = {}
         self._by_cookie: dict[int, OpenNamespace] = {}
@@ -240,11 +239,3 @@ def shared(patterns: Sequence[str]) -> Namespaces:
     if key not in _shared:
         _shared[key] = Namespaces(key)
     return _shared[key]
-
-
-def _cookie(one: socket.socket) -> int:
-    """Of the namespace that a socket is in, as programs in the kernel are told; 0 where the kernel has none."""
-    try:
-        return int.from_bytes(one.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), sys.byteorder)
-    except OSError:
-        return 0

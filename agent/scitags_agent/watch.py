@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from scitags_agent.bpf.connections import ConnectionsProgram, cgroup_root, own_namespace
+from scitags_agent.bpf.connections import ConnectionsProgram, cgroup_root
 from scitags_agent.bpf.connections_layout import Connection, Event, PortFilter
 from scitags_agent.rules import Rule, port_ranges
 from scitags_core.errors import ConfigError, shown
@@ -70,7 +70,7 @@ def placed(connections: Iterable[Connection], namespaces: Namespaces, *, strange
 
     strange: and those of all others, as if they were in the agent's own. Where the kernel does not tell, all are.
     """
-    own = (0, own_namespace())
+    own = (0, namespaces.own_cookie)
     found = []
     for one in connections:
         if one.netns in own:
