@@ -79,7 +79,7 @@ class FireflySource:
         self._matching: set[asyncio.Task[None]] = set()
         self._relays: dict[int, socket.socket] = {}
         self.relayed: Counter[str] = Counter()
-        self._host: Host | None = None
+        self._this_host: Host | None = None
 
     async def run(self, sink: EventSink) -> None:
         """Receive until cancelled. Raises OSError when an address cannot be listened at."""
@@ -90,8 +90,8 @@ class FireflySource:
             if self._settings.namespaces:
                 from scitags_agent.host import Host  # noqa: PLC0415  # few agents need it
 
-                self._host = Host(self._settings.namespaces)
-                stack.callback(self._host.close)
+                self._this_host = Host(self._settings.namespaces)
+                stack.callback(self._this_host.close)
             if self._settings.dialect == "dcache":
                 sink.prepare_to_match()
             for host, port in self._addresses:
@@ -156,7 +156,7 @@ class FireflySource:
         return any(ipaddress.ip_address(address) in network for network in self._allowed)
 
     def _is_local(self, address: str) -> bool:
-        return is_local(address) if self._host is None else self._host.is_local(address)
+        return is_local(address) if self._this_host is None else self._this_host.is_local(address)
 
     # --- passing on ----------------------------------------------------------------------------------
 
