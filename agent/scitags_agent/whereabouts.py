@@ -33,7 +33,8 @@ class Whereabouts:
         self._namespaces = host.namespaces
         self._own = self._namespaces.own
         self._gone = gone
-        # By 5-tuple and id, from a transfer's start to its end: its connection may be gone by then.
+        # What addresses alone do not say, by 5-tuple and id, from a transfer's start to its end: its connection may be
+        # gone by then.
         self._known: OrderedDict[tuple[FlowKey, str], int] = OrderedDict()
         self._unsure = 0
         self._namespaces.watch(self._note_come, self._note_gone)
@@ -64,19 +65,30 @@ class Whereabouts:
         return msgspec.structs.replace(event, key=event.key.within(OWN))
 
     def _place(self, event: FlowEvent) -> FlowEvent:
+        key = event.key
+        near, far = set(self._host.homes(key.src)), set(self._host.homes(key.dst))
+        possible = near | far
+        if len(possible) == 1:
+            namespace = possible.pop()
+        elif not possible or len(near) == len(far) == 1:
+            namespace = OWN
+        else:
+            namespace = self._remembered(event, possible)
+        return event if namespace == OWN else msgspec.structs.replace(event, key=key.within(namespace))
+
+    def _remembered(self, event: FlowEvent, possible: set[int]) -> int:
+        """Where a flow is that could be in several namespaces: until its end, where it was found at its start."""
         name = event.key, event.transfer_id
-        namespace = None
-        if event.state is not FlowState.START:
-            namespace = self._known.get(name)
+        namespace = self._known.get(name) if event.state is not FlowState.START else None
         if namespace is None:
-            namespace = self._find(event)
+            namespace = self._find(event, possible)
         if event.state is FlowState.END:
             self._known.pop(name, None)
-        elif namespace != OWN or name in self._known:
-            self._known[name] = namespace
-            if len(self._known) > FLOWS_REMEMBERED:
-                self._known.popitem(last=False)
-        return event if namespace == OWN else msgspec.structs.replace(event, key=event.key.within(namespace))
+            return namespace
+        self._known[name] = namespace
+        if len(self._known) > FLOWS_REMEMBERED:
+            self._known.popitem(last=False)
+        return namespace
 
     def _note_come(self, _: OpenNamespace) -> None:
         """What is there is asked each time."""
@@ -85,14 +97,7 @@ class Whereabouts:
         # What sources and enrichers have heard of its last connections comes first.
         asyncio.get_running_loop().call_soon(self._gone, one.number)
 
-    def _find(self, event: FlowEvent) -> int:
-        key = event.key
-        near, far = set(self._host.homes(key.src)), set(self._host.homes(key.dst))
-        possible = near | far
-        if len(possible) == 1:
-            return possible.pop()
-        if not possible or (len(near) == len(far) == 1):
-            return OWN
+    def _find(self, event: FlowEvent, possible: set[int]) -> int:
         having = [one for one in possible if self._has(one, event)]
         if len(having) == 1:
             return having[0]

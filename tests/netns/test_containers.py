@@ -1,4 +1,4 @@
-"""An agent on the host, storages in containers: network namespaces of their own, with equal private addresses and ports."""
+"""An agent on the host, storages in containers: network namespaces of their own, with equal private addresses."""
 
 from __future__ import annotations
 
@@ -58,8 +58,7 @@ def test_connections_of_containers_are_found_told_apart_marked_and_seen_to_end(
         until(lambda: len(agent.flows()) == 2, "both flows")
         assert {(flow["src"], flow["dst_port"]) for flow in agent.flows()} == {(STORAGE, FLOW.dst_port)}
         assert agent.places() == sorted([one.inside.path, f"pid:{other.inside.pid}"])
-        for connection in (first, second):
-            until(lambda connection=connection: connection.tags() == {ATLAS}, "the marks")
+        until(lambda: first.tags() == second.tags() == {ATLAS}, "the marks")
         second.send(1000)
         second.close()
         until(lambda: len(agent.flows()) == 1, "the end")
