@@ -7,6 +7,10 @@
  * found by a walk over all sockets, which asks for a callback: the kernel calls before the next packet leaves, the
  * hash is set, and the callback is taken back.
  *
+ * One whose far port nobody knows can be expected: the first that comes to stand there after that bears the label from
+ * its first packet of data on. An expectation is met once, whoever is quicker, a connection or the agent that takes it
+ * back; and where connections with different labels are expected, by none.
+ *
  * Nothing but the hash changes, and that the kernel draws no new one after a time-out (SO_TXREHASH), which would
  * be another label.
  */
@@ -31,6 +35,9 @@ char LICENSE[] SEC("license") = "GPL";
 #define TCP_BPF_SOCK_OPS_CB_FLAGS 1008
 #define GO_ON 1
 #define LABEL_MASK bpf_htonl(0x000fffff)
+#define CRC32_POLYNOMIAL 0xedb88320u
+/* At an expectation, when many connections come at once. */
+#define ATTEMPTS 3
 /* Called for every packet of the socket, before its header is made. */
 #define EACH_PACKET BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG
 
@@ -103,6 +110,25 @@ static __always_inline __u32 spread_of(struct bpf_sock_ops *ops)
 	return (ops->local_port ^ ops->remote_port ^ ops->remote_ip6[3]) * 0x9e3779b1u;
 }
 
+/* Expectations, by place. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1); /* the loader sets it */
+	__type(key, struct expected_place);
+	__type(value, struct expectations);
+} expected SEC(".maps");
+
+/* By the id of an expectation: the cookie of the socket that has met it, 0 when it was taken back or is decided about.
+ * Who puts it here first has it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1); /* the loader sets it */
+	__type(key, __u64);
+	__type(value, __u64);
+} met SEC(".maps");
+
 static __always_inline void fill_key(struct bpf_sock_ops *ops, struct flow_key *key)
 {
 	key->src.in6_u.u6_addr32[0] = ops->local_ip6[0];
@@ -123,18 +149,14 @@ static __always_inline int is_ours(struct bpf_sock_ops *ops)
 	return !settings.has_netns_cookie || !settings.netns || bpf_get_netns_cookie(ops) == settings.netns;
 }
 
-/* A connection that opens: what is known of it already decides of its first packet on. */
-static __always_inline void label_new(struct bpf_sock_ops *ops)
+/* Has the kernel write this label from now on. */
+static __always_inline void give(struct bpf_sock_ops *ops, __be32 label, __u64 expectation)
 {
 	struct bpf_sock *sock = ops->sk;
-	struct flow_key key;
-	struct labelled *known;
 	int off = TXREHASH_OFF, before;
-	__be32 *label;
+	struct labelled *known;
 
-	fill_key(ops, &key);
-	label = bpf_map_lookup_elem(&labels, &key);
-	if (!label || !sock || !is_ours(ops))
+	if (!sock)
 		return;
 	known = bpf_sk_storage_get(&labelled, sock, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!known)
@@ -145,9 +167,161 @@ static __always_inline void label_new(struct bpf_sock_ops *ops)
 					       before;
 	if (bpf_setsockopt(ops, SOL_SOCKET, SO_TXREHASH, &off, sizeof(off)))
 		return;
-	known->label = *label;
+	known->label = label;
 	known->state = SOCKET_LABELLED;
-	ops->sk_txhash = hash_of(*label, spread_of(ops));
+	known->expectation = expectation;
+	ops->sk_txhash = hash_of(label, spread_of(ops));
+}
+
+/* A connection that opens: what is known of it already decides of its first packet on. Whether anything is. */
+static __always_inline int label_new(struct bpf_sock_ops *ops)
+{
+	struct flow_key key;
+	__be32 *label;
+
+	fill_key(ops, &key);
+	label = bpf_map_lookup_elem(&labels, &key);
+	if (label)
+		give(ops, *label, 0);
+	return label != 0;
+}
+
+/* CRC-32 as zlib computes it, of a flow key. Not static, so that the verifier goes through its loops once. */
+__noinline __u32 crc32_of(const struct flow_key *key, __u32 seed)
+{
+	const __u8 *octets = (const __u8 *)key;
+	__u32 crc = ~seed;
+
+	if (!key)
+		return 0;
+	for (int i = 0; i < (int)sizeof(*key); i++) {
+		crc ^= octets[i];
+		for (int bit = 0; bit < 8; bit++) {
+			__u32 lowest = crc & 1;
+
+			asm volatile("" : "+r"(lowest)); /* no jump here, of which the verifier would try both ways each time */
+			crc = crc >> 1 ^ lowest * CRC32_POLYNOMIAL;
+		}
+	}
+	return ~crc;
+}
+
+/* The five bits of entropy, where they belong in a label: the agent gives the flow the same when it hears of the
+ * connection. */
+static __always_inline __be32 entropy_of(struct bpf_sock_ops *ops, __u32 canonical)
+{
+	struct flow_key key, reversed;
+	__u32 entropy;
+
+	fill_key(ops, &key);
+	if (canonical == CANONICAL_FROM_FAR ||
+	    (canonical == CANONICAL_BY_PORT && bpf_ntohs(key.sport) > bpf_ntohs(key.dport))) {
+		reversed.src = key.dst;
+		reversed.dst = key.src;
+		reversed.sport = key.dport;
+		reversed.dport = key.sport;
+		reversed.protocol = key.protocol;
+		key = reversed;
+	}
+	entropy = crc32_of(&key, settings.seed) & 31;
+	return bpf_htonl((entropy & 24) << 15 | (entropy & 4) << 6 | (entropy & 3));
+}
+
+/* Which of those that are expected at a place a connection is. */
+struct meeting {
+	__u64 id; /* 0 for none */
+	__u64 sent;
+	__be32 label;
+	__u32 canonical;
+	__u8 is_in_doubt;
+};
+
+/* Looks for it among those that were sent until then, the first of them. */
+static __always_inline void look_for(const struct expectations *here, __u64 now, __u64 sent_until,
+				     struct meeting *meeting)
+{
+	for (__u32 i = 0; i < MAX_EXPECTED; i++) {
+		const struct expectation *one = &here->one[i];
+		__u64 id = one->id;
+
+		if (i >= here->count)
+			break;
+		if (one->sent > sent_until || one->until < now || bpf_map_lookup_elem(&met, &id))
+			continue;
+		if (meeting->id && one->label != meeting->label)
+			meeting->is_in_doubt = 1;
+		if (meeting->id && one->sent >= meeting->sent)
+			continue;
+		meeting->id = id;
+		meeting->sent = one->sent;
+		meeting->label = one->label;
+	}
+}
+
+/* Not static, so that the verifier goes through its loops once. Adds to what was found at another place. */
+__noinline int look_at(const struct expected_place *place, __u64 now, __u64 asked, struct meeting *meeting)
+{
+	const struct expectations *here;
+	__u64 begins, was;
+
+	if (!place || !meeting)
+		return 0;
+	here = bpf_map_lookup_elem(&expected, place);
+	if (!here)
+		return 0;
+	was = meeting->id;
+	begins = here->begins;
+	asm volatile("" ::: "memory");
+	look_for(here, now, asked, meeting);
+	/* A round trip was measured once, and may have been a slow one. */
+	if (meeting->id == was)
+		look_for(here, now, now, meeting);
+	if (meeting->id != was)
+		meeting->canonical = here->canonical;
+	asm volatile("" ::: "memory");
+	/* The memory may have been given to another place meanwhile. */
+	if (here->ends != begins)
+		meeting->is_in_doubt = 1;
+	return 0;
+}
+
+/* A connection of which nothing is known, and that stands now: it may be expected. */
+static __always_inline void label_expected(struct bpf_sock_ops *ops, __u32 round_trips)
+{
+	struct expected_place place = {};
+	__u64 now = bpf_ktime_get_ns(), asked, cookie;
+
+	if (settings.has_netns_cookie)
+		place.netns = bpf_get_netns_cookie(ops);
+	place.near.in6_u.u6_addr32[0] = ops->local_ip6[0];
+	place.near.in6_u.u6_addr32[1] = ops->local_ip6[1];
+	place.near.in6_u.u6_addr32[2] = ops->local_ip6[2];
+	place.near.in6_u.u6_addr32[3] = ops->local_ip6[3];
+	place.far.in6_u.u6_addr32[0] = ops->remote_ip6[0];
+	place.far.in6_u.u6_addr32[1] = ops->remote_ip6[1];
+	place.far.in6_u.u6_addr32[2] = ops->remote_ip6[2];
+	place.far.in6_u.u6_addr32[3] = ops->remote_ip6[3];
+	/* Nine tenths of the round trips; the kernel keeps eighths of a microsecond. arrivals.py reckons alike. */
+	asked = now - (__u64)(ops->srtt_us >> 3) * round_trips * 900;
+	cookie = bpf_get_socket_cookie(ops);
+	for (int attempt = 0; attempt < ATTEMPTS; attempt++) {
+		struct meeting meeting = {};
+
+		place.near_port = bpf_htons(ops->local_port);
+		place.far_port = 0;
+		look_at(&place, now, asked, &meeting);
+		place.near_port = 0;
+		place.far_port = bpf_htons(bpf_ntohl(ops->remote_port));
+		look_at(&place, now, asked, &meeting);
+		if (!meeting.id || meeting.is_in_doubt)
+			return;
+		/* Another connection, or the agent, may be quicker. */
+		if (bpf_map_update_elem(&met, &meeting.id, &cookie, BPF_NOEXIST))
+			continue;
+		if (meeting.label)
+			give(ops, meeting.label | entropy_of(ops, meeting.canonical), meeting.id);
+		return;
+	}
 }
 
 /* The packet that the walk has asked to be called before. */
@@ -175,9 +349,16 @@ SEC("sockops") int scitags_kernel_label(struct bpf_sock_ops *ops)
 		return GO_ON;
 	switch (ops->op) {
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
+		if (is_ours(ops))
+			label_new(ops);
+		break;
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
+		if (is_ours(ops) && !label_new(ops))
+			label_expected(ops, 1);
+		break;
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
-		label_new(ops);
+		if (is_ours(ops) && !label_new(ops))
+			label_expected(ops, 2);
 		break;
 	case BPF_SOCK_OPS_HDR_OPT_LEN_CB:
 		label_waiting(ops);
@@ -209,6 +390,7 @@ SEC("iter/tcp") int scitags_walk(struct bpf_iter__tcp *walk)
 	struct tcp6_sock *sock;
 	__be32 *label;
 	int flags, error, off = TXREHASH_OFF;
+	__u64 expectation;
 
 	if (!common || common->skc_family != AF_INET6)
 		return 0;
@@ -228,6 +410,14 @@ SEC("iter/tcp") int scitags_walk(struct bpf_iter__tcp *walk)
 		if (label)
 			tell(walk, &key, sock, known, 0);
 		return 0;
+	}
+	/* It was expected, and the agent has not decided yet whether it is what was meant. */
+	expectation = known->expectation;
+	if (!label && expectation) {
+		__u64 *cookie = bpf_map_lookup_elem(&met, &expectation);
+
+		if (cookie && *cookie)
+			return 0;
 	}
 	if (!known->label && sock->inet6.flow_label) {
 		known->state = SOCKET_OWN_LABEL;

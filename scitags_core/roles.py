@@ -157,6 +157,36 @@ class TellsMarks(Protocol):
         """
 
 
+class Expectation(Protocol):
+    """What a backend has prepared for a connection to come."""
+
+    @property
+    def met_by(self) -> int:
+        """The kernel's cookie of the socket that bears the mark already, 0 for none yet."""
+
+    def settle(self, cookie: int = 0, key: FlowKey | None = None) -> None:
+        """It is decided which connection is meant: the cookie of its socket, and the key of the flow, which the
+        backend hears of next; none when nothing came (0). What bears the mark and is not meant loses it.
+
+        Called once, or again with nothing left to do.
+        """
+
+
+@runtime_checkable
+class ExpectsConnections(Protocol):
+    """What a backend may be besides: one that can mark a connection from its opening on, of which one port is known."""
+
+    def expect(self, place: FlowKey, tag: Tag, *, sent: float, until: float) -> Expectation | None:
+        """Mark the first connection that comes to stand at a place, before anybody tells of it; None: it cannot be.
+
+        place   a key from this host's end; one of its ports is 0, which stands for any
+        sent    seconds, by time.monotonic: what has been asked for before is not meant
+        until   seconds: what comes to stand later is not meant either
+
+        Where connections with different tags are expected at one place, none is marked. Must not wait for anything.
+        """
+
+
 class Enricher(Protocol):
     """Adds what it knows to an event before the table and the backends see it."""
 

@@ -37,6 +37,11 @@ class Place(msgspec.Struct, frozen=True):
     def ports(self) -> Ports:
         return self.protocol, self.near_port, self.far_port
 
+    @property
+    def key(self) -> FlowKey:
+        """From our end, with what is not sure as 0."""
+        return FlowKey(self.near, self.near_port, self.far, self.far_port, self.protocol, self.namespace)
+
     def fits(self, key: FlowKey) -> bool:
         """key is a connection's, with our end as its source."""
         return (
@@ -102,8 +107,9 @@ def place_of(key: FlowKey, host: Host) -> Place | None:
     for near, is_source in ((key.reversed(), False), (key, True)):
         if not host.is_local(near.src, key.namespace):
             continue
+        namespace = key.namespace or host.only_home(near.src)
         if near.src_port:
-            return Place(key.protocol, near.src, near.src_port, near.dst, UNKNOWN_PORT, is_source, key.namespace)
+            return Place(key.protocol, near.src, near.src_port, near.dst, UNKNOWN_PORT, is_source, namespace)
         if near.dst_port:
-            return Place(key.protocol, near.src, UNKNOWN_PORT, near.dst, near.dst_port, is_source, key.namespace)
+            return Place(key.protocol, near.src, UNKNOWN_PORT, near.dst, near.dst_port, is_source, namespace)
     return None

@@ -3,7 +3,7 @@
 [agent]    shutdown_seconds, state_directory, namespaces
 [log]      level, format, events
 [table]    idle_seconds, max_transfers, ongoing_seconds, reorder_seconds,
-           gone_seconds, match
+           gone_seconds, match, match_seconds
 [[source]], [[backend]], [[enricher]]     kind, name, and the keys of that kind
 """
 
@@ -59,6 +59,7 @@ class TableSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reorder_seconds   how long an end that came before its start waits for it
     gone_seconds      how often it is looked which connections are no more; their transfers end. 0: never
     match             find the connection of an event whose ports are not all known (0)
+    match_seconds     how long a start waits for its connection, which is expected for as long
     """
 
     idle_seconds: Positive = 86400.0
@@ -66,6 +67,7 @@ class TableSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reorder_seconds: Annotated[float, msgspec.Meta(ge=0)] = 1.0
     gone_seconds: Annotated[float, msgspec.Meta(ge=0)] = 10.0
     match: bool = True
+    match_seconds: Positive = 5.0
     max_transfers: Annotated[int, msgspec.Meta(ge=1)] = 1_000_000
 
 

@@ -25,7 +25,17 @@ from scitags_agent.table import FlowTable
 from scitags_core import __version__
 from scitags_core.errors import ConfigError, ScitagsError
 from scitags_core.flow import FlowChange, FlowEvent, FlowKey
-from scitags_core.roles import Enricher, FlowMark, Inheritance, ShowsStatus, Source, TellsMarks
+from scitags_core.roles import (
+    Enricher,
+    Expectation,
+    ExpectsConnections,
+    FlowMark,
+    Inheritance,
+    ShowsStatus,
+    Source,
+    TellsMarks,
+)
+from scitags_core.tag import Tag
 
 if TYPE_CHECKING:
     from scitags_agent.host import Host
@@ -534,10 +544,26 @@ class Daemon:
 
             if self._host is None:
                 self._host = Host()
-            self._matcher = Matcher(self._host)
+            self._matcher = Matcher(self._host, wait=self._config.table.match_seconds, expect=self._expect)
             if self._ledger is not None:
                 self._matcher.have_seen(key for key in self._ledger.seen() if key in self.table)
         return self._matcher
+
+    def _expect(self, place: FlowKey, tag: Tag, sent: float, until: float) -> list[Expectation]:
+        """Have the backends mark a connection to come that can."""
+        expected = []
+        for lane in self.fanout.lanes:
+            if isinstance(lane.backend, ExpectsConnections):
+                try:
+                    one = lane.backend.expect(place, tag, sent=sent, until=until)
+                except Exception as error:
+                    self.failures[lane.name] += 1
+                    if self.failures[lane.name] == 1:
+                        log.exception("backend %s cannot expect a connection: %s", lane.name, error)
+                    continue
+                if one is not None:
+                    expected.append(one)
+        return expected
 
     def _note_seen(self, matcher: Matcher) -> None:
         """Write down whose connections were there: one that goes while no agent looks is still found to be gone."""

@@ -95,6 +95,13 @@ class Host:
             self._homes[address] = now + (ADDRESS_SECONDS if homes else STRANGE_ADDRESS_SECONDS), homes
         return homes
 
+    def only_home(self, address: str) -> int:
+        """The one namespace in which an address is local; 0 when that is the agent's own, or not one alone."""
+        if self.namespaces is None:
+            return OWN
+        homes = self.homes(address)
+        return next(iter(homes)) if len(homes) == 1 else OWN
+
     def is_local(self, address: str, namespace: int = OWN) -> bool:
         """Whether an address is one of that namespace; of any, where none is named."""
         if self.namespaces is None:

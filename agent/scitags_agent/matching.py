@@ -16,6 +16,9 @@ The kernel tells of each connection as it comes to stand (scitags_agent.arrivals
 source knows. What counts are those times, not when we get round to it: a start can mean what comes after it alone, and
 the first of that. Where the kernel tells nothing, connections are looked for every few milliseconds.
 
+While a start waits, backends that can are asked to mark its connection from its opening on. The kernel is quicker to do
+that than we to hear of it: whether the connection was meant, the same rules decide afterwards.
+
 A connection that was there before the start is meant only when none comes, when it is the only one in question, and
 when it was idle or hardly used as the start came and moves data now: a client that uses its connection again.
 """
@@ -27,7 +30,7 @@ import contextlib
 import logging
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Collection, Container, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
 
@@ -41,6 +44,8 @@ from scitags_agent.host import Host
 from scitags_agent.matched import Matched
 from scitags_agent.presence import Presence, find_alive
 from scitags_core.flow import FlowEvent, FlowKey, FlowState, Transport
+from scitags_core.roles import Expectation
+from scitags_core.tag import Tag
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +67,7 @@ SOCKETS_AT_ONCE = 256
 TURNS_TO_A_START = 3
 
 _FOREVER_AGO = float("-inf")
+Expect = Callable[[FlowKey, Tag, float, float], Sequence[Expectation]]
 _Options = dict[int, FlowKey]  # the keys of connections, our end as the source, by cookie
 
 
@@ -75,6 +81,9 @@ class _Waiting(msgspec.Struct, eq=False):
     is_timed: bool  # sent is exact: of what came after it the first is meant
     found: asyncio.Future[FlowKey | None]
     acted_on: asyncio.Event
+    cookie: int = 0  # of what was found
+    expected: Sequence[Expectation] = ()  # by backends
+    since: float = 0.0
     before: dict[int, AsItWas] | None = None  # by cookie; None until the first look
     is_prompt: bool = False  # its connection was not there yet at the first look
     ambiguous: bool = False  # a connection that it could mean is in dispute
@@ -83,12 +92,19 @@ class _Waiting(msgspec.Struct, eq=False):
 class Matcher:
     """Matches reports to this host's connections. One for an agent; to be used in its event loop alone."""
 
-    def __init__(self, host: Host, *, wait: float = WAIT_SECONDS, watch: bool = True) -> None:
-        """host is where connections are, and stays the caller's.
+    def __init__(
+        self, host: Host, *, wait: float = WAIT_SECONDS, watch: bool = True, expect: Expect = lambda *_: ()
+    ) -> None:
+        """Ready to match.
 
-        wait, in seconds: how long a start waits for its connection. watch: have the kernel tell of connections.
+        host     where connections are; stays the caller's
+        wait     seconds: how long a start waits for its connection
+        watch    have the kernel tell of connections
+        expect   has backends mark a connection to come, given its place, its tag, and from when to when it may have
+                 been asked for (scitags_core.roles.ExpectsConnections)
         """
         self._wait = wait
+        self._have_expected = expect
         self._host = host
         self._arrivals: Arrivals | None = None
         self._may_watch = watch
@@ -163,17 +179,25 @@ class Matcher:
         known = self._matched.oldest(event.key)
         if event.state is FlowState.ONGOING and known is not None:
             return msgspec.structs.replace(event, key=known)
-        connection = find_alive(self._host, event.key, event.zone) if event.key.is_complete else None
-        if connection is not None:
-            key = event.key.within(connection.namespace)
-            self._counters["exact"] += 1
-            self._matched.add(event.key, key, connection.cookie)
-            return event if key is event.key else msgspec.structs.replace(event, key=key)
         place = place_of(event.key, self._host)
-        if place is None:
-            self._count_out(event.key)
-            return None
-        return await self._wait_for(event, place, sent)
+        one = _waiting_for(event, place, sent) if place is not None else None
+        if one is not None:
+            self._expect(one)  # before all else: its connection may come at any moment
+        try:
+            connection = find_alive(self._host, event.key, event.zone) if event.key.is_complete else None
+            if connection is not None:
+                key = event.key.within(connection.namespace)
+                self._counters["exact"] += 1
+                self._matched.add(event.key, key, connection.cookie)
+                return event if key is event.key else msgspec.structs.replace(event, key=key)
+            if one is None:
+                self._count_out(event.key)
+                return None
+            return await self._wait_for(one)
+        finally:
+            if one is not None:
+                _settle_expected(one)
+                one.acted_on.set()  # by those who wait for it after our caller, who goes on in this very step
 
     async def gone(self, flows: Collection[FlowKey]) -> set[FlowKey]:
         """Those of all flows under way whose connections have been there and are not any more (Presence.gone)."""
@@ -190,25 +214,21 @@ class Matcher:
 
     # --- starts -------------------------------------------------------------------------------------
 
-    async def _wait_for(self, event: FlowEvent, place: Place, sent: float | None) -> FlowEvent | None:
-        loop = asyncio.get_running_loop()
-        now = time.monotonic()
-        since = now - YOUNG_SECONDS if sent is None else sent
-        one = _Waiting(event, place, now, since, sent is not None, loop.create_future(), asyncio.Event())
+    async def _wait_for(self, one: _Waiting) -> FlowEvent | None:
         self._waiting.append(one)
         self._somebody_came.set()
         self.begin_to_watch()
         if self._arrivals is not None:
             self._arrivals.catch_up()
+            self._check_expected(one)
             self._decide_soon()
         if self._looking is None or self._looking.done():
-            self._looking = loop.create_task(self._look_while_waiting())
+            self._looking = asyncio.get_running_loop().create_task(self._look_while_waiting())
         try:
             key = await one.found
         finally:
             self._waiting.remove(one)
-            one.acted_on.set()  # by those who wait for it after our caller, who goes on in this very step
-        return None if key is None else msgspec.structs.replace(event, key=key)
+        return None if key is None else msgspec.structs.replace(one.event, key=key)
 
     async def _look_while_waiting(self) -> None:
         while self._waiting:
@@ -341,7 +361,44 @@ class Matcher:
                 free = set(self._free(one.cookie for one in fitting))
                 unsure = [one for one in fitting if one.cookie in free]
                 self._assign([(one, _meant_by(one, arrival, unsure)) for one in _could_mean(here, arrival)])
-        self._release(here, {one.cookie for one in fitting})
+        told = {one.cookie for one in fitting}
+        self._release(here, told)
+        for start in here:
+            if not start.found.done():
+                self._expect_again(start, told)
+
+    # --- what is marked before we hear of it --------------------------------------------------------
+
+    def _expect(self, one: _Waiting) -> None:
+        """Have its connection marked from its opening on."""
+        if self._arrivals is not None and one.event.state is FlowState.START:
+            one.expected = self._have_expected(one.place.key, one.event.tag, one.sent, one.arrived + self._wait)
+            one.since = time.monotonic()
+
+    def _check_expected(self, one: _Waiting) -> None:
+        """What is expected comes later than that: where it may have come before, nothing is expected."""
+        if not one.expected:
+            self._expect(one)
+        if one.expected and self._has_come(one, one.since):
+            _settle_expected(one)
+        elif one.expected:
+            one.is_timed = True  # whatever comes from now on has come after it was sent: the first of that is meant
+
+    def _expect_again(self, one: _Waiting, told: Container[int]) -> None:
+        """The connections that we were told of are not its own: neither is what has met the expectation among them."""
+        if any(expected.met_by in told for expected in one.expected):
+            _settle_expected(one)
+        if not one.expected and not self._has_come(one, time.monotonic()):
+            self._expect(one)
+
+    def _has_come(self, one: _Waiting, until: float) -> bool:
+        """Whether something that it may mean came until then, and has not been given to anybody."""
+        assert self._arrivals is not None
+        place = one.place
+        return any(
+            one.sent <= arrival.stood <= until and place.fits(arrival.key) and self._free((arrival.cookie,))
+            for arrival in self._arrivals.between(place.near, place.far)
+        )
 
     def _assign(self, choices: list[tuple[_Waiting, _Options]]) -> None:
         """Give each start its connection, where there is no doubt."""
@@ -356,6 +413,7 @@ class Matcher:
                 key = one.place.told(near_key)
                 self._counters["matched"] += 1
                 self._matched.add(one.event.key, key, cookie)
+                one.cookie = cookie
                 _settle(one, key)
                 continue
             for other in rivals:
@@ -387,6 +445,12 @@ class Matcher:
 
     async def _match_end(self, event: FlowEvent) -> FlowEvent | None:
         early = next((one for one in self._waiting if one.event.key == event.key), None)
+        if early is not None and not early.found.done() and self._arrivals is not None:
+            # A short transfer is over as soon as its connection has come.
+            self._arrivals.catch_up()
+            self._decide_soon()
+            if self._deciding is not None:
+                await asyncio.wait((self._deciding,))
         if early is not None and (early.found.done() or event.key not in self._matched):
             # It is over before its connection was found; or that was found just now, and has not been acted on.
             was_found = early.found.done()
@@ -424,6 +488,22 @@ def _meant_by(one: _Waiting, arrival: Arrival, free: Iterable[Arrival]) -> _Opti
 def _settle(one: _Waiting, key: FlowKey | None) -> None:
     if not one.found.done():
         one.found.set_result(key)
+
+
+def _waiting_for(event: FlowEvent, place: Place, sent: float | None) -> _Waiting:
+    now = time.monotonic()
+    found: asyncio.Future[FlowKey | None] = asyncio.get_running_loop().create_future()
+    return _Waiting(
+        event, place, now, now - YOUNG_SECONDS if sent is None else sent, sent is not None, found, asyncio.Event()
+    )
+
+
+def _settle_expected(one: _Waiting) -> None:
+    """Whether the backends have expected what was found, once it is; until then, that nothing is expected any more."""
+    found = one.found.result() if one.found.done() and not one.found.cancelled() else None
+    for expected in one.expected:
+        expected.settle(one.cookie, found)
+    one.expected = ()
 
 
 def _came_just_now(event: FlowEvent) -> bool:

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from scitags_agent.bpf.kernel_label import KernelLabels, SocketReport, SocketState
 from scitags_agent.bpf.namespaces import entered
+from scitags_agent.expectations import Expectations
 from scitags_agent.namespaces import Finder
 from scitags_core.flow import FlowKey
 
@@ -58,6 +59,7 @@ class SocketLabels:
         self._next_walk = 0.0
         self._closing = False
         self.counters: Counter[str] = Counter()
+        self.expectations = Expectations(kernel, self._walk_soon, self.counters)
         # A thread of our own, as it is in the network namespace in which it was made, whoever leaves that meanwhile.
         self._walker = ThreadPoolExecutor(1, "scitags-walk")
 
@@ -71,7 +73,13 @@ class SocketLabels:
             raise
 
     def offer(self, name: FlowKey) -> None:
-        """A connection that began; the kernel is asked for its label when it has lasted for a moment."""
+        """A connection that began; the kernel is asked for its label when it has lasted for a moment.
+
+        At once, when it was expected: the kernel labels it then already.
+        """
+        if self.expectations.is_adopted(name):
+            self.put(name)
+            return
         self._offered.append((time.monotonic() + PATIENCE_SECONDS, name))
         if self._timer is None and self._round is None:
             self._look_in(PATIENCE_SECONDS)
@@ -93,6 +101,7 @@ class SocketLabels:
             self._names[key] = name
             self._unsettled.add(key)
             self._is_changed = True
+        self.expectations.confirm(name)
         self._hurry()
         return True
 
@@ -113,7 +122,8 @@ class SocketLabels:
         if self._round is not None:
             await asyncio.gather(self._round, return_exceptions=True)
         deadline = time.monotonic() + give_back
-        if give_back and self._names:
+        is_expected = self.expectations.close()
+        if give_back and (self._names or is_expected):
             self.remove(list(self._names))
             while time.monotonic() < deadline:
                 if not any(one.state == SocketState.WAITING for one in await self._walk_in_thread()):
@@ -121,6 +131,10 @@ class SocketLabels:
                 await asyncio.sleep(WAITING_SECONDS)
         self._walker.shutdown()
         self._kernel.close()
+
+    def _walk_soon(self) -> None:
+        self._is_changed = True
+        self._hurry()
 
     def _hurry(self) -> None:
         if self._is_changed and self._round is None and not self._closing:

@@ -101,14 +101,15 @@ class Download:
         return one
 
     @property
-    def _ends(self) -> tuple[str, int]:
+    def ends(self) -> tuple[str, int]:
+        """The client's, of its connection to the door."""
         return self._address, int(self._at_door.getsockname()[1])
 
     def tell(self) -> None:
         """The pool has a mover for it."""
         self._began = time.monotonic()
         if self.tag is not None:
-            self._pool.tell("start", self._ends, self.tag)
+            self._pool.tell("start", self.ends, self.tag)
 
     def connect(self) -> None:
         """The client follows the redirect."""
@@ -139,7 +140,7 @@ class Download:
     def end(self) -> None:
         """The pool tells, and all is closed."""
         if self.tag is not None:
-            self._pool.tell("end", self._ends, self.tag, sent=self._sent, seconds=time.monotonic() - self._began)
+            self._pool.tell("end", self.ends, self.tag, sent=self._sent, seconds=time.monotonic() - self._began)
         self.close()
 
     def close(self) -> None:

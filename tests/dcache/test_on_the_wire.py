@@ -9,27 +9,14 @@ from datetime import UTC, datetime
 import pytest
 
 from scitags_agent.candidates import YOUNG_SECONDS
-from scitags_core import label
-from scitags_core.tag import Tag
-from tests.dcache.conftest import CAROL, Site
+from tests.dcache.conftest import ANALYSIS, CAROL, PRODUCTION, Site
 from tests.dcache.pool import POOL
 from tests.netns.conftest import ALICE, BOB
 
-PRODUCTION, ANALYSIS = Tag(2, 15), Tag(3, 14)
 OCTETS = 2_000_000
 REPEATED = 50
 APART = 0.010
 REDIRECT_SECONDS = (0.002, 0.003, 0.005)  # from the pool's start to the client's connection
-
-
-def tags_in_order(site: Site) -> dict[tuple[int, int], list[Tag | None]]:
-    """Of the packets with data that have come since the last look, by their ports; None for label 0."""
-    found: dict[tuple[int, int], list[Tag | None]] = {}
-    for packet in site.seen.packets():
-        if packet.octets:
-            bits = packet.word & label.LABEL_MAX
-            found.setdefault(packet.ports, []).append(label.decode(bits).tag if bits else None)
-    return found
 
 
 def test_a_download_is_marked_and_its_neighbours_are_not(site: Site) -> None:
@@ -45,7 +32,7 @@ def test_a_download_is_marked_and_its_neighbours_are_not(site: Site) -> None:
     site.seen.words()
     for download in (one, busy, neighbour) * 3:
         download.send(OCTETS // 3)
-    seen = tags_in_order(site)
+    seen = site.tags()
     assert set(seen) == {one.ports, busy.ports, neighbour.ports}
     assert min(len(tags) for tags in seen.values()) > 100
     assert set(seen[one.ports]) == {PRODUCTION}
@@ -78,7 +65,7 @@ def test_data_that_comes_at_once(site: Site, pause: float) -> None:
         for _chunk in range(OCTETS // 100_000):
             download.send(50_000)
             time.sleep(0.005)
-        tags = tags_in_order(site)[download.ports]
+        tags = site.tags()[download.ports]
         download.end()
         first = tags.index(PRODUCTION)
         assert set(tags[first:]) == {PRODUCTION}
@@ -91,9 +78,12 @@ def test_data_that_comes_at_once(site: Site, pause: float) -> None:
     assert lost < whole / 2
 
 
-def test_two_of_one_client_ten_milliseconds_apart(site: Site) -> None:
+@pytest.mark.parametrize("kind", ["site", "labelling_site"])
+def test_two_of_one_client_ten_milliseconds_apart(request: pytest.FixtureRequest, kind: str) -> None:
     """Each has its own tag, or none where two could be meant; never the other's."""
+    site: Site = request.getfixturevalue(kind)
     outcomes: Counter[str] = Counter()
+    downloads = []
     for round_ in range(REPEATED):
         tags = (PRODUCTION, ANALYSIS) if round_ % 2 else (ANALYSIS, PRODUCTION)
         pair = [site.download(tag) for tag in tags]
@@ -106,11 +96,12 @@ def test_two_of_one_client_ten_milliseconds_apart(site: Site) -> None:
         site.agent.wait_for(lambda records: sum(one.state == "start" for one in records) == 2, "both starts")
         for download in pair:
             download.send(20_000)
-        seen = tags_in_order(site)
-        for download in pair:
-            (said,) = set(seen[download.ports])
-            outcomes["right" if said == download.tag else "in doubt" if said is None else "wrong"] += 1
+            downloads.append((download.ports, download.tag))
             download.end()
+    seen = site.tags()
+    for ports, tag in downloads:
+        (said,) = set(seen[ports])
+        outcomes["right" if said == tag else "in doubt" if said is None else "wrong"] += 1
     matching = site.matching()
     print(f"{dict(outcomes)} of {2 * REPEATED}, {matching}")
     assert outcomes["wrong"] == 0

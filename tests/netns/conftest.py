@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
+from scitags_agent.bpf import kernel_label
 from scitags_agent.bpf.loader import MarkerProgram, probe
 from tests.netns.namespaces import Namespace, add_address, link
 
@@ -69,6 +70,18 @@ def pair(root: None) -> Iterator[Pair]:
             # Unmarked packets then bear label 0, so that "untouched" can be told exactly.
             host.set_sysctl("ipv6/auto_flowlabels", "0")
         yield Pair(alice, bob)
+
+
+@pytest.fixture
+def hosts(pair: Pair, bpf: None) -> Pair:
+    """Two hosts whose kernels make labels of hashes, as they do unless told otherwise."""
+    for host in (pair.alice, pair.bob):
+        host.set_sysctl("ipv6/auto_flowlabels", "1")
+    with pair.alice.entered():
+        reason = kernel_label.probe()
+    if reason is not None:
+        pytest.skip(f"needs a kernel that labels by itself: {reason}")
+    return pair
 
 
 @pytest.fixture(params=["in place", "by helper"])

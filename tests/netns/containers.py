@@ -1,4 +1,4 @@
-"""A host with an agent, and "containers" beside it: network namespaces with a storage each, and a client behind a veth pair.
+"""A host with an agent, and "containers" beside it: network namespaces with a storage each, and a client behind a veth.
 
 Every container has the same private addresses, and its client connects from the same port, unless told otherwise.
 """

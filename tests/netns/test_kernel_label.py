@@ -16,7 +16,7 @@ from pyroute2 import IPRoute
 
 from scitags_agent.backends.marker import Marker, MarkerSettings, StaticMark
 from scitags_agent.bpf.attach import tcx_programs
-from scitags_agent.bpf.kernel_label import KernelLabels, SocketReport, SocketState, probe, why_not_by_sysctl
+from scitags_agent.bpf.kernel_label import KernelLabels, SocketReport, SocketState, why_not_by_sysctl
 from scitags_agent.bpf.layout import pack_key
 from scitags_agent.bpf.libbpf import MarkerUnavailable
 from scitags_core import label
@@ -33,18 +33,6 @@ IPV6_FLOWLABEL_MGR, IPV6_FLOWINFO_SEND = 32, 33  # linux/in6.h
 IPV6_FL_A_GET, IPV6_FL_F_CREATE, IPV6_FL_S_ANY = 0, 1, 255
 NUD_PERMANENT = 0x80
 FIRST, SECOND = pack_key(FLOW).octets, pack_key(OTHER).octets
-
-
-@pytest.fixture
-def hosts(pair: Pair, bpf: None) -> Pair:
-    """Two hosts whose kernels make labels of hashes, as they do unless told otherwise."""
-    for host in (pair.alice, pair.bob):
-        host.set_sysctl("ipv6/auto_flowlabels", "1")
-    with pair.alice.entered():
-        reason = probe()
-    if reason is not None:
-        pytest.skip(f"needs a kernel that labels by itself: {reason}")
-    return pair
 
 
 @pytest.fixture

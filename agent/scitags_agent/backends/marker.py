@@ -40,7 +40,7 @@ from scitags_agent.unmarked import shown_reason, why_unmarked
 from scitags_core import label
 from scitags_core.errors import ConfigError
 from scitags_core.flow import FlowChange, FlowKey
-from scitags_core.roles import KEEP, BackendKind, FlowMark, Inheritance
+from scitags_core.roles import KEEP, BackendKind, Expectation, FlowMark, Inheritance
 from scitags_core.tag import Tag
 
 log = logging.getLogger(__name__)
@@ -165,10 +165,10 @@ class Marker:
         """Load and attach. MarkerUnavailable says why that cannot be, OSError what of the inheritance is unusable."""
         self._home = inheritance.directory
         self._program = MarkerProgram(self._settings.max_flows, static=bool(self._static), loader=self._settings.loader)
-        self._socket_labels = await self._ask_the_kernel()
         if self._home is not None:
             self._seed = zlib.crc32(_kept_secret(self._home))
             (self._home / KEEP).unlink(missing_ok=True)
+        self._socket_labels = await self._ask_the_kernel()
         settings = self._settings
         self._placement = placement = Placement(
             self._program,
@@ -265,6 +265,14 @@ class Marker:
         return FlowMark(
             "label: tc", "the kernel has not begun yet" if key.protocol == "tcp" else shown_reason("not_tcp")
         )
+
+    def expect(self, place: FlowKey, tag: Tag, *, sent: float, until: float) -> Expectation | None:
+        """Have the kernel label a connection to come from its first packet of data on (ExpectsConnections)."""
+        if self._socket_labels is None or self._static or place.protocol != "tcp" or ":" not in place.src:
+            return None
+        # Whoever is to bear none must not be given another's.
+        bits = _label(tag, 0) if 0 < tag.experiment <= label.EXPERIMENT_MAX else 0
+        return self._socket_labels.expectations.expect(place, bits, sent, until)
 
     def _count_unmarked(self, key: FlowKey, reason: str) -> None:
         """Count a flow once, however many events speak of it."""
@@ -398,7 +406,7 @@ class Marker:
             log.info("labels are written at tc: %s", self._why_not_kernel)
             return None
         try:
-            kernel = KernelLabels(settings.max_flows, all_namespaces=bool(settings.namespaces))
+            kernel = KernelLabels(settings.max_flows, all_namespaces=bool(settings.namespaces), seed=self._seed)
             labels = SocketLabels(kernel, settings.namespaces, self._wanted_label, self._note_begun)
             await labels.start()
         except (MarkerUnavailable, OSError) as error:

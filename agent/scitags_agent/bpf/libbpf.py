@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from scitags_agent.bpf.layout import TestRunOpts
-from scitags_agent.bpf.system_calls import BPF_ANY, bpf
+from scitags_agent.bpf.system_calls import BPF_ANY, BPF_NOEXIST, bpf
 from scitags_core.errors import ScitagsError
 
-__all__ = ["BPF_ANY", "BpfObject", "Library", "MarkerUnavailable", "library", "shipped_object"]
+__all__ = ["BPF_ANY", "BPF_NOEXIST", "BpfObject", "Library", "MarkerUnavailable", "library", "shipped_object"]
 SONAME = "libbpf.so.1"
 _LOG_LINES = 12
 _PRINT = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)

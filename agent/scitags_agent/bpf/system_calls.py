@@ -11,6 +11,7 @@ from pathlib import Path
 BPF_MAP_UPDATE_ELEM = 2
 BPF_MAP_DELETE_ELEM = 3
 BPF_ANY = 0
+BPF_NOEXIST = 1
 _NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
 _POSSIBLE = Path("/sys/devices/system/cpu/possible")
 
