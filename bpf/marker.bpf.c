@@ -22,6 +22,12 @@
 #include "marker.h"
 #include "marker_maps.h"
 
+/* What keys of another network namespace have in the upper octets of their protocol, in network order: two containers may
+ * have equal 5-tuples. Nothing here, and a constant of its own in each program of the objects for other namespaces. */
+#ifndef PLACE
+#define PLACE 0
+#endif
+
 #define ETH_P_8021Q_BE bpf_htons(ETH_P_8021Q)
 #define ETH_P_8021AD_BE bpf_htons(ETH_P_8021AD)
 #define MAX_VLAN_TAGS 2
@@ -247,7 +253,7 @@ static __always_inline enum search find_key(struct __sk_buff *skb, __u32 at, __u
 	ports = next;
 	if ((void *)(ports + 2) > end)
 		return TOO_SHORT;
-	key[4] = join(*(__u32 *)ports, bpf_htonl(protocol));
+	key[4] = join(*(__u32 *)ports, bpf_htonl(protocol) | PLACE);
 	return FOUND;
 }
 
@@ -364,7 +370,7 @@ static __always_inline int quick(struct __sk_buff *skb, const int at, const int 
 	if (!at && unlikely(ip->version != 6))
 		return TC_ACT_UNSPEC;
 	/* As it stands in struct flow_key. Whether the protocol has ports is shown by that a flow has it. */
-	ports_and_protocol = join(*(__u32 *)(ip + 1), bpf_htonl(ip->nexthdr));
+	ports_and_protocol = join(*(__u32 *)(ip + 1), bpf_htonl(ip->nexthdr) | PLACE);
 	mixed = (addresses[0] ^ addresses[1] ^ addresses[2] ^ addresses[3] ^ ports_and_protocol) * MIX;
 	slot = &state->sets[set_of(mixed)].first;
 	opaque(slot);

@@ -72,6 +72,11 @@ class SocketLabels:
             self._kernel.close()
             raise
 
+    def set_place(self, namespace: int, cookie: int, place: int) -> None:
+        """As of KernelLabels. Raises OSError."""
+        self._kernel.set_place(namespace, cookie, place)
+        self._walk_soon()
+
     def offer(self, name: FlowKey) -> None:
         """A connection that began; the kernel is asked for its label when it has lasted for a moment.
 

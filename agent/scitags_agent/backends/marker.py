@@ -35,6 +35,9 @@ from scitags_agent.bpf.libbpf import MarkerUnavailable
 from scitags_agent.bpf.loader import DEFAULT_MAX_FLOWS, Loader, MarkerProgram
 from scitags_agent.bpf.placement import Placement
 from scitags_agent.local_address import can_bind
+from scitags_agent.marker_elsewhere import ProgramsElsewhere
+from scitags_agent.marker_places import Places
+from scitags_agent.namespaces import Finder
 from scitags_agent.socket_labels import SocketLabels, Wanted
 from scitags_agent.unmarked import shown_reason, why_unmarked
 from scitags_core import label
@@ -148,6 +151,8 @@ class Marker:
         self._program: MarkerProgram | None = None
         self._socket_labels: SocketLabels | None = None
         self._placement: Placement | None = None
+        self._places = Places() if settings.namespaces else None
+        self._elsewhere: ProgramsElsewhere | None = None
         self._marks: dict[FlowKey, Mark] = {}  # by the direction whose key sorts first
         self._removals: deque[tuple[float, list[FlowKey]]] = deque()  # the next first
         self._remover: asyncio.TimerHandle | None = None
@@ -170,11 +175,14 @@ class Marker:
             (self._home / KEEP).unlink(missing_ok=True)
         self._socket_labels = await self._ask_the_kernel()
         settings = self._settings
+        if self._places is not None and self._program.loader == "libbpf":
+            self._elsewhere = ProgramsElsewhere(self._program, self._places, self._socket_labels, self._carry_out)
         self._placement = placement = Placement(
             self._program,
             settings.interfaces,
             name=FILTER_NAME,
             namespaces=settings.namespaces,
+            elsewhere=self._elsewhere,
             way=settings.attach,
             home=self._home,
             looked=self._set_static,
@@ -182,11 +190,20 @@ class Marker:
         # All that is under way is marked by our program before it takes an earlier one's place.
         await self.handle(inheritance.under_way)
         if settings.label == "kernel":
+            if self._elsewhere is not None:
+                finder = Finder(settings.namespaces)
+                await self._elsewhere.follow(finder)
+                self._watch = asyncio.create_task(self._keep_following(self._elsewhere, finder))
             return
         await placement.start()
         self._watch = asyncio.create_task(self._keep_looking(placement))
 
     async def handle(self, changes: Sequence[FlowChange]) -> None:
+        if self._places is not None:
+            changes = self._places.spread(changes)
+        await self._carry_out(changes)
+
+    async def _carry_out(self, changes: Sequence[FlowChange]) -> None:
         begin, apply, release, unmarked = self._begin, self._apply, self._release, self._unmarked
         marks, kernels_alone = self._marks, self._is_kernels_alone
         self._now = asyncio.get_running_loop().time()
@@ -233,6 +250,8 @@ class Marker:
             await self._placement.close(keep=home is not None)
         if home is not None:
             (home / KEEP).touch()
+        if self._elsewhere is not None:
+            self._elsewhere.close()
         if self._program is not None:
             self._program.close()
             self._program = None
@@ -252,6 +271,8 @@ class Marker:
 
     def mark_of(self, key: FlowKey) -> FlowMark | None:
         """Who writes a flow's label, and why not the kernel."""
+        if self._places is not None and not self._place_of(key):
+            key = key.within(0)
         mark = self._marks.get(_canonical(key))
         if mark is None:
             reason = self._unmarked.get(key)
@@ -260,8 +281,9 @@ class Marker:
             return FlowMark("label: kernel")
         if self._is_kernels_alone:
             return FlowMark("label: kernel", "its connection has not been seen yet")
-        if self._why_not_kernel:
-            return FlowMark("label: tc", self._why_not_kernel)
+        why_not = self._why_not_kernel or self._why_not_there(key)
+        if why_not:
+            return FlowMark("label: tc", why_not)
         return FlowMark(
             "label: tc", "the kernel has not begun yet" if key.protocol == "tcp" else shown_reason("not_tcp")
         )
@@ -270,6 +292,8 @@ class Marker:
         """Have the kernel label a connection to come from its first packet of data on (ExpectsConnections)."""
         if self._socket_labels is None or self._static or place.protocol != "tcp" or ":" not in place.src:
             return None
+        if place.namespace and not self._place_of(place):
+            return None  # it is not looked into
         # Whoever is to bear none must not be given another's.
         bits = _label(tag, 0) if 0 < tag.experiment <= label.EXPERIMENT_MAX else 0
         return self._socket_labels.expectations.expect(place, bits, sent, until)
@@ -294,9 +318,12 @@ class Marker:
         self._write(name, mark)
 
     def _begin(self, name: FlowKey, key: FlowKey, tag: Tag) -> None:
-        first = pack_key(name)
+        place = self._place_of(name)
+        first = pack_key(name, place)
         # With static tags, what the flow's first packets bore already, before anybody told us of it.
-        entropy = static_entropy(first) if self._static else zlib.crc32(first.octets, self._seed) & label.ENTROPY_MAX
+        # Places may be others under the next agent: they do not count in the entropy.
+        octets = pack_key(name).octets if place else first.octets
+        entropy = static_entropy(first) if self._static else zlib.crc32(octets, self._seed) & label.ENTROPY_MAX
         # Of a connection of this host only what it sends comes by here; what is local here may be far away in
         # another namespace.
         local = self._local
@@ -305,7 +332,7 @@ class Marker:
         far = self._look_up_local(name.dst) if far is None else far
         directions: tuple[PackedKey, ...]
         if near is far or self._settings.namespaces:
-            directions = (first, pack_key(name.reversed()))
+            directions = (first, pack_key(name.reversed(), place))
         else:
             directions = (first,) if near else (pack_key(name.reversed()),)
         if self._is_kernels_alone:
@@ -318,10 +345,18 @@ class Marker:
             self._count_refused(name, (key,), error)
             return
         self._marks[name] = Mark(directions, entropy, key, tag)
-        if self._socket_labels is not None and key.protocol == "tcp":
+        if self._socket_labels is not None and key.protocol == "tcp" and not self._why_not_there(name):
             self._socket_labels.offer(name)
         if self._unmarked:
             self._unmarked.pop(key, None)
+
+    def _place_of(self, key: FlowKey) -> int:
+        """What stands for its network namespace in the kernel's maps."""
+        return self._places.place_of(key.namespace) if self._places is not None else 0
+
+    def _why_not_there(self, key: FlowKey) -> str:
+        """Why the kernel writes no labels in the flow's network namespace, where it does in others."""
+        return self._elsewhere.why_not_kernel.get(key.namespace, "") if self._elsewhere is not None else ""
 
     def _look_up_local(self, address: str) -> bool:
         if len(self._local) >= ADDRESSES_REMEMBERED:
@@ -406,7 +441,7 @@ class Marker:
             log.info("labels are written at tc: %s", self._why_not_kernel)
             return None
         try:
-            kernel = KernelLabels(settings.max_flows, all_namespaces=bool(settings.namespaces), seed=self._seed)
+            kernel = KernelLabels(settings.max_flows, has_places=self._places is not None, seed=self._seed)
             labels = SocketLabels(kernel, settings.namespaces, self._wanted_label, self._note_begun)
             await labels.start()
         except (MarkerUnavailable, OSError) as error:
@@ -443,6 +478,16 @@ class Marker:
             log.error("%s is not marked: %s (said once, counted from here)", name, error)
         for key in keys:
             self._count_unmarked(key, reason)
+
+    async def _keep_following(self, elsewhere: ProgramsElsewhere, finder: Finder) -> None:
+        while True:
+            await asyncio.sleep(self._settings.rescan)
+            try:
+                await elsewhere.follow(finder)
+            except OSError as error:
+                self._counters["failed_scans"] += 1
+                if self._counters["failed_scans"] == 1:
+                    log.error("the namespaces cannot be looked at: %s (said once, counted from here)", error)
 
     async def _keep_looking(self, placement: Placement) -> None:
         while True:

@@ -15,6 +15,7 @@ import msgspec
 from scitags_core.flow import FlowKey
 
 MAX_STATIC = 4096
+MAX_PLACE = (1 << 24) - 1
 FLOW_KEY_OCTETS = 40
 SLOT_OCTETS = 48
 WAYS = 5
@@ -96,10 +97,15 @@ def pack_directions(key: FlowKey) -> tuple[PackedKey, PackedKey]:
     return pack_key(key), pack_key(key.reversed())
 
 
-def pack_key(key: FlowKey) -> PackedKey:
-    """One direction of an IPv6 flow."""
+def pack_place(place: int) -> bytes:
+    """What keys of a place have in the word of the protocol, in network order: 0 for the agent's own namespace."""
+    return _LABEL.pack(place << 8)
+
+
+def pack_key(key: FlowKey, place: int = 0) -> PackedKey:
+    """One direction of an IPv6 flow. place, 0..MAX_PLACE, tells network namespaces apart; 0 is the agent's own."""
     addresses, words = _pack_addresses(key.src, key.dst)
-    ports = _PORTS_AND_PROTOCOL.pack(key.src_port, key.dst_port, _PROTOCOLS[key.protocol])
+    ports = _PORTS_AND_PROTOCOL.pack(key.src_port, key.dst_port, place << 8 | _PROTOCOLS[key.protocol])
     word = int.from_bytes(ports, sys.byteorder)
     return PackedKey(addresses + ports, word, (words ^ word) * _MIX >> _SET_SHIFT & _MAX_SETS - 1)
 

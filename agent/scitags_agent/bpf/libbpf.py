@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -60,6 +60,7 @@ class Library:
             ("bpf_object__next_program", pointer, (pointer, pointer)),
             ("bpf_program__name", text, (pointer,)),
             ("bpf_map__set_pin_path", integer, (pointer, text)),
+            ("bpf_map__reuse_fd", integer, (pointer, integer)),
             ("bpf_map__set_max_entries", integer, (pointer, ctypes.c_uint32)),
             ("bpf_map__name", text, (pointer,)),
             ("bpf_map__value_size", ctypes.c_uint32, (pointer,)),
@@ -137,21 +138,34 @@ def library() -> Library:
 class BpfObject:
     """A loaded object file. Raises MarkerUnavailable when the kernel does not take it."""
 
-    def __init__(self, path: Path, max_entries: dict[str, int], constants: bytes = b"", *, pinned: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        max_entries: dict[str, int],
+        constants: bytes = b"",
+        *,
+        pinned: bool = True,
+        maps: Mapping[str, int] | None = None,
+    ) -> None:
         """Load it.
 
         max_entries   sizes maps by name, before they are made
         constants     the program's settings
         pinned        maps that ask to be pinned to the file system are; ours do not ask
+        maps          those of another object, by descriptor, that take the places of the object's own
         """
         self.lib = library()
         self.lib.take_messages()
+        self._borrowed: set[int] = set()  # maps; each then has the name that it has in its own object
         self._handle = self.lib.pointer("bpf_object__open_file", os.fsencode(path), None)
         if self._handle is None:
             raise MarkerUnavailable(f"{path.name} cannot be opened: {self.lib.take_messages()}")
         try:
             for name, entries in max_entries.items():
                 self.lib.call("bpf_map__set_max_entries", self._map(name), entries)
+            for name, descriptor in (maps or {}).items():
+                self._borrowed.add(borrowing := self._map(name))
+                self.lib.call("bpf_map__reuse_fd", borrowing, descriptor)
             if not pinned:
                 for one in self._maps():
                     self.lib.call("bpf_map__set_pin_path", one, None)
@@ -170,9 +184,11 @@ class BpfObject:
                 self.lib.release(*self.lib.initial_value(one))
 
     def _maps(self) -> Iterator[int]:
+        """The object's own."""
         current = self.lib.pointer("bpf_object__next_map", self._handle, None)
         while current is not None:
-            yield current
+            if current not in self._borrowed:
+                yield current
             current = self.lib.pointer("bpf_object__next_map", self._handle, current)
 
     def _variables(self, section: str) -> int:
