@@ -130,21 +130,24 @@ def _asyncio_without_tls() -> ModuleType:
 def _check(arguments: argparse.Namespace) -> int:
     as_json = getattr(arguments, "json", False)
     try:
-        names = _instances_of(arguments.config)
+        names, notes = _instances_of(arguments.config)
     except ScitagsError as error:
         if not as_json:
             raise
         print(msgspec.json.encode({"good": False, "problem": str(error)}).decode())
         return 1
     if as_json:
-        print(msgspec.json.encode({"good": True, "instances": names}).decode())
+        print(msgspec.json.encode({"good": True, "instances": names, "notes": notes}).decode())
     else:
-        print(f"{arguments.config}: good: {', '.join(names)}")
+        print("\n".join([f"{arguments.config}: good: {', '.join(names)}", *notes]))
     return 0
 
 
-def _instances_of(path: Path) -> list[str]:
-    """The names of all that a configuration asks for. ConfigError for what cannot be made."""
+def _instances_of(path: Path) -> tuple[list[str], list[str]]:
+    """The names of all that a configuration asks for, and what it names that is not there.
+
+    ConfigError for what cannot be made.
+    """
     from scitags_agent import config  # noqa: PLC0415
     from scitags_core.plugins import PluginHost  # noqa: PLC0415
 
@@ -152,7 +155,13 @@ def _instances_of(path: Path) -> list[str]:
     instances = [*settings.sources, *settings.enrichers, *(instance for instance, _ in settings.backends)]
     for instance in instances:
         instance.create()
-    return [instance.name for instance in instances]
+    notes = []
+    if settings.agent.namespaces:
+        from scitags_agent.namespaces import Finder  # noqa: PLC0415
+
+        missing = Finder(settings.agent.namespaces).missing()
+        notes = [f"namespace {pattern}: there is none now; the agent would wait for it" for pattern in missing]
+    return [instance.name for instance in instances], notes
 
 
 def _status(arguments: argparse.Namespace) -> int:

@@ -86,6 +86,7 @@ class Finder:
         self._patterns = checked(patterns)
         self._own = own_number() if own is None else own
         self._last: dict[int, Found] = {}
+        self._missing: list[str] = []
         self._looked = float("-inf")
         self.is_denied = False  # whether some processes' could not be seen, the last time
 
@@ -93,13 +94,17 @@ class Finder:
         """All that are there, by their numbers. Each keeps the name and the file by which it was found first."""
         self.is_denied = False
         found: dict[int, Found] = {}
+        missing = []
         for pattern in self._patterns:
-            for one in self._matching(pattern):
+            matching = list(self._matching(pattern))
+            if not matching:
+                missing.append(pattern)
+            for one in matching:
                 if one.number not in found:
                     known = self._last.get(one.number)
                     found[one.number] = known if known is not None and _leads_to(known) else one
         found.pop(self._own, None)
-        self._last, self._looked = found, time.monotonic()
+        self._last, self._missing, self._looked = found, missing, time.monotonic()
         return found
 
     def recent(self) -> dict[int, Found]:
@@ -116,8 +121,9 @@ class Finder:
         return [one.path for one in self.recent().values()]
 
     def missing(self) -> list[str]:
-        """Those of the patterns that match nothing now, not even the agent's own."""
-        return [pattern for pattern in self._patterns if next(self._matching(pattern), None) is None]
+        """Those of the patterns that match nothing, not even the agent's own. As of the last second."""
+        self.recent()
+        return self._missing
 
     def _matching(self, pattern: str) -> Iterator[Found]:
         if pattern == ALL:

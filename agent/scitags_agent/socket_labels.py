@@ -12,12 +12,15 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from scitags_agent.bpf.kernel_label import KernelLabels, SocketReport, SocketState
 from scitags_agent.bpf.namespaces import entered
 from scitags_agent.expectations import Expectations
-from scitags_agent.namespaces import Finder
 from scitags_core.flow import FlowKey
+
+if TYPE_CHECKING:
+    from scitags_agent.namespaces import Finder
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +49,11 @@ class SocketLabels:
         begun: Callable[[FlowKey, bytes, int], None],
     ) -> None:
         self._kernel = kernel
-        self._namespaces = Finder(namespaces) if namespaces else None
+        self._namespaces: Finder | None = None
+        if namespaces:
+            from scitags_agent.namespaces import Finder  # noqa: PLC0415  # few agents need it
+
+            self._namespaces = Finder(namespaces)
         self._wanted = wanted
         self._begun = begun
         self._offered: deque[tuple[float, FlowKey]] = deque()  # when each has lasted for a moment, the next first

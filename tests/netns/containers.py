@@ -46,7 +46,8 @@ def until(condition: Callable[[], Any], what: str) -> Any:
 class Container:
     """A storage, and its client."""
 
-    def __init__(self, name: str, *, storage: str = STORAGE, client: str = CLIENT) -> None:
+    def __init__(self, name: str, *, storage: str = STORAGE, client: str = CLIENT, labels: bool = False) -> None:
+        """labels: the kernel writes labels, random ones in unmarked packets; else those bear label 0."""
         self.storage, self.client = storage, client
         self._stack = ExitStack()
         self.inside = self._stack.enter_context(Namespace(name))
@@ -54,7 +55,7 @@ class Container:
         link(self.inside, "eth0", self.outside, "client0")
         for host, interface, address in ((self.inside, "eth0", storage), (self.outside, "client0", client)):
             add_address(host, interface, address, 64)
-            host.set_sysctl("ipv6/auto_flowlabels", "0")  # unmarked packets bear label 0
+            host.set_sysctl("ipv6/auto_flowlabels", str(int(labels)))
         self.seen = Seen(self.outside, "client0")
         self._stack.callback(self.seen.close)
 

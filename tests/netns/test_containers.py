@@ -172,3 +172,20 @@ def test_one_that_comes_later_is_found_by_its_name_and_again_by_the_next_agent(s
         connection.close()
         until(lambda: not agent.flows(), "the end")
         assert [event.state for event in agent.announced(2)] == [FlowState.START, FlowState.END]
+
+
+def test_labels_by_the_kernel_itself_are_those_of_each_container(start: Start, bpf: None) -> None:
+    kernels = f"{MARKED}label = 'kernel'\n"
+    with Container("one", labels=True) as one, Container("other", labels=True) as other:
+        agent = start([one.inside.path, other.inside.path], kernels)
+        with other.connect() as second:  # that is open before anybody tells of it
+            one.say(agent, event(ATLAS))
+            other.say(agent, event(CMS))
+            with one.connect() as first:
+                until(lambda: first.tags() == {ATLAS}, "the label")
+                until(lambda: second.tags() == {CMS}, "the other label")
+                other.say(agent, event(CMS, state="end"))
+                until(lambda: second.tags() != {CMS}, "the end of the label")
+                assert first.tags() == {ATLAS}
+                marker = agent.status()["backends"]["marker"]
+                assert (marker["interfaces"], marker["packets_marked"]) == (0, 0)

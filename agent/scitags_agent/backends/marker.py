@@ -23,7 +23,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from ipaddress import IPv6Network
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
@@ -35,9 +35,6 @@ from scitags_agent.bpf.libbpf import MarkerUnavailable
 from scitags_agent.bpf.loader import DEFAULT_MAX_FLOWS, Loader, MarkerProgram
 from scitags_agent.bpf.placement import Placement
 from scitags_agent.local_address import can_bind
-from scitags_agent.marker_elsewhere import ProgramsElsewhere
-from scitags_agent.marker_places import Places
-from scitags_agent.namespaces import Finder
 from scitags_agent.socket_labels import SocketLabels, Wanted
 from scitags_agent.unmarked import shown_reason, why_unmarked
 from scitags_core import label
@@ -45,6 +42,11 @@ from scitags_core.errors import ConfigError
 from scitags_core.flow import FlowChange, FlowKey
 from scitags_core.roles import KEEP, BackendKind, Expectation, FlowMark, Inheritance
 from scitags_core.tag import Tag
+
+if TYPE_CHECKING:
+    from scitags_agent.marker_elsewhere import ProgramsElsewhere
+    from scitags_agent.marker_places import Places
+    from scitags_agent.namespaces import Finder
 
 log = logging.getLogger(__name__)
 
@@ -143,15 +145,24 @@ class Marker:
         """Raises ConfigError for static tags and networks that are none."""
         self._settings = settings
         self._is_kernels_alone = settings.label == "kernel"
+        self._places: Places | None = None
         for pattern in settings.interfaces:
             check_pattern(pattern)
         if settings.namespaces and settings.static:
-            raise ConfigError("static tags are for the agent's own network namespace: a marker has them, or namespaces")
+            raise ConfigError(
+                "static tags are for the agent's own network namespace: a marker has them, or namespaces "
+                "(namespaces = [] where [agent] has some)"
+            )
+        if settings.namespaces:
+            from scitags_agent.marker_places import Places  # noqa: PLC0415  # few agents need it
+            from scitags_agent.namespaces import checked  # noqa: PLC0415
+
+            checked(settings.namespaces)
+            self._places = Places()
         self._static = [_static_label(one) for one in settings.static]
         self._program: MarkerProgram | None = None
         self._socket_labels: SocketLabels | None = None
         self._placement: Placement | None = None
-        self._places = Places() if settings.namespaces else None
         self._elsewhere: ProgramsElsewhere | None = None
         self._marks: dict[FlowKey, Mark] = {}  # by the direction whose key sorts first
         self._removals: deque[tuple[float, list[FlowKey]]] = deque()  # the next first
@@ -176,6 +187,8 @@ class Marker:
         self._socket_labels = await self._ask_the_kernel()
         settings = self._settings
         if self._places is not None and self._program.loader == "libbpf":
+            from scitags_agent.marker_elsewhere import ProgramsElsewhere  # noqa: PLC0415
+
             self._elsewhere = ProgramsElsewhere(self._program, self._places, self._socket_labels, self._carry_out)
         self._placement = placement = Placement(
             self._program,
@@ -191,6 +204,8 @@ class Marker:
         await self.handle(inheritance.under_way)
         if settings.label == "kernel":
             if self._elsewhere is not None:
+                from scitags_agent.namespaces import Finder  # noqa: PLC0415
+
                 finder = Finder(settings.namespaces)
                 await self._elsewhere.follow(finder)
                 self._watch = asyncio.create_task(self._keep_following(self._elsewhere, finder))

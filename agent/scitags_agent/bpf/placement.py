@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -20,7 +20,9 @@ from scitags_agent.bpf.attach import Attachment, EntryPoints, Way, attach
 from scitags_agent.bpf.interfaces import Interface, matching
 from scitags_agent.bpf.libbpf import MarkerUnavailable
 from scitags_agent.bpf.namespaces import entered
-from scitags_agent.namespaces import Finder, Found
+
+if TYPE_CHECKING:
+    from scitags_agent.namespaces import Finder, Found
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +77,11 @@ class Placement:
         """
         self._program = program
         self._patterns = patterns
-        self._namespaces = Finder(namespaces) if namespaces else None
+        self._namespaces: Finder | None = None
+        if namespaces:
+            from scitags_agent.namespaces import Finder  # noqa: PLC0415  # few agents need it
+
+            self._namespaces = Finder(namespaces)
         self._elsewhere = elsewhere
         self._programs: dict[int, Program] = {}  # of other namespaces, by their numbers
         self._numbers: dict[str, int] = {}  # by their files
@@ -210,7 +216,7 @@ class Placement:
         present = set(matching(self._patterns))
         if self._namespaces is None:
             return present
-        closed = dict.fromkeys(self._namespaces.missing(), "there is none")
+        closed: dict[str, str] = {}
         self._numbers.clear()
         for one in self._namespaces.find().values():
             try:
