@@ -12,6 +12,7 @@ found. Those of processes are seen by root, by their own user, and with CAP_SYS_
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +25,9 @@ from scitags_core.errors import ConfigError, shown
 NAMED = Path("/run/netns")
 _NAMED_ALSO = (NAMED, Path("/var/run/netns"))
 RECENT_SECONDS = 1.0
+# linux/nsfs.h, linux/sched.h
+_NS_GET_NSTYPE = 0xB703
+_CLONE_NEWNET = 0x40000000
 ALL = "all"
 _OF_PROCESS = "pid:"
 _OF_CGROUP = "cgroup:"
@@ -88,22 +92,25 @@ class Finder:
         self._last: dict[int, Found] = {}
         self._missing: list[str] = []
         self._looked = float("-inf")
-        self.is_denied = False  # whether some processes' could not be seen, the last time
+        self.is_denied = False  # whether some could not be seen, the last time
 
     def find(self) -> dict[int, Found]:
         """All that are there, by their numbers. Each keeps the name and the file by which it was found first."""
-        self.is_denied = False
         found: dict[int, Found] = {}
         missing = []
+        was_denied = False
         for pattern in self._patterns:
+            self.is_denied = False
             matching = list(self._matching(pattern))
-            if not matching:
+            if not matching and not self.is_denied:
                 missing.append(pattern)
+            was_denied = was_denied or self.is_denied
             for one in matching:
                 if one.number not in found:
                     known = self._last.get(one.number)
                     found[one.number] = known if known is not None and _leads_to(known) else one
         found.pop(self._own, None)
+        self.is_denied = was_denied
         self._last, self._missing, self._looked = found, missing, time.monotonic()
         return found
 
@@ -142,7 +149,10 @@ class Finder:
         paths = sorted(directory.glob(pattern)) if _WILD & set(pattern) else [directory / pattern]
         for path in paths:
             try:
-                number = number_of(path)
+                number = _number_of_network(path)
+            except PermissionError:
+                self.is_denied = True
+                continue
             except OSError:
                 continue
             if number:
@@ -161,6 +171,19 @@ class Finder:
             if number not in seen:
                 seen.add(number)
                 yield Found(number, f"pid:{process}", f"/proc/{process}/ns/net")
+
+
+def _number_of_network(path: Path) -> int:
+    """As number_of, but 0 for namespaces of other kinds, which are files of the same device. Raises OSError."""
+    number = number_of(path)
+    if number:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if fcntl.ioctl(descriptor, _NS_GET_NSTYPE) != _CLONE_NEWNET:
+                return 0
+        finally:
+            os.close(descriptor)
+    return number
 
 
 def _leads_to(found: Found) -> bool:
