@@ -71,7 +71,7 @@ def test_xrdcp_down(site: Site, run: Run, how: str, tmp_path: Path) -> None:
 def test_xrdcp_up_in_several_streams(site: Site, run: Run, tmp_path: Path) -> None:
     (tmp_path / "up").write_bytes(content(OCTETS))
     url = site.alice.server.url("root", ALICE, "client-up?authz=none")
-    run([*XRDCP, "--streams", "4", tmp_path / "up", url], environment={"SCITAGS_TAG": str(TAG)})
+    run([*XRDCP, "--streams", "4", "--xrate", "20m", tmp_path / "up", url], environment={"SCITAGS_TAG": str(TAG)})
     assert (site.alice.server.root / "client-up").read_bytes() == content(OCTETS)
     (records,) = site.alice.agent.transfers(1)
     assert {record.scitag for record in records} == {TAG}

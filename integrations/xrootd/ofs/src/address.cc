@@ -55,15 +55,19 @@ std::optional<End> end_of(const sockaddr* address) {
 }
 
 std::optional<Connection> connection_of(int descriptor) {
-  sockaddr_storage near{}, far{};
-  socklen_t near_size = sizeof near, far_size = sizeof far;
-  if (getsockname(descriptor, reinterpret_cast<sockaddr*>(&near), &near_size) != 0 ||
-      getpeername(descriptor, reinterpret_cast<sockaddr*>(&far), &far_size) != 0)
-    return std::nullopt;
-  const auto local = end_of(reinterpret_cast<sockaddr*>(&near));
-  const auto remote = end_of(reinterpret_cast<sockaddr*>(&far));
-  if (!local || !remote) return std::nullopt;
-  return Connection{*local, *remote};
+  sockaddr_storage remote{};
+  socklen_t size = sizeof remote;
+  if (getpeername(descriptor, reinterpret_cast<sockaddr*>(&remote), &size) != 0) return std::nullopt;
+  return connection_of(descriptor, reinterpret_cast<sockaddr*>(&remote));
+}
+
+std::optional<Connection> connection_of(int descriptor, const sockaddr* remote) {
+  sockaddr_storage local{};
+  socklen_t size = sizeof local;
+  if (getsockname(descriptor, reinterpret_cast<sockaddr*>(&local), &size) != 0) return std::nullopt;
+  const auto near = end_of(reinterpret_cast<sockaddr*>(&local)), far = end_of(remote);
+  if (!near || !far) return std::nullopt;
+  return Connection{*near, *far};
 }
 
 std::optional<Network> Network::parse(const std::string& text) {

@@ -40,6 +40,9 @@ std::optional<End> end_of(const sockaddr* address);
 // The two ends of a connected socket; nothing for anything else.
 std::optional<Connection> connection_of(int descriptor);
 
+// The same where the far end is known already, which spares a system call.
+std::optional<Connection> connection_of(int descriptor, const sockaddr* remote);
+
 // An address or a network as text ("2001:db8::/32", "192.0.2.1").
 struct Network {
   Address first;

@@ -103,7 +103,8 @@ void File::begin(const char* path, bool is_upload, const XrdSecEntity& client, s
     return;
   }
   const int descriptor = client.addrInfo == nullptr ? -1 : client.addrInfo->SockFD();
-  const auto connection = descriptor < 0 ? std::nullopt : connection_of(descriptor);
+  const auto connection =
+      descriptor < 0 ? std::nullopt : connection_of(descriptor, client.addrInfo->SockAddr());
   if (!connection) {
     ++room_.reporter.counters.unseen;
     transfer_.reset();

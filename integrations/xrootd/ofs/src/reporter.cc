@@ -23,9 +23,10 @@ constexpr std::size_t kWaitingDescriptors = 64;
 constexpr int kFirstCopy = 64;
 constexpr int kBusyMilliseconds = 200;
 constexpr milliseconds kFirstRetry(50), kLastRetry(1000);
-// To wake a thread costs the server more than all else here does: for a moment after an event ours looks by itself.
-constexpr std::chrono::microseconds kLookEvery(500);
-constexpr milliseconds kLookFor(5);
+// To wake a thread costs the server more than all else here does: for a moment after an event ours looks by itself. Not
+// more often than this: beside a server that opens thousands of files a second, each look takes a processor from it.
+constexpr milliseconds kLookEvery(2);
+constexpr milliseconds kLookFor(10);
 constexpr auto kDropsSaidEvery = std::chrono::minutes(1);
 
 }  // namespace
@@ -148,6 +149,7 @@ std::deque<Reporter::Item> Reporter::next_items() {
 void Reporter::report(Item& item) {
   if (item.kind == Kind::kEnd) {
     item.transfer->ended = item.time;
+    streams_.look_back(item.transfer, [this](const auto&... of_a_stream) { report_stream(of_a_stream...); });
     if (Draining::is_needed(*item.transfer))
       draining_.add(item.transfer, std::chrono::steady_clock::now());
     else
@@ -160,7 +162,7 @@ void Reporter::report(Item& item) {
 
 void Reporter::report_start(Item& item) {
   auto& reported = item.transfer->reported;
-  const bool is_new = std::find(reported.begin(), reported.end(), item.connection) == reported.end();
+  const bool is_new = !item.transfer->has_reported(item.connection);
   if (is_new && !item.is_told)
     append(State::kStart, *item.transfer, item.connection, reported.empty(), item.descriptor);
   if (is_new) reported.push_back(item.connection);
@@ -183,11 +185,13 @@ void Reporter::report_end(const Transfer& transfer) {
 
 void Reporter::report_streams() {
   streams_.look(std::chrono::steady_clock::now(),
-                [this](const std::shared_ptr<Transfer>& transfer, const Connection& connection, int descriptor) {
-                  ++waiting_starts_;
-                  append(State::kStart, *transfer, connection, false, copy_of(descriptor));
-                  transfer->reported.push_back(connection);
-                });
+                [this](const auto&... of_a_stream) { report_stream(of_a_stream...); });
+}
+
+void Reporter::report_stream(const std::shared_ptr<Transfer>& transfer, const Connection& connection, int descriptor) {
+  ++waiting_starts_;
+  append(State::kStart, *transfer, connection, false, copy_of(descriptor));
+  transfer->reported.push_back(connection);
 }
 
 void Reporter::append(State state, const Transfer& transfer, const Connection& connection, bool is_first,

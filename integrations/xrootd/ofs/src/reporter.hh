@@ -76,6 +76,7 @@ class Reporter {
   void report_start(Item& item);
   void report_end(const Transfer& transfer);
   void report_streams();
+  void report_stream(const std::shared_ptr<Transfer>& transfer, const Connection& connection, int descriptor);
   void append(State state, const Transfer& transfer, const Connection& connection, bool is_first, int descriptor);
   void flush();
   void let_go_of_descriptors();

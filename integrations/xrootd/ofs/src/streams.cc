@@ -18,6 +18,9 @@ constexpr milliseconds kLooks[] = {milliseconds(3),   milliseconds(20),   millis
 // A look goes over all of the server's connections: with very many it must not take the processor.
 constexpr int kRestPerLook = 20;
 
+// A client that moves less than this has no use for a second stream.
+constexpr std::uint64_t kOctetsForStreams = 4 << 20;
+
 constexpr std::size_t kNameOctets = 512;  // of "user.pid:descriptor@host"
 
 std::string_view session_of(const char* name) {
@@ -86,14 +89,26 @@ void Streams::look(Moment now, const Found& found) {
               [&](std::string_view session, const Connection& connection, int descriptor) {
                 const auto range = sessions.equal_range(session);
                 for (auto at = range.first; at != range.second; ++at) {
-                  const auto& reported = at->second->reported;
-                  if (connection.remote.address == at->second->peer &&
-                      std::find(reported.begin(), reported.end(), connection) == reported.end())
+                  if (connection.remote.address == at->second->peer && !at->second->has_reported(connection))
                     found(at->second, connection, descriptor);
                 }
               });
-  const auto after = std::chrono::steady_clock::now();
-  not_before_ = after + (after - now) * kRestPerLook;
+  rest_after(now);
+}
+
+void Streams::look_back(const std::shared_ptr<Transfer>& transfer, const Found& found) {
+  const auto now = std::chrono::steady_clock::now();
+  if (transfer->session.empty() || now < not_before_) return;
+  if (transfer->octets_read + transfer->octets_written < kOctetsForStreams) return;
+  look_for(transfer, [&](const std::shared_ptr<Transfer>& same, const Connection& connection, int descriptor) {
+    if (!same->has_reported(connection)) found(same, connection, descriptor);
+  });
+  rest_after(now);
+}
+
+void Streams::rest_after(Moment began) {
+  const auto now = std::chrono::steady_clock::now();
+  not_before_ = now + (now - began) * kRestPerLook;
 }
 
 }  // namespace scitags

@@ -24,6 +24,9 @@ class Streams {
   // Tell of each connection that this transfer's session has now. In any thread.
   static void look_for(const std::shared_ptr<Transfer>& transfer, const Found& found);
 
+  // Look once more, now that this transfer has ended: its streams may have been bound since the last look.
+  void look_back(const std::shared_ptr<Transfer>& transfer, const Found& found);
+
   // Look now if it is due, and tell of each connection that a transfer has not reported yet.
   void look(Moment now, const Found& found);
 
@@ -33,6 +36,8 @@ class Streams {
     Moment due;
     std::size_t looks;
   };
+
+  void rest_after(Moment began);
 
   std::vector<Wanted> wanted_;
   Moment not_before_{};

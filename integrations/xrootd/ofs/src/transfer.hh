@@ -37,6 +37,7 @@ struct Transfer {
 
   // Of the reporter's thread alone.
   std::vector<Connection> reported;
+  bool has_reported(const Connection& connection) const;
   Clock::time_point ended{};
 };
 
