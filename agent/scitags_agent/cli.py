@@ -230,9 +230,9 @@ def _clean(arguments: argparse.Namespace) -> int:
     from scitags_agent import cleaning, config  # noqa: PLC0415
     from scitags_core.plugins import PluginHost  # noqa: PLC0415
 
-    ledger = config.read(arguments.config, PluginHost.load()).ledger
+    settings = config.read(arguments.config, PluginHost.load())
     try:
-        done = cleaning.clean(ledger) if ledger is not None else []
+        done = cleaning.clean(settings.ledger, settings.agent.namespaces) if settings.ledger is not None else []
     except OSError as error:
         raise ConfigError(f"not everything could be taken away: {error.strerror}") from None
     print("\n".join(done) if done else "nothing was left")

@@ -193,9 +193,18 @@ class Agent:
 
     def restart(self, number: signal.Signals) -> None:
         """End it, and start the next."""
+        self.end(number)
+        self._start()
+
+    def end(self, number: signal.Signals) -> None:
+        """And start no other."""
         self.process.send_signal(number)
         self.process.wait(SECONDS)
-        self._start()
+
+    def clean(self) -> str:
+        """What `scitags agent clean` says, once it has ended."""
+        command = [str(Path(sys.executable).parent / "scitags"), "agent", "clean", "--config", str(self._config)]
+        return str(self.host.popen(command, stdout=subprocess.PIPE, text=True).communicate(timeout=SECONDS)[0])
 
     def status(self) -> dict[str, Any]:
         with AgentClient(self.socket) as client:

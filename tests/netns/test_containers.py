@@ -189,3 +189,15 @@ def test_labels_by_the_kernel_itself_are_those_of_each_container(start: Start, b
                 assert first.tags() == {ATLAS}
                 marker = agent.status()["backends"]["marker"]
                 assert (marker["interfaces"], marker["packets_marked"]) == (0, 0)
+
+
+def test_what_a_killed_agent_left_in_a_container_is_taken_away(start: Start, bpf: None) -> None:
+    with Container("one") as one:
+        agent = start([f"pid:{one.inside.pid}"], RULE + MARKED)
+        with one.connect() as connection:
+            until(agent.flows, "the flow")
+            until(lambda: connection.tags() == {ATLAS}, "the mark")
+            agent.end(signal.SIGKILL)
+            assert connection.tags() == {ATLAS}
+            assert f"pid:{one.inside.pid}: eth0: program " in agent.clean()
+            assert connection.tags() == {None}

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 PROGRAMS = "programs"
 CLSACT = "clsact"  # a file that says that an agent has used it
-PROGRAMS_REMEMBERED = 64
+PROGRAMS_REMEMBERED = 1 << 12
 
 
 class Program(EntryPoints, Protocol):
