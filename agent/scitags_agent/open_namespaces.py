@@ -200,6 +200,8 @@ class Namespaces:
                 enter(one.path)
                 opened[number] = OpenNamespace(one)
                 self._refused.pop(number, None)
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it has gone again
             except OSError as error:
                 if number not in self._refused:
                     log.error("namespace %s cannot be looked into, and is tried again: %s", one.name, error)

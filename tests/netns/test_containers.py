@@ -138,12 +138,12 @@ def test_where_it_cannot_be_said_which_is_meant_nothing_is_guessed(
 def test_a_container_that_goes_takes_its_flows_along_and_is_not_held(start: Start, root: None) -> None:
     with ExitStack() as stack:
         one = stack.enter_context(Container("one"))
-        agent = start(["all"], ENRICHED)
+        agent = start([f"pid:{one.inside.pid}"], ENRICHED)
         connection = one.connect()
         until(agent.flows, "the flow")
         one.say(agent, event(CMS))
         until(lambda: len(agent.flows()) == 2, "the other flow")
-        # The last that holds the namespace: its process, and the socket that is in it.
+        # What holds the namespace: its process, and the socket that is in it.
         one.inside.close()
         connection.close()
         until(lambda: not agent.flows(), "the ends")

@@ -186,18 +186,24 @@ class Placement:
                 self._elsewhere.gone(number)
         self._looked(present)
         for interface in sorted(present - self._attached.keys(), key=lambda one: one.index):
-            try:
-                attached = self._attach(interface)
-            except OSError as error:
-                if interface not in self._unattachable:
-                    log.error("interface %s cannot be attached to, and is tried again: %s", _shown(interface), error)
-                self._unattachable[interface] = str(error)
-                continue
-            self._unattachable.pop(interface, None)
-            self._attached[interface] = attached
-            if self._home is not None and attached.way == "clsact":
-                (self._home / CLSACT).touch()
-            log.info("interface %s: packets are marked at tc egress (%s)", _shown(interface), attached.way)
+            self._try(interface)
+
+    def _try(self, interface: Interface) -> None:
+        """Attach to an interface, if that can be."""
+        try:
+            attached = self._attach(interface)
+        except OSError as error:
+            if interface.namespace and isinstance(error, FileNotFoundError | ProcessLookupError):
+                return  # the namespace has gone again
+            if interface not in self._unattachable:
+                log.error("interface %s cannot be attached to, and is tried again: %s", _shown(interface), error)
+            self._unattachable[interface] = str(error)
+            return
+        self._unattachable.pop(interface, None)
+        self._attached[interface] = attached
+        if self._home is not None and attached.way == "clsact":
+            (self._home / CLSACT).touch()
+        log.info("interface %s: packets are marked at tc egress (%s)", _shown(interface), attached.way)
 
     def _attach(self, interface: Interface) -> Attachment:
         with entered(interface.namespace):
@@ -226,6 +232,8 @@ class Placement:
                     self._numbers[one.path] = one.number
                     self._have_program(one)
                 present.update(found)
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it has gone again
             except (OSError, MarkerUnavailable) as error:
                 closed[one.name] = str(error)
         for name in closed.keys() - self._closed_namespaces:
