@@ -137,7 +137,8 @@ def _check(arguments: argparse.Namespace) -> int:
         print(msgspec.json.encode({"good": False, "problem": str(error)}).decode())
         return 1
     if as_json:
-        print(msgspec.json.encode({"good": True, "instances": names, "notes": notes}).decode())
+        found = {"good": True, "instances": names} | ({"notes": notes} if notes else {})
+        print(msgspec.json.encode(found).decode())
     else:
         print("\n".join([f"{arguments.config}: good: {', '.join(names)}", *notes]))
     return 0
