@@ -28,7 +28,6 @@ from scitags_core.flow import FlowChange, FlowEvent, FlowKey
 from scitags_core.roles import (
     Enricher,
     Expectation,
-    ExpectsConnections,
     FlowMark,
     Inheritance,
     ShowsStatus,
@@ -553,9 +552,9 @@ class Daemon:
         """Have the backends mark a connection to come that can."""
         expected = []
         for lane in self.fanout.lanes:
-            if isinstance(lane.backend, ExpectsConnections):
+            if lane.expects is not None:
                 try:
-                    one = lane.backend.expect(place, tag, sent=sent, until=until)
+                    one = lane.expects.expect(place, tag, sent=sent, until=until)
                 except Exception as error:
                     self.failures[lane.name] += 1
                     if self.failures[lane.name] == 1:

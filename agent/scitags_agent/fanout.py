@@ -12,7 +12,7 @@ from typing import Any
 
 from scitags_agent.mapped import MappedNumber
 from scitags_core.flow import FlowChange, FlowEvent, FlowKey, FlowState
-from scitags_core.roles import Backend
+from scitags_core.roles import Backend, ExpectsConnections
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,8 @@ class Lane:
     def __init__(self, name: str, backend: Backend, limit: int, done: MappedNumber | None = None) -> None:
         self.name = name
         self.backend = backend
+        # Asked once, as it takes long, and a connection may be about to come.
+        self.expects = backend if isinstance(backend, ExpectsConnections) else None
         self.counters: Counter[str] = Counter()
         self._limit = limit
         self._done = done

@@ -32,17 +32,17 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from datetime import UTC, datetime
 
 import msgspec
 
-from scitags_agent.arrivals import Arrival, Arrivals
+from scitags_agent.arrivals import Arrivals
 from scitags_agent.bpf.connections import ConnectionsUnavailable
-from scitags_agent.candidates import GRACE_SECONDS, YOUNG_SECONDS, AsItWas, Place, Ports, as_it_is, place_of
+from scitags_agent.candidates import GRACE_SECONDS, YOUNG_SECONDS, Place, Ports, as_it_is, place_of
 from scitags_agent.connections import OPEN_STATES, Connection, dump
 from scitags_agent.host import Host
 from scitags_agent.matched import Matched
 from scitags_agent.presence import Presence, find_alive
+from scitags_agent.waiting import Options, Waiting, came_just_now, could_mean
 from scitags_core.flow import FlowEvent, FlowKey, FlowState, Transport
 from scitags_core.roles import Expectation
 from scitags_core.tag import Tag
@@ -57,8 +57,6 @@ SELDOM_LOOK_SECONDS = 0.1
 LOOK_SHARE = 0.1
 # Whoever comes while others wait is worth an earlier look, but not for more than this share of the time.
 EARLY_LOOK_SHARE = 0.3
-# From a start until its client can have been sent to the pool, and have connected.
-REDIRECT_SECONDS = 0.0015
 # With more ports in question than that, one look at everything costs less.
 PORTS_ASKED_FOR = 4
 DISPUTES_REMEMBERED = 1 << 14
@@ -68,25 +66,6 @@ TURNS_TO_A_START = 3
 
 _FOREVER_AGO = float("-inf")
 Expect = Callable[[FlowKey, Tag, float, float], Sequence[Expectation]]
-_Options = dict[int, FlowKey]  # the keys of connections, our end as the source, by cookie
-
-
-class _Waiting(msgspec.Struct, eq=False):
-    """A start whose connection has not come yet."""
-
-    event: FlowEvent
-    place: Place
-    arrived: float
-    sent: float  # no connection that came before it is meant
-    is_timed: bool  # sent is exact: of what came after it the first is meant
-    found: asyncio.Future[FlowKey | None]
-    acted_on: asyncio.Event
-    cookie: int = 0  # of what was found
-    expected: Sequence[Expectation] = ()  # by backends
-    since: float = 0.0
-    before: dict[int, AsItWas] | None = None  # by cookie; None until the first look
-    is_prompt: bool = False  # its connection was not there yet at the first look
-    ambiguous: bool = False  # a connection that it could mean is in dispute
 
 
 class Matcher:
@@ -111,7 +90,7 @@ class Matcher:
         self._deciding: asyncio.Task[None] | None = None
         self._is_undecided = False
         self._presence = Presence(host)
-        self._waiting: list[_Waiting] = []
+        self._waiting: list[Waiting] = []
         self._looking: asyncio.Task[None] | None = None
         self._somebody_came = asyncio.Event()
         # When each connection was first seen, by our clock and by cookie, while something waited for its ports.
@@ -123,7 +102,7 @@ class Matcher:
     async def close(self) -> None:
         """Let all that wait go unmatched, and look no more."""
         for one in self._waiting:
-            _settle(one, None)
+            one.settle(None)
         for task in (self._looking, self._deciding):
             if task is not None:
                 task.cancel()
@@ -180,9 +159,9 @@ class Matcher:
         if event.state is FlowState.ONGOING and known is not None:
             return msgspec.structs.replace(event, key=known)
         place = place_of(event.key, self._host)
-        one = _waiting_for(event, place, sent) if place is not None else None
+        one = Waiting.begin(event, place, sent) if place is not None else None
         if one is not None:
-            self._expect(one)  # before all else: its connection may come at any moment
+            self._expect_at_once(one)
         try:
             connection = find_alive(self._host, event.key, event.zone) if event.key.is_complete else None
             if connection is not None:
@@ -196,7 +175,7 @@ class Matcher:
             return await self._wait_for(one)
         finally:
             if one is not None:
-                _settle_expected(one)
+                one.settle_expected()
                 one.acted_on.set()  # by those who wait for it after our caller, who goes on in this very step
 
     async def gone(self, flows: Collection[FlowKey]) -> set[FlowKey]:
@@ -214,7 +193,7 @@ class Matcher:
 
     # --- starts -------------------------------------------------------------------------------------
 
-    async def _wait_for(self, one: _Waiting) -> FlowEvent | None:
+    async def _wait_for(self, one: Waiting) -> FlowEvent | None:
         self._waiting.append(one)
         self._somebody_came.set()
         self.begin_to_watch()
@@ -265,7 +244,7 @@ class Matcher:
         }
         for one in waiting:
             if one.before is None:
-                one.is_prompt = _came_just_now(one.event)
+                one.is_prompt = came_just_now(one.event)
                 one.before = {cookie: as_it_is(c) for cookie, c in fitting[one.place].items()}
         for place, connections in fitting.items():
             here = [one for one in waiting if one.place == place]
@@ -308,7 +287,7 @@ class Matcher:
             return {one.cookie: now if as_it_is(one).is_young else _FOREVER_AGO for one in connections}
         return {one.cookie: known.get(one.cookie, now) for one in connections}
 
-    def _new_ones(self, one: _Waiting, connections: Mapping[int, Connection]) -> _Options:
+    def _new_ones(self, one: Waiting, connections: Mapping[int, Connection]) -> Options:
         """Those that have been seen coming; what the kernel has told of is dealt with by its time."""
         seen = self._sightings[one.place.ports]
         since = one.arrived - YOUNG_SECONDS
@@ -320,7 +299,7 @@ class Matcher:
             if seen[cookie] >= since and cookie not in others and cookie not in told
         }
 
-    def _used_again(self, one: _Waiting, connections: Mapping[int, Connection]) -> _Options:
+    def _used_again(self, one: Waiting, connections: Mapping[int, Connection]) -> Options:
         free = self._free(connections)
         if time.monotonic() - one.arrived < GRACE_SECONDS or len(free) != 1:
             return {}
@@ -360,7 +339,7 @@ class Matcher:
             if self._free((arrival.cookie,)):
                 free = set(self._free(one.cookie for one in fitting))
                 unsure = [one for one in fitting if one.cookie in free]
-                self._assign([(one, _meant_by(one, arrival, unsure)) for one in _could_mean(here, arrival)])
+                self._assign([(one, one.meant_by(arrival, unsure)) for one in could_mean(here, arrival)])
         told = {one.cookie for one in fitting}
         self._release(here, told)
         for start in here:
@@ -369,29 +348,40 @@ class Matcher:
 
     # --- what is marked before we hear of it --------------------------------------------------------
 
-    def _expect(self, one: _Waiting) -> None:
+    def _expect_at_once(self, one: Waiting) -> None:
+        """Before all else, as its connection may come at any moment; unless it can have come already."""
+        if self._arrivals is None:
+            return
+        if one.can_have_come:
+            self._arrivals.catch_up()
+            if self._has_come(one, one.arrived):
+                return
+        self._expect(one)
+
+    def _expect(self, one: Waiting) -> None:
         """Have its connection marked from its opening on."""
         if self._arrivals is not None and one.event.state is FlowState.START:
             one.expected = self._have_expected(one.place.key, one.event.tag, one.sent, one.arrived + self._wait)
             one.since = time.monotonic()
 
-    def _check_expected(self, one: _Waiting) -> None:
+    def _check_expected(self, one: Waiting) -> None:
         """What is expected comes later than that: where it may have come before, nothing is expected."""
         if not one.expected:
-            self._expect(one)
-        if one.expected and self._has_come(one, one.since):
-            _settle_expected(one)
-        elif one.expected:
+            if not self._has_come(one, time.monotonic()):
+                self._expect(one)
+        elif self._has_come(one, one.since):
+            one.settle_expected()
+        else:
             one.is_timed = True  # whatever comes from now on has come after it was sent: the first of that is meant
 
-    def _expect_again(self, one: _Waiting, told: Container[int]) -> None:
+    def _expect_again(self, one: Waiting, told: Container[int]) -> None:
         """The connections that we were told of are not its own: neither is what has met the expectation among them."""
         if any(expected.met_by in told for expected in one.expected):
-            _settle_expected(one)
+            one.settle_expected()
         if not one.expected and not self._has_come(one, time.monotonic()):
             self._expect(one)
 
-    def _has_come(self, one: _Waiting, until: float) -> bool:
+    def _has_come(self, one: Waiting, until: float) -> bool:
         """Whether something that it may mean came until then, and has not been given to anybody."""
         assert self._arrivals is not None
         place = one.place
@@ -400,7 +390,7 @@ class Matcher:
             for arrival in self._arrivals.between(place.near, place.far)
         )
 
-    def _assign(self, choices: list[tuple[_Waiting, _Options]]) -> None:
+    def _assign(self, choices: list[tuple[Waiting, Options]]) -> None:
         """Give each start its connection, where there is no doubt."""
         for one, options in choices:
             own = {cookie: options[cookie] for cookie in self._free(options)}  # others may have taken some
@@ -413,8 +403,7 @@ class Matcher:
                 key = one.place.told(near_key)
                 self._counters["matched"] += 1
                 self._matched.add(one.event.key, key, cookie)
-                one.cookie = cookie
-                _settle(one, key)
+                one.settle(key, cookie)
                 continue
             for other in rivals:
                 other.ambiguous = True
@@ -426,7 +415,7 @@ class Matcher:
             if len(self._disputed) > DISPUTES_REMEMBERED:
                 self._disputed.popitem(last=False)
 
-    def _release(self, waiting: list[_Waiting], cookies: AbstractSet[int]) -> None:
+    def _release(self, waiting: list[Waiting], cookies: AbstractSet[int]) -> None:
         """Let those go whose connections have come, though which is whose cannot be said.
 
         Until then each start goes on waiting, as the next connection may be its own and not that of a later start.
@@ -436,10 +425,10 @@ class Matcher:
             for one in stuck:
                 self._give_up(one)
 
-    def _give_up(self, one: _Waiting) -> None:
+    def _give_up(self, one: Waiting) -> None:
         if not one.found.done():
             self._counters["ambiguous" if one.ambiguous else "unmatched"] += 1
-            _settle(one, None)
+            one.settle(None)
 
     # --- ends, and what is remembered ---------------------------------------------------------------
 
@@ -450,7 +439,7 @@ class Matcher:
             self._arrivals.catch_up()
             self._decide_soon()
             if self._deciding is not None:
-                await asyncio.wait((self._deciding,))
+                await asyncio.wait((self._deciding, early.found), return_when=asyncio.FIRST_COMPLETED)
         if early is not None and (early.found.done() or event.key not in self._matched):
             # It is over before its connection was found; or that was found just now, and has not been acted on.
             was_found = early.found.done()
@@ -469,45 +458,3 @@ class Matcher:
     def _count_out(self, key: FlowKey) -> None:
         is_here = self._host.is_local(key.src, key.namespace) or self._host.is_local(key.dst, key.namespace)
         self._counters["unmatched" if is_here else "elsewhere"] += 1
-
-
-def _could_mean(starts: Iterable[_Waiting], arrival: Arrival) -> list[_Waiting]:
-    """Those that still wait and were sent in time. The round trip was measured once, and may have been a slow one."""
-    waiting = [one for one in starts if not one.found.done()]
-    in_time = [one for one in waiting if one.sent <= arrival.asked]
-    return in_time or [one for one in waiting if one.sent <= arrival.stood]
-
-
-def _meant_by(one: _Waiting, arrival: Arrival, free: Iterable[Arrival]) -> _Options:
-    """The arrival; every other as well where it is not known what came before the start was sent."""
-    if one.is_timed:
-        return {arrival.cookie: arrival.key}
-    return {other.cookie: other.key for other in free if one.sent <= other.stood}
-
-
-def _settle(one: _Waiting, key: FlowKey | None) -> None:
-    if not one.found.done():
-        one.found.set_result(key)
-
-
-def _waiting_for(event: FlowEvent, place: Place, sent: float | None) -> _Waiting:
-    now = time.monotonic()
-    found: asyncio.Future[FlowKey | None] = asyncio.get_running_loop().create_future()
-    return _Waiting(
-        event, place, now, now - YOUNG_SECONDS if sent is None else sent, sent is not None, found, asyncio.Event()
-    )
-
-
-def _settle_expected(one: _Waiting) -> None:
-    """Whether the backends have expected what was found, once it is; until then, that nothing is expected any more."""
-    found = one.found.result() if one.found.done() and not one.found.cancelled() else None
-    for expected in one.expected:
-        expected.settle(one.cookie, found)
-    one.expected = ()
-
-
-def _came_just_now(event: FlowEvent) -> bool:
-    """Whether it was sent so lately that its client cannot have connected: what is there now is of others."""
-    if event.current_time is None:
-        return False
-    return 0 <= (datetime.now(UTC) - event.current_time).total_seconds() <= REDIRECT_SECONDS

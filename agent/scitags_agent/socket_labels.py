@@ -145,6 +145,8 @@ class SocketLabels:
         self._kernel.close()
 
     def _walk_soon(self) -> None:
+        """A label is where it does not belong: that is not put off."""
+        self._next_walk = 0.0
         self._is_changed = True
         self._hurry()
 

@@ -6,6 +6,7 @@ import signal
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -71,6 +72,10 @@ class Site(msgspec.Struct):
                 found.setdefault(packet.ports, []).append(_OURS.get(packet.word & label.LABEL_MAX))
         return found
 
+    @property
+    def pipe(self) -> Path:
+        return self.agent.directory / "flowd"
+
     def expects(self, expectations: int) -> None:
         """Return when the marker has expected so many connections; that is before they come."""
         wait_for(lambda: self.marker()["expected"] >= expectations, what="an expectation")
@@ -117,6 +122,8 @@ def made(pair: Pair, label_by: str = "auto") -> Iterator[Site]:
         add_address(pair.bob, "bob0", CAROL, 64)
         agent = Agent(pair.alice, backends=f'{TABLE}{MARKER}label = "{label_by}"\n{SOURCE}')
         stack.callback(agent.close)
+        with agent.config.open("a") as config:
+            config.write(f'[[source]]\nkind = "named_pipe"\npath = "{agent.directory}/flowd"\n')
         seen = Seen(pair.bob, "bob0")
         stack.callback(seen.close)
         one = Site(pair, agent, stack.enter_context(Pool(pair.alice, ALICE)), seen, stack)

@@ -7,6 +7,7 @@ now.
 
 from __future__ import annotations
 
+import itertools
 import json
 import socket
 import time
@@ -19,6 +20,8 @@ from tests.netns.namespaces import Namespace
 
 DOOR, POOL, FIREFLIES = 2880, 20005, 10514
 SECONDS = 20.0
+# Below those that the kernel gives: no two connections of a test have the same.
+_client_ports = itertools.cycle(range(21000, 32000))
 
 
 def java_instant(moment: datetime) -> str:
@@ -96,7 +99,7 @@ class Download:
         with self._host.entered():
             one = socket.socket(socket.AF_INET6)
         one.settimeout(SECONDS)
-        one.bind((self._address, 0))
+        one.bind((self._address, next(_client_ports)))
         one.connect((self._pool.address, port))
         return one
 

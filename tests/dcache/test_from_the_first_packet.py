@@ -8,10 +8,12 @@ from collections.abc import Callable
 
 import pytest
 
+from scitags_agent.client import AgentClient
+from scitags_core.flow import FlowEvent, FlowKey, FlowState
 from tests.agent.conftest import STOP_SECONDS, wait_for
 from tests.dcache.conftest import ANALYSIS, CAROL, PRODUCTION, Site
-from tests.dcache.pool import Download
-from tests.netns.conftest import BOB
+from tests.dcache.pool import POOL, Download
+from tests.netns.conftest import ALICE, BOB
 
 OCTETS = 100_000
 MANY_OCTETS = 1_000_000
@@ -99,6 +101,35 @@ def test_none_of_a_packet_where_two_starts_could_be_meant(labelling_site: Site) 
     assert site.marker()["expected_met"] == 0
     for download in downloads:
         download.end()
+
+
+def by_the_pipe(site: Site, state: FlowState) -> None:
+    wait_for(site.pipe.exists, what="the pipe")
+    site.pipe.write_text(f"{state} tcp {ALICE} {POOL} {BOB} 0 {PRODUCTION.experiment} {PRODUCTION.activity}\n")
+
+
+def by_the_socket(site: Site, state: FlowState) -> None:
+    with AgentClient(str(site.agent.socket)) as client:
+        assert client.send([FlowEvent(state=state, key=FlowKey.of(ALICE, POOL, BOB, 0), tag=PRODUCTION)])
+
+
+@pytest.mark.parametrize("tell", [by_the_pipe, by_the_socket])
+def test_of_any_source_that_does_not_know_the_far_port(
+    labelling_site: Site, tell: Callable[[Site, FlowState], None]
+) -> None:
+    site = labelling_site
+    for number in (1, 2):
+        one = site.download(None)
+        tell(site, FlowState.START)
+        site.expects(number)
+        one.connect()
+        one.send(OCTETS)
+        tell(site, FlowState.END)
+        (start, end) = site.agent.wait_for(lambda records: len(records) >= 2, "start and end")
+        assert start.ends == end.ends == (ALICE, POOL, BOB, one.ports[1])
+        assert set(site.tags()[one.ports]) == {PRODUCTION}
+        one.close()
+    assert site.marker()["expected_met"] == 2
 
 
 def expires(site: Site, one: Download) -> None:

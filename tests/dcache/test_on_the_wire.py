@@ -99,11 +99,13 @@ def test_two_of_one_client_ten_milliseconds_apart(request: pytest.FixtureRequest
             downloads.append((download.ports, download.tag))
             download.end()
     seen = site.tags()
+    changed = 0
     for ports, tag in downloads:
-        (said,) = set(seen[ports])
+        *earlier, said = seen[ports]
         outcomes["right" if said == tag else "in doubt" if said is None else "wrong"] += 1
+        changed += set(earlier) != {said}
     matching = site.matching()
-    print(f"{dict(outcomes)} of {2 * REPEATED}, {matching}")
+    print(f"{dict(outcomes)} of {2 * REPEATED}, {changed} of them not at once, {matching}")
     assert outcomes["wrong"] == 0
     assert (outcomes["right"], outcomes["in doubt"]) == (matching["matched"], matching["ambiguous"])
-    assert outcomes["right"] >= 0.99 * 2 * REPEATED
+    assert outcomes["right"] - changed >= 0.99 * 2 * REPEATED

@@ -20,7 +20,8 @@ from scitags_agent.arrivals import Arrival
 from scitags_agent.candidates import GRACE_SECONDS, HARDLY_USED_OCTETS, YOUNG_SECONDS, Place
 from scitags_agent.connections import SockDiagError
 from scitags_agent.host import Host
-from scitags_agent.matching import Matcher, _could_mean, _Waiting
+from scitags_agent.matching import Matcher
+from scitags_agent.waiting import Waiting, could_mean
 from scitags_core.flow import FlowEvent, FlowKey, FlowState
 from scitags_core.tag import Tag
 from tests.netns.conftest import ALICE, BOB, Pair
@@ -255,19 +256,19 @@ def test_when_it_was_sent_counts_and_not_when_we_get_round_to_it(run: Run) -> No
     run(test)
 
 
-@pytest.mark.parametrize(("sent", "could_mean"), [((0.0, 0.01), (0,)), ((0.0, -0.01), (0, 1)), ((0.03, 0.2), (0,))])
+@pytest.mark.parametrize(("sent", "numbers"), [((0.0, 0.01), (0,)), ((0.0, -0.01), (0, 1)), ((0.03, 0.2), (0,))])
 def test_a_start_that_was_sent_too_late_for_two_round_trips_is_not_meant(
-    sent: tuple[float, float], could_mean: tuple[int, ...]
+    sent: tuple[float, float], numbers: tuple[int, ...]
 ) -> None:
     """A connection that took 0.1 s for each; when nothing was sent early enough, the measured round trip was slow."""
     arrival = Arrival(1, FlowKey.of(BOB, POOL, ALICE, 1), stood=0.18, asked=0.0)
     place = Place("tcp", BOB, POOL, ALICE, 0, is_source=False)
 
     async def meant() -> list[int]:
-        starts = [_Waiting(report(), place, when, when, True, asyncio.Future(), asyncio.Event()) for when in sent]
-        return [starts.index(one) for one in _could_mean(starts, arrival)]
+        starts = [Waiting(report(), place, when, when, True, asyncio.Future(), asyncio.Event()) for when in sent]
+        return [starts.index(one) for one in could_mean(starts, arrival)]
 
-    assert tuple(asyncio.run(meant())) == could_mean
+    assert tuple(asyncio.run(meant())) == numbers
 
 
 def test_one_start_and_two_new_connections_are_not_guessed(run: Run) -> None:
