@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from scitags_core.flow import FlowState
+from scitags_agent.client import AgentClient
+from scitags_agent.socket_headers import IPV6_DSTOPTS
+from scitags_core import exthdr, firefly
+from scitags_core.flow import FlowEvent, FlowKey, FlowState
 from scitags_core.tag import Tag
-from tests.netns.containers import FLOW, PORT, STORAGE, Agent, Container, named, until
+from tests.netns.containers import FLOW, PORT, STORAGE, Agent, Connection, Container, named, until
 from tests.netns.watching import ATLAS, CMS
 
 RULE = f"""
@@ -201,3 +206,76 @@ def test_what_a_killed_agent_left_in_a_container_is_taken_away(start: Start, bpf
             assert connection.tags() == {ATLAS}
             assert f"pid:{one.inside.pid}: eth0: program " in agent.clean()
             assert connection.tags() == {None}
+
+
+@pytest.mark.parametrize("ends", ["with its octets", "by the enricher"])
+def test_told_by_the_kernel_as_connections_open_and_close(start: Start, bpf: None, ends: str) -> None:
+    rule = RULE.replace("sock_diag", "sock_ops").replace("interval = 0.1\n", "")
+    by_enricher = '[[enricher]]\nkind = "sock_ops"\n'
+    with Container("one") as one, Container("other") as other, Container("third") as nobodys:
+        agent = start([one.inside.path, other.inside.path], rule if ends == "with its octets" else by_enricher)
+        with one.connect() as first, other.connect() as second, nobodys.connect():
+            if ends == "by the enricher":
+                one.say(agent, event(ATLAS))
+                other.say(agent, event(ATLAS))
+            until(lambda: agent.places() == sorted([one.inside.path, other.inside.path]), "the flows")
+            first.send(1000)
+            second.send(2000)
+            second.close()
+            if ends == "by the enricher":
+                other.say(agent, event(ATLAS, state="end"))
+            until(lambda: agent.places() == [one.inside.path], "the end")
+        if ends == "by the enricher":
+            one.say(agent, event(ATLAS, state="end"))
+        until(lambda: not agent.flows(), "the end")
+        moved = [event.usage.sent for event in agent.announced(4) if event.usage and event.state is FlowState.END]
+        assert moved == [2000, 1000]
+
+
+def test_a_socket_that_is_passed_along_tells_where_it_is(two: tuple[Container, Container], start: Start) -> None:
+    """By a process of the host, which may speak of any."""
+    one, other = two
+    agent = start([one.inside.path, other.inside.path])
+    with one.connect(), other.connect() as second, AgentClient(agent.socket) as client:
+        told = FlowEvent(state=FlowState.START, key=FLOW, tag=ATLAS)
+        assert client.send([told], [second.storage])
+        until(lambda: agent.places() == [other.inside.path], "the flow")
+
+
+def test_a_header_is_set_on_the_socket_that_is_meant(two: tuple[Container, Container], start: Start) -> None:
+    one, other = two
+    agent = start([one.inside.path, other.inside.path], '[[backend]]\nkind = "extension_header"\nmode = "socket"\n')
+    with one.connect() as first, other.connect() as second:
+        other.say(agent, event(ATLAS))
+        until(lambda: header_of(second), "the header")
+        assert not header_of(first)
+        one.say(agent, event(CMS))
+        until(lambda: header_of(first), "the other header")
+        assert header_of(first) == exthdr.encode(*CMS, 0)
+        assert header_of(second) == exthdr.encode(*ATLAS, 0)
+
+
+def header_of(connection: Connection) -> bytes:
+    return connection.storage.getsockopt(socket.IPPROTO_IPV6, IPV6_DSTOPTS, 64)
+
+
+def test_a_firefly_of_dcache_means_a_connection_in_the_container_with_the_pool(start: Start, bpf: None) -> None:
+    """It names the client's connection to the door, which is another one."""
+    heard = '[[source]]\nkind = "firefly"\nlisten = ["[::1]:10514"]\ndialect = "dcache"\n'
+    with Container("one") as other, Container("other", storage="fd00:7::2", client="fd00:7::1") as one:
+        agent = start([other.inside.path, one.inside.path], heard + MARKED)
+        told = FlowEvent(
+            state=FlowState.START,
+            key=FlowKey.of(one.client, 50000, one.storage, PORT),
+            tag=ATLAS,
+            start_time=datetime.now(UTC),
+        )
+        with agent.host.entered(), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as storage:
+            octets = firefly.encode(told, now=datetime.now(UTC), host="pool", app="dCache")
+            storage.sendto(octets, ("::1", 10514))
+        until(lambda: agent.status()["matching"].get("waiting") == 1, "the start")
+        with other.connect(), one.connect() as connection:
+            until(lambda: connection.tags() == {ATLAS}, "the mark")
+            assert agent.places() == [one.inside.path]
+            [flow] = agent.flows()
+            assert (flow["src"], flow["src_port"]) == (one.client, connection.key.dst_port)
