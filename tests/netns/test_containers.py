@@ -270,6 +270,7 @@ def test_a_firefly_of_dcache_means_a_connection_in_the_container_with_the_pool(s
             tag=ATLAS,
             start_time=datetime.now(UTC),
         )
+        until(lambda: "fireflies are heard" in agent.log, "the source")
         with agent.host.entered(), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as storage:
             octets = firefly.encode(told, now=datetime.now(UTC), host="pool", app="dCache")
             storage.sendto(octets, ("::1", 10514))

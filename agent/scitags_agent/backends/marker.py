@@ -307,8 +307,8 @@ class Marker:
         """Have the kernel label a connection to come from its first packet of data on (ExpectsConnections)."""
         if self._socket_labels is None or self._static or place.protocol != "tcp" or ":" not in place.src:
             return None
-        if place.namespace and not self._place_of(place):
-            return None  # it is not looked into
+        if place.namespace and (not self._place_of(place) or self._why_not_there(place)):
+            return None
         # Whoever is to bear none must not be given another's.
         bits = _label(tag, 0) if 0 < tag.experiment <= label.EXPERIMENT_MAX else 0
         return self._socket_labels.expectations.expect(place, bits, sent, until)
