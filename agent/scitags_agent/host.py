@@ -22,8 +22,11 @@ log = logging.getLogger(__name__)
 
 OWN = 0
 ADDRESS_SECONDS = 10.0
-STRANGE_ADDRESS_SECONDS = 1.0  # an address may just be about to be given
+# A container that has just come may get its addresses after that.
+SETTLING_SECONDS = 30.0
+NEW_ADDRESS_SECONDS = 0.5
 ADDRESSES_REMEMBERED = 1 << 14
+_NEVER = float("-inf")
 
 
 class Host:
@@ -33,6 +36,7 @@ class Host:
         """namespaces are patterns (scitags_agent.namespaces). Raises SockDiagError, and ConfigError for patterns."""
         self.namespaces: Namespaces | None = None
         self._own = 0
+        self._came = _NEVER  # the last of the namespaces
         self._homes: dict[str, tuple[float, tuple[int, ...]]] = {}
         self.lookup = Lookup()
         if namespaces:
@@ -75,24 +79,27 @@ class Host:
             if found is not None or self.namespaces is None:
                 return found
         others = self.namespaces.present if self.namespaces is not None else {}
-        asked = others.values() if key.namespace == OWN else filter(None, [others.get(key.namespace)])
-        for one in asked:
+        # Where the address is not, the connection is not.
+        numbers = self.homes(key.src) if key.namespace == OWN else (key.namespace,)
+        for one in filter(None, map(others.get, numbers)):
             found = one.lookup.find(key, zone=zone, details=details)
             if found is not None:
                 return found
         return None
 
-    def homes(self, address: str) -> Collection[int]:
-        """In which namespaces an address is local, by their numbers. Remembered for some seconds."""
+    def homes(self, address: str, *, within: float = ADDRESS_SECONDS) -> Collection[int]:
+        """In which namespaces an address is local, by their numbers; as of so many seconds ago at most."""
         now = time.monotonic()
-        until, homes = self._homes.get(address, (0.0, ()))
-        if until < now:
+        if now - self._came < SETTLING_SECONDS:
+            within = min(within, NEW_ADDRESS_SECONDS)
+        when, homes = self._homes.get(address, (_NEVER, ()))
+        if when < now - within:
             own = (OWN,) if is_local(address) else ()
             others = self.namespaces.present if self.namespaces is not None else {}
             homes = (*own, *(one.number for one in others.values() if one.is_local(address)))
             if len(self._homes) >= ADDRESSES_REMEMBERED:
                 self._homes.clear()
-            self._homes[address] = now + (ADDRESS_SECONDS if homes else STRANGE_ADDRESS_SECONDS), homes
+            self._homes[address] = now, homes
         return homes
 
     def only_home(self, address: str) -> int:
@@ -111,6 +118,7 @@ class Host:
 
     def _forget_homes(self, _: OpenNamespace) -> None:
         self._homes.clear()
+        self._came = time.monotonic()
 
 
 class HostDepartures:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from scitags_agent.open_namespaces import OpenNamespace
 
 FLOWS_REMEMBERED = 1 << 17
+STRANGE_SECONDS = 1.0
 
 
 class Whereabouts:
@@ -67,6 +68,10 @@ class Whereabouts:
     def _place(self, event: FlowEvent) -> FlowEvent:
         key = event.key
         near, far = set(self._host.homes(key.src)), set(self._host.homes(key.dst))
+        if not near and not far:
+            # One of them may just have been given to somebody.
+            near = set(self._host.homes(key.src, within=STRANGE_SECONDS))
+            far = set(self._host.homes(key.dst, within=STRANGE_SECONDS))
         possible = near | far
         if len(possible) == 1:
             namespace = possible.pop()
