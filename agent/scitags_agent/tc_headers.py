@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -26,6 +26,10 @@ from scitags_agent.reserved_routes import ROUTES, Place, ReservedRoutes, Room
 from scitags_agent.too_big import TooBigMessages
 from scitags_core.flow import FlowKey
 from scitags_core.tag import Tag
+
+if TYPE_CHECKING:
+    from scitags_agent.namespaces import Found
+    from scitags_agent.programs_elsewhere import ProgramsElsewhere
 
 Answer = TypeVar("Answer")
 
@@ -73,8 +77,8 @@ class TcHeaders:
         self._home = home
         self._program = HeaderProgram(settings.header, settings.max_flows)
         self._flows: dict[FlowKey, _Flow] = {}
-        # Those that the program does not tell apart, as they are in several network namespaces: by 5-tuple.
-        self._same: dict[FlowKey, list[_Flow]] = {}
+        self._places: dict[int, int] = {}  # of other network namespaces that are looked into, by their numbers
+        self._elsewhere: ProgramsElsewhere | None = None
         self._by_place: dict[Place, set[FlowKey]] = {}
         self._routes: ReservedRoutes | None = None
         self.why_no_routes = "" if settings.reserve else "not asked for"
@@ -85,12 +89,17 @@ class TcHeaders:
         self._due = asyncio.Event()
         self._has_room = asyncio.Event()  # some flow
         self._failures: Counter[str] = Counter()
+        if settings.namespaces:
+            from scitags_agent.programs_elsewhere import ProgramsElsewhere  # noqa: PLC0415  # few agents need it
+
+            self._elsewhere = ProgramsElsewhere(self._program.elsewhere, self._came, self._gone)
         try:
             self._placement = Placement(
                 self._program,
                 settings.interfaces,
                 name=FILTER_NAME,
                 namespaces=settings.namespaces,
+                elsewhere=self._elsewhere,
                 way=settings.attach,
                 home=home,
             )
@@ -137,13 +146,7 @@ class TcHeaders:
         flow = self._flows.get(name)
         if flow is None:
             flow = _Flow(name, {key: tag})
-            same = self._same.setdefault(name.within(0), [])
-            same.append(flow)
-            try:
-                self._write(flow)
-            except OSError:
-                same.remove(flow)
-                raise
+            self._write(flow)
             self._flows[name] = flow
         elif flow.tags.get(key) != tag:
             flow.tags.pop(key, None)
@@ -181,7 +184,7 @@ class TcHeaders:
             self._write(flow)
             return
         del self._flows[flow.key]
-        self._forget(flow)
+        self._forget(flow, self._places_of(flow.key))
         if flow.place is not None:
             self._by_place[flow.place].discard(flow.key)
             if not self._by_place[flow.place]:
@@ -213,6 +216,8 @@ class TcHeaders:
         if not keep and self._home is not None:
             (self._home / ROUTES).unlink(missing_ok=True)
         self._worker.shutdown()
+        if self._elsewhere is not None:
+            self._elsewhere.close()
         self._program.close()
 
     def counters(self) -> Mapping[str, int]:
@@ -231,32 +236,47 @@ class TcHeaders:
     def _flow_of(self, key: FlowKey) -> _Flow | None:
         return self._flows.get(_canonical(key))
 
-    def _forget(self, flow: _Flow) -> None:
-        """In the program, unless another has the same 5-tuple."""
+    def _places_of(self, key: FlowKey) -> list[int]:
+        """Where a flow's packets are looked for: everywhere, where it is not known in which namespace it is."""
+        if key.namespace:
+            return [self._places.get(key.namespace, 0)]
+        return [0, *self._places.values()]
+
+    def _forget(self, flow: _Flow, places: Iterable[int]) -> None:
         name = flow.key.within(0)
-        same = self._same[name]
-        same.remove(flow)
-        if same:
-            self._write(same[-1])
-            return
-        del self._same[name]
-        for direction in (name, name.reversed()):
-            self._program.remove(direction)
+        for place in places:
+            for direction in (name, name.reversed()):
+                self._program.remove(direction, place=place)
 
     def _write(self, flow: _Flow) -> None:
-        name, tag = flow.key.within(0), flow.tag
-        if any(one.tag != tag for one in self._same[name]):
-            # Which one a packet belongs to cannot be said.
-            for direction in (name, name.reversed()):
-                self._program.remove(direction)
-            self._failures["tc_same_elsewhere"] += 1
-            return
-        for direction in (name, name.reversed()):
-            try:
-                self._program.put(direction, tag, path_mtu=flow.room.path_mtu, reserved=flow.room.reserved)
-            except OSError:
-                self._program.remove(name)
-                raise
+        name, room = flow.key.within(0), flow.room
+        try:
+            for place in self._places_of(flow.key):
+                for direction in (name, name.reversed()):
+                    self._program.put(direction, flow.tag, place=place, path_mtu=room.path_mtu, reserved=room.reserved)
+        except OSError:
+            self._forget(flow, self._places_of(flow.key))
+            raise
+
+    async def _came(self, namespace: Found, place: int) -> None:
+        """A namespace is looked into from now on: its flows were looked for where they leave ours until now."""
+        number = namespace.number
+        for flow in self._flows.values():
+            if flow.key.namespace == number:
+                self._forget(flow, [0])
+        self._places[number] = place
+        for flow in list(self._flows.values()):
+            if flow.key.namespace in (0, number):
+                try:
+                    self._write(flow)
+                except OSError:
+                    self._failures["unmarked_table_full"] += 1
+
+    async def _gone(self, number: int) -> None:
+        place = self._places.pop(number)
+        for flow in self._flows.values():
+            if flow.key.namespace in (0, number):
+                self._forget(flow, [place])
 
     def _set_room(self, flow: _Flow, room: Room) -> None:
         flow.room = room
@@ -289,9 +309,13 @@ class TcHeaders:
                 continue
             seen = narrowed
             for flow in list(self._flows.values()):
-                found = [self._program.peer_mtu(one) for one in (flow.key, flow.key.reversed())] if flow.place else []
+                found = self._peer_mtus(flow) if flow.place else []
                 if any(found) and flow.place and self._routes.learn_of_peer(flow.place, min(filter(None, found))):
                     self._due.set()
+
+    def _peer_mtus(self, flow: _Flow) -> list[int]:
+        ends = (flow.key, flow.key.reversed())
+        return [self._program.peer_mtu(one, place=place) for place in self._places_of(flow.key) for one in ends]
 
     async def _keep_looking(self) -> None:
         """At interfaces and routes: when something has changed, and every so often."""

@@ -18,6 +18,7 @@ from scitags_core import exthdr, firefly
 from scitags_core.flow import FlowEvent, FlowKey, FlowState
 from scitags_core.tag import Tag
 from tests.netns.containers import FLOW, PORT, STORAGE, Agent, Connection, Container, named, until
+from tests.netns.test_extension_header import DESTINATION, Tap, headers_of
 from tests.netns.watching import ATLAS, CMS
 
 RULE = f"""
@@ -280,3 +281,33 @@ def test_a_firefly_of_dcache_means_a_connection_in_the_container_with_the_pool(s
             assert agent.places() == [one.inside.path]
             [flow] = agent.flows()
             assert (flow["src"], flow["src_port"]) == (one.client, connection.key.dst_port)
+
+
+def test_headers_at_tc_are_those_of_each_container(two: tuple[Container, Container], start: Start, bpf: None) -> None:
+    """With room by a route in each of them."""
+    one, other = two
+    backend = '[[backend]]\nkind = "extension_header"\nmode = "tc"\nrescan = 0.2\n'
+    agent = start([one.inside.path, other.inside.path], backend)
+    taps = [Tap(container.outside, "client0") for container in two]
+    try:
+        with one.connect() as first, other.connect() as second:
+            one.say(agent, event(ATLAS))
+            until(lambda: headers(taps[0], first) == {((DESTINATION, ATLAS),)}, "the header")
+            assert headers(taps[1], second) == {()}
+            other.say(agent, event(CMS))
+            until(lambda: headers(taps[1], second) == {((DESTINATION, CMS),)}, "the other header")
+            assert headers(taps[0], first) == {((DESTINATION, ATLAS),)}
+            until(lambda: agent.status()["backends"]["extension_header"]["routes"] == 2, "both routes")
+            other.say(agent, event(CMS, state="end"))
+            until(lambda: headers(taps[1], second) == {()}, "the end of the other header")
+            assert headers(taps[0], first) == {((DESTINATION, ATLAS),)}
+    finally:
+        for tap in taps:
+            tap.close()
+
+
+def headers(tap: Tap, connection: Connection) -> set[tuple[tuple[int, Tag | None], ...]]:
+    """Of the storage's packets of some data sent now."""
+    tap.packets()
+    connection.send()
+    return headers_of([packet for packet in tap.packets(connection.key) if packet.payload])

@@ -44,7 +44,7 @@ from scitags_core.roles import KEEP, BackendKind, Expectation, FlowMark, Inherit
 from scitags_core.tag import Tag
 
 if TYPE_CHECKING:
-    from scitags_agent.marker_elsewhere import ProgramsElsewhere
+    from scitags_agent.marker_elsewhere import MarkerElsewhere
     from scitags_agent.marker_places import Places
     from scitags_agent.namespaces import Finder
 
@@ -163,7 +163,7 @@ class Marker:
         self._program: MarkerProgram | None = None
         self._socket_labels: SocketLabels | None = None
         self._placement: Placement | None = None
-        self._elsewhere: ProgramsElsewhere | None = None
+        self._elsewhere: MarkerElsewhere | None = None
         self._marks: dict[FlowKey, Mark] = {}  # by the direction whose key sorts first
         self._removals: deque[tuple[float, list[FlowKey]]] = deque()  # the next first
         self._remover: asyncio.TimerHandle | None = None
@@ -187,15 +187,15 @@ class Marker:
         self._socket_labels = await self._ask_the_kernel()
         settings = self._settings
         if self._places is not None and self._program.loader == "libbpf":
-            from scitags_agent.marker_elsewhere import ProgramsElsewhere  # noqa: PLC0415
+            from scitags_agent.marker_elsewhere import MarkerElsewhere  # noqa: PLC0415
 
-            self._elsewhere = ProgramsElsewhere(self._program, self._places, self._socket_labels, self._carry_out)
+            self._elsewhere = MarkerElsewhere(self._program, self._places, self._socket_labels, self._carry_out)
         self._placement = placement = Placement(
             self._program,
             settings.interfaces,
             name=FILTER_NAME,
             namespaces=settings.namespaces,
-            elsewhere=self._elsewhere,
+            elsewhere=self._elsewhere.programs if self._elsewhere is not None else None,
             way=settings.attach,
             home=self._home,
             looked=self._set_static,
@@ -266,7 +266,7 @@ class Marker:
         if home is not None:
             (home / KEEP).touch()
         if self._elsewhere is not None:
-            self._elsewhere.close()
+            self._elsewhere.programs.close()
         if self._program is not None:
             self._program.close()
             self._program = None
@@ -494,7 +494,7 @@ class Marker:
         for key in keys:
             self._count_unmarked(key, reason)
 
-    async def _keep_following(self, elsewhere: ProgramsElsewhere, finder: Finder) -> None:
+    async def _keep_following(self, elsewhere: MarkerElsewhere, finder: Finder) -> None:
         while True:
             await asyncio.sleep(self._settings.rescan)
             try:
