@@ -16,6 +16,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 
 from scitags_agent.bpf.connections import namespace_of, own_namespace
 from scitags_agent.bpf.namespaces import enter, in_passing_thread
@@ -94,6 +95,7 @@ class OpenNamespace:
 
 
 Watcher = Callable[[OpenNamespace], None]
+_Looked = tuple[dict[int, Found], dict[int, OpenNamespace], float]
 
 
 class Namespaces:
@@ -167,7 +169,8 @@ class Namespaces:
         """Look now, when that was not done too often."""
         began = time.monotonic()
         if began >= self._next_hurried and not self._is_busy and self._users:
-            self._apply(*in_passing_thread(self._look).result())
+            with contextlib.suppress(OSError, RuntimeError):
+                self._apply(*in_passing_thread(self._look).result())
             self._next_hurried = began + (time.monotonic() - began) / HURRIED_SHARE
 
     async def _keep_looking(self) -> None:
@@ -177,8 +180,8 @@ class Namespaces:
             began = time.thread_time()
             self._is_busy = True
             try:
-                looked = await asyncio.wrap_future(in_passing_thread(self._timed_look))
-            except OSError as error:
+                looked = await self._looked_in_thread()
+            except (OSError, RuntimeError) as error:  # there may be no thread to be had
                 log.debug("namespaces cannot be looked for: %s", error)
                 continue
             finally:
@@ -186,7 +189,16 @@ class Namespaces:
             self._apply(looked[0], looked[1])
             pause = max(LOOK_SECONDS, (time.thread_time() - began + looked[2]) / LOOK_SHARE)
 
-    def _timed_look(self) -> tuple[dict[int, Found], dict[int, OpenNamespace], float]:
+    async def _looked_in_thread(self) -> _Looked:
+        """What is there, what of it is new, and the seconds that it took."""
+        future = in_passing_thread(self._timed_look)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            future.add_done_callback(_close_opened)
+            raise
+
+    def _timed_look(self) -> _Looked:
         return *self._look(), time.thread_time()
 
     def _look(self) -> tuple[dict[int, Found], dict[int, OpenNamespace]]:
@@ -230,6 +242,13 @@ class Namespaces:
         self._by_cookie.pop(one.cookie, None)
         one.close()
         log.info("namespace %s has gone, or is left", one.name)
+
+
+def _close_opened(future: Future[_Looked]) -> None:
+    """What nobody waits for any more."""
+    if not future.cancelled() and future.exception() is None:
+        for one in future.result()[1].values():
+            one.close()
 
 
 _shared: dict[tuple[str, ...], Namespaces] = {}

@@ -151,15 +151,27 @@ class Agent:
         self._collector.bind(("::1", 0))
         self._collector.setblocking(False)
         self._events: list[FlowEvent] = []
-        self._config.write_text(
-            f"[agent]\nstate_directory = '{directory}/state'\nnamespaces = {namespaces}\n"
+        self._rest = (
             "[table]\ngone_seconds = 0.2\n"
             f"[[source]]\nkind = 'unix'\npath = '{self.socket}'\n"
             f"[[source]]\nkind = 'named_pipe'\npath = '{self.pipe}'\n"
             "[[backend]]\nkind = 'firefly'\nto_destination = false\n"
             f"collectors = ['[::1]:{self._collector.getsockname()[1]}']\n{more}\n"
         )
+        self._state = directory / "state"
+        self._configure(namespaces)
         self._start()
+
+    def _configure(self, namespaces: list[str]) -> None:
+        head = f"[agent]\nstate_directory = '{self._state}'\nnamespaces = {namespaces}\n"
+        self._config.write_text(head + self._rest)
+
+    def reload(self, namespaces: list[str]) -> None:
+        """With other namespaces than before."""
+        self._configure(namespaces)
+        before = self.log.count("the configuration has been read again")
+        self.process.send_signal(signal.SIGHUP)
+        until(lambda: self.log.count("the configuration has been read again") > before, "the new configuration")
 
     def _start(self) -> None:
         with self._log.open("ab") as log:

@@ -311,3 +311,18 @@ def headers(tap: Tap, connection: Connection) -> set[tuple[tuple[int, Tag | None
     tap.packets()
     connection.send()
     return headers_of([packet for packet in tap.packets(connection.key) if packet.payload])
+
+
+def test_namespaces_may_be_changed_while_the_agent_runs(
+    two: tuple[Container, Container], start: Start, bpf: None
+) -> None:
+    one, other = two
+    agent = start([one.inside.path], RULE + MARKED)
+    with one.connect(), other.connect() as second:
+        until(lambda: agent.places() == [one.inside.path], "the flow")
+        agent.reload([other.inside.path])
+        until(lambda: other.inside.path in agent.places(), "the other flow")
+        until(lambda: second.tags() == {ATLAS}, "the mark")
+        assert agent.status()["namespaces"]["present"] == 1
+        agent.reload([])
+        assert "namespaces" not in agent.status()
