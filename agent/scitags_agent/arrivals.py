@@ -39,6 +39,11 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
     stood: float
     asked: float
 
+    @property
+    def before(self) -> float:
+        """When no packet of it had been sent yet."""
+        return self.stood - (self.stood - self.asked) / SURE_SHARE
+
 
 class Arrivals:
     """The program in the kernel, and what it has told lately. To be used in one event loop alone."""

@@ -52,6 +52,8 @@ LAST_RESTART_SECONDS = 30.0
 REFUSALS_LOGGED = 20  # for each source; a peer that sends rubbish must not fill the disk
 REASONS_COUNTED = 50  # for each source
 MATCHES_WAITING = 4096
+# A report that is made of a connection may have a time that is so much before that of the connection.
+CLOCKS_SECONDS = 0.001
 OWN = "table"  # the source of the events that the agent makes by itself
 
 _QUOTED = re.compile(r"0x[0-9a-f]+|'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\d+")
@@ -543,7 +545,12 @@ class Daemon:
 
             if self._host is None:
                 self._host = Host()
-            self._matcher = Matcher(self._host, wait=self._config.table.match_seconds, expect=self._expect)
+            self._matcher = Matcher(
+                self._host,
+                wait=self._config.table.match_seconds,
+                expect=self._expect,
+                is_announced=self._is_announced,
+            )
             if self._ledger is not None:
                 self._matcher.have_seen(key for key in self._ledger.seen() if key in self.table)
         return self._matcher
@@ -563,6 +570,13 @@ class Daemon:
                 if one is not None:
                     expected.append(one)
         return expected
+
+    def _is_announced(self, key: FlowKey, when: float) -> bool:
+        """Whether a transfer on exactly this connection had begun then, by time.monotonic."""
+        began = [one for one in (self.table.began(key), self.table.began(key.reversed())) if one is not None]
+        if not began:
+            return False
+        return min(began) < datetime.now(UTC) - timedelta(seconds=time.monotonic() - when + CLOCKS_SECONDS)
 
     def _note_seen(self, matcher: Matcher) -> None:
         """Write down whose connections were there: one that goes while no agent looks is still found to be gone."""

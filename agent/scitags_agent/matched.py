@@ -15,6 +15,7 @@ class Matched:
     def __init__(self) -> None:
         self._known: OrderedDict[FlowKey, deque[tuple[FlowKey, int]]] = OrderedDict()
         self._claimed: Counter[int] = Counter()  # cookies of the connections of flows under way
+        self._stood_for: Counter[FlowKey] = Counter()  # the 5-tuples of those
 
     def __len__(self) -> int:
         return len(self._known)
@@ -26,15 +27,20 @@ class Matched:
         """Whether a flow under way has the connection."""
         return cookie in self._claimed
 
+    def has_stood_for(self, key: FlowKey) -> bool:
+        """Whether a report stands for this 5-tuple, in this direction or the other."""
+        return key in self._stood_for or key.reversed() in self._stood_for
+
     def add(self, reported: FlowKey, key: FlowKey, cookie: int) -> None:
         """A flow has begun. Of those that never end the longest untouched are forgotten."""
         self._known.setdefault(reported, deque()).append((key, cookie))
         self._known.move_to_end(reported)
         self._claimed[cookie] += 1
+        self._stood_for[key] += 1
         while len(self._known) > MATCHES_REMEMBERED:  # their ends were lost
             _, forgotten = self._known.popitem(last=False)
-            for _, old in forgotten:
-                self._release(old)
+            for one, old in forgotten:
+                self._release(one, old)
 
     def oldest(self, reported: FlowKey) -> FlowKey | None:
         """The connection's 5-tuple of the flow that began first."""
@@ -47,12 +53,15 @@ class Matched:
         if not known:
             return None
         key, cookie = known.popleft()
-        self._release(cookie)
+        self._release(key, cookie)
         if not known:
             del self._known[reported]
         return key
 
-    def _release(self, cookie: int) -> None:
+    def _release(self, key: FlowKey, cookie: int) -> None:
         self._claimed[cookie] -= 1
         if not self._claimed[cookie]:
             del self._claimed[cookie]
+        self._stood_for[key] -= 1
+        if not self._stood_for[key]:
+            del self._stood_for[key]

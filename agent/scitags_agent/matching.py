@@ -35,7 +35,7 @@ from collections.abc import Set as AbstractSet
 
 import msgspec
 
-from scitags_agent.arrivals import Arrivals
+from scitags_agent.arrivals import Arrival, Arrivals
 from scitags_agent.bpf.connections import ConnectionsUnavailable
 from scitags_agent.candidates import GRACE_SECONDS, YOUNG_SECONDS, Place, Ports, as_it_is, place_of
 from scitags_agent.connections import OPEN_STATES, Connection, dump
@@ -66,13 +66,20 @@ TURNS_TO_A_START = 3
 
 _FOREVER_AGO = float("-inf")
 Expect = Callable[[FlowKey, Tag, float, float], Sequence[Expectation]]
+IsAnnounced = Callable[[FlowKey, float], bool]
 
 
 class Matcher:
     """Matches reports to this host's connections. One for an agent; to be used in its event loop alone."""
 
     def __init__(
-        self, host: Host, *, wait: float = WAIT_SECONDS, watch: bool = True, expect: Expect = lambda *_: ()
+        self,
+        host: Host,
+        *,
+        wait: float = WAIT_SECONDS,
+        watch: bool = True,
+        expect: Expect = lambda *_: (),
+        is_announced: IsAnnounced = lambda *_: False,
     ) -> None:
         """Ready to match.
 
@@ -81,9 +88,11 @@ class Matcher:
         watch    have the kernel tell of connections
         expect   has backends mark a connection to come, given its place, its tag, and from when to when it may have
                  been asked for (scitags_core.roles.ExpectsConnections)
+        is_announced  whether somebody had told of exactly this connection at that time, before it came
         """
         self._wait = wait
         self._have_expected = expect
+        self._is_announced = is_announced
         self._host = host
         self._arrivals: Arrivals | None = None
         self._may_watch = watch
@@ -330,21 +339,30 @@ class Matcher:
 
     def _give_out(self, place: Place, until: float) -> None:
         """What came until then goes to the starts of a place, in the order in which it came."""
-        assert self._arrivals is not None
         here = [one for one in self._waiting if one.place == place]
-        fitting = [
-            one for one in self._arrivals.between(place.near, place.far) if one.stood <= until and place.fits(one.key)
-        ]
+        come = self._come(place, until)
+        fitting = [one for one in come if not self._is_known_otherwise(one)]
         for arrival in fitting:
             if self._free((arrival.cookie,)):
                 free = set(self._free(one.cookie for one in fitting))
                 unsure = [one for one in fitting if one.cookie in free]
                 self._assign([(one, one.meant_by(arrival, unsure)) for one in could_mean(here, arrival)])
-        told = {one.cookie for one in fitting}
+        told = {one.cookie for one in come}
         self._release(here, told)
         for start in here:
             if not start.found.done():
                 self._expect_again(start, told)
+
+    def _come(self, place: Place, until: float) -> list[Arrival]:
+        """What fits a place and came until then, the oldest first."""
+        assert self._arrivals is not None
+        told = self._arrivals.between(place.near, place.far)
+        return [one for one in told if one.stood <= until and place.fits(one.key)]
+
+    def _is_known_otherwise(self, arrival: Arrival) -> bool:
+        """Whether it was told of by its true 5-tuple before it came; one that a report stands for may be an earlier."""
+        key = arrival.key
+        return self._is_announced(key, arrival.before) and not self._matched.has_stood_for(key)
 
     # --- what is marked before we hear of it --------------------------------------------------------
 
@@ -383,11 +401,9 @@ class Matcher:
 
     def _has_come(self, one: Waiting, until: float) -> bool:
         """Whether something that it may mean came until then, and has not been given to anybody."""
-        assert self._arrivals is not None
-        place = one.place
         return any(
-            one.sent <= arrival.stood <= until and place.fits(arrival.key) and self._free((arrival.cookie,))
-            for arrival in self._arrivals.between(place.near, place.far)
+            one.sent <= arrival.stood and self._free((arrival.cookie,)) and not self._is_known_otherwise(arrival)
+            for arrival in self._come(one.place, until)
         )
 
     def _assign(self, choices: list[tuple[Waiting, Options]]) -> None:

@@ -91,6 +91,11 @@ class FlowTable:
     def __contains__(self, key: FlowKey) -> bool:
         return key in self._flows
 
+    def began(self, key: FlowKey) -> datetime | None:
+        """When the oldest transfer on a 5-tuple that is under way began; None when there is none."""
+        flow = self._flows.get(key)
+        return flow.users[0].start_time if flow is not None and flow.users else None
+
     def flows(self) -> Iterator[tuple[FlowKey, Flow]]:
         """Every flow, the longest silent first."""
         return iter(self._flows.items())

@@ -88,18 +88,19 @@ class Download:
 
     def __init__(self, pool: Pool, host: Namespace, address: str, tag: Tag | None) -> None:
         self._pool, self._host, self._address, self.tag = pool, host, address, tag
-        self._at_door = self._connect(DOOR)
+        self._at_door = self._connect(DOOR, next(_client_ports))
+        self.next_port = next(_client_ports)  # of the connection to the pool
         self._told = pool.accept_at_door()
         self.client: socket.socket | None = None
         self.server: socket.socket | None = None
         self._began = 0.0
         self._sent = 0
 
-    def _connect(self, port: int) -> socket.socket:
+    def _connect(self, port: int, own: int) -> socket.socket:
         with self._host.entered():
             one = socket.socket(socket.AF_INET6)
         one.settimeout(SECONDS)
-        one.bind((self._address, next(_client_ports)))
+        one.bind((self._address, own))
         one.connect((self._pool.address, port))
         return one
 
@@ -116,7 +117,7 @@ class Download:
 
     def connect(self) -> None:
         """The client follows the redirect."""
-        self.client = self._connect(POOL)
+        self.client = self._connect(POOL, self.next_port)
         self.server = self._pool.accept()
         self.client.sendall(b"GET /file HTTP/1.1\r\n\r\n")
         assert self.server.recv(1 << 10)

@@ -11,7 +11,7 @@ import pytest
 from scitags_agent.client import AgentClient
 from scitags_core.flow import FlowEvent, FlowKey, FlowState
 from tests.agent.conftest import STOP_SECONDS, wait_for
-from tests.dcache.conftest import ANALYSIS, CAROL, PRODUCTION, Site
+from tests.dcache.conftest import ANALYSIS, CAROL, PRODUCTION, STATUS_SECONDS, Site
 from tests.dcache.pool import POOL, Download
 from tests.netns.conftest import ALICE, BOB
 
@@ -130,6 +130,28 @@ def test_of_any_source_that_does_not_know_the_far_port(
         assert set(site.tags()[one.ports]) == {PRODUCTION}
         one.close()
     assert site.marker()["expected_met"] == 2
+
+
+@pytest.mark.parametrize("labelling_site", ["kernel"], indirect=True)
+def test_one_that_is_announced_by_its_own_5_tuple_is_not_what_was_expected(labelling_site: Site) -> None:
+    """Of the same client to the same port, as a start waits: it bears its own tag, and the next that of the start."""
+    site = labelling_site
+    waiting, announced = site.download(PRODUCTION), site.download(None)
+    own = FlowEvent(state=FlowState.START, key=FlowKey.of(ALICE, POOL, BOB, announced.next_port), tag=ANALYSIS)
+    with AgentClient(str(site.agent.socket)) as client:
+        assert client.announce([own], timeout=STATUS_SECONDS) == []
+    waiting.tell()
+    site.expects(1)
+    announced.connect()
+    announced.send(OCTETS)
+    waiting.connect()
+    waiting.send(OCTETS)
+    tags = site.tags()
+    assert set(tags[announced.ports]) == {ANALYSIS}
+    assert set(tags[waiting.ports]) == {PRODUCTION}
+    wait_for(lambda: site.matching()["matched"] == 1, what="the match")
+    for download in (announced, waiting):
+        download.end()
 
 
 def expires(site: Site, one: Download) -> None:

@@ -230,9 +230,10 @@ class Pool:
         # Of connections that come just before one is expected and just after, when is_busy.
         self.quicker: list[tuple[socket.socket, socket.socket]] = []
         self.is_busy = False
+        self.announced = 0  # the port of alice's of a connection that has been told of
         self.host = Host()
         stack.callback(self.host.close)
-        self.matcher = Matcher(self.host, wait=2.0, expect=self._expect)
+        self.matcher = Matcher(self.host, wait=2.0, expect=self._expect, is_announced=self._is_announced)
         self.matcher.begin_to_watch()
 
     def _walk(self) -> None:
@@ -248,6 +249,10 @@ class Pool:
             self.quicker.append(self.connect(40001))
         self.is_busy = False
         return [one]
+
+    def _is_announced(self, key: FlowKey, when: float) -> bool:
+        assert when < time.monotonic()
+        return key.dst_port == self.announced
 
     def connect(self, source_port: int) -> tuple[socket.socket, socket.socket]:
         client, server = self._hosts.connect(source_port)
@@ -356,6 +361,20 @@ def test_where_one_that_is_reported_truly_meets_it_the_next_bears_the_label(at_t
         assert is_labelled(link, seen)
         assert met(await start) == 40001
         assert (pool.counters["expected_wrongly"], pool.counters["expected_met"]) == (1, 1)
+
+    at_the_pool(test)
+
+
+def test_where_one_that_was_told_of_before_meets_it_the_next_bears_the_label(at_the_pool: Run, seen: Seen) -> None:
+    async def test(pool: Pool) -> None:
+        pool.announced = 40000
+        start = asyncio.create_task(pool.matcher.match(report(PRODUCTION), sent=time.monotonic()))
+        await pool.expected(1)
+        other = pool.connect(40000)
+        await pool.expected(2)  # the same again
+        assert not is_labelled(other, seen)
+        assert is_labelled(pool.connect(40001), seen)
+        assert met(await start) == 40001
 
     at_the_pool(test)
 
