@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -52,9 +51,16 @@ class MarkerElsewhere:
         for number in self._followed - found.keys():
             self._followed.remove(number)
             await self._gone(number)
+            self.programs.give_back(number)
         for number in found.keys() - self._followed:
-            with contextlib.suppress(FileNotFoundError):  # it has gone again
-                await self._came(found[number], self.programs.next_place())
+            place = self.programs.take_place(number)
+            try:
+                await self._came(found[number], place)
+            except OSError as error:
+                self.programs.give_back(number)
+                if not isinstance(error, FileNotFoundError):  # it may have gone again
+                    raise
+            else:
                 self._followed.add(number)
 
     async def _came(self, namespace: Found, place: int) -> None:

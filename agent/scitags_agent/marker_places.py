@@ -56,7 +56,7 @@ class Places:
     def come(self, namespace: int, place: int) -> list[FlowChange]:
         """It is looked into from now on; what is to be carried out for flows that are under way.
 
-        place stands for it, 1..MAX_PLACE, and has stood for no other.
+        place stands for it, 1..MAX_PLACE, and for no other.
         """
         self._places[namespace] = place
         found = [_within(namespace, change) for change in self._anywhere.values()]

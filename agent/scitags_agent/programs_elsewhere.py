@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
+from scitags_agent.bpf.layout import MAX_PLACE
+from scitags_agent.bpf.libbpf import MarkerUnavailable
 from scitags_agent.bpf.placement import Program
 from scitags_agent.namespaces import Found
 
@@ -35,20 +37,34 @@ class ProgramsElsewhere:
         self._load, self._came, self._gone = load, came, gone
         self._loop = asyncio.get_running_loop()
         self._loaded: dict[int, Closable] = {}
-        self._places = itertools.count(1)
+        self._places: dict[int, int] = {}  # by the numbers of the namespaces
+        # What has stood for another is used again as late as may be: flows that were there are forgotten by then.
+        self._free = deque(range(1, MAX_PLACE + 1))
 
-    def next_place(self) -> int:
-        """One that stands for no other namespace."""
-        return next(self._places)
+    def take_place(self, number: int) -> int:
+        """One that stands for this namespace from now on. MarkerUnavailable when there are too many."""
+        if not self._free:
+            raise MarkerUnavailable(f"no more than {MAX_PLACE} network namespaces can be told apart")
+        place = self._places[number] = self._free.popleft()
+        return place
+
+    def give_back(self, number: int) -> None:
+        """The place of a namespace that has gone."""
+        self._free.append(self._places.pop(number))
 
     def come(self, namespace: Found) -> Program:
         """The program of a namespace, with the flows that are there. Raises MarkerUnavailable, OSError."""
-        place = self.next_place()
-        loaded = self._load(place)
+        place = self.take_place(namespace.number)
+        try:
+            loaded = self._load(place)
+        except BaseException:
+            self.give_back(namespace.number)
+            raise
         try:
             asyncio.run_coroutine_threadsafe(_awaited(self._came(namespace, place)), self._loop).result()
         except BaseException:
             loaded.close()
+            self.give_back(namespace.number)
             raise
         self._loaded[namespace.number] = loaded
         return loaded
@@ -57,6 +73,7 @@ class ProgramsElsewhere:
         """A namespace has gone."""
         asyncio.run_coroutine_threadsafe(_awaited(self._gone(number)), self._loop).result()
         self._loaded.pop(number).close()
+        self.give_back(number)
 
     def close(self) -> None:
         """Give all programs back to the kernel."""

@@ -207,7 +207,7 @@ class Marker:
                 from scitags_agent.namespaces import Finder  # noqa: PLC0415
 
                 finder = Finder(settings.namespaces)
-                await self._elsewhere.follow(finder)
+                await self._follow(self._elsewhere, finder)
                 self._watch = asyncio.create_task(self._keep_following(self._elsewhere, finder))
             return
         await placement.start()
@@ -497,12 +497,15 @@ class Marker:
     async def _keep_following(self, elsewhere: MarkerElsewhere, finder: Finder) -> None:
         while True:
             await asyncio.sleep(self._settings.rescan)
-            try:
-                await elsewhere.follow(finder)
-            except OSError as error:
-                self._counters["failed_scans"] += 1
-                if self._counters["failed_scans"] == 1:
-                    log.error("the namespaces cannot be looked at: %s (said once, counted from here)", error)
+            await self._follow(elsewhere, finder)
+
+    async def _follow(self, elsewhere: MarkerElsewhere, finder: Finder) -> None:
+        try:
+            await elsewhere.follow(finder)
+        except (OSError, MarkerUnavailable) as error:
+            self._counters["failed_scans"] += 1
+            if self._counters["failed_scans"] == 1:
+                log.error("the namespaces cannot be looked at: %s (said once, counted from here)", error)
 
     async def _keep_looking(self, placement: Placement) -> None:
         while True:

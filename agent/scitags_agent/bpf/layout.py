@@ -15,7 +15,7 @@ import msgspec
 from scitags_core.flow import FlowKey
 
 MAX_STATIC = 4096
-MAX_PLACE = (1 << 24) - 1
+MAX_PLACE = 255  # an octet beside the protocol
 FLOW_KEY_OCTETS = 40
 SLOT_OCTETS = 48
 WAYS = 5
