@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from scitags_agent.client import AgentClient, AgentUnavailable
+from scitags_agent.namespaces import NAMED
 from scitags_core import firefly, label
 from scitags_core.flow import FlowEvent, FlowKey
 from scitags_core.tag import Tag
@@ -253,10 +254,18 @@ class Agent:
 
 @contextlib.contextmanager
 def named(container: Container, name: str) -> Iterator[str]:
-    """A name that `ip netns` knows, for as long as this lasts."""
+    """A name that `ip netns` knows, for as long as this lasts; without what that would leave behind."""
     unique = f"scitags-{os.getpid()}-{name}"
-    subprocess.run(["ip", "netns", "attach", unique, str(container.inside.pid)], check=True)
+    is_new = not NAMED.exists()
+    NAMED.mkdir(exist_ok=True)
+    place = NAMED / unique
+    place.touch()
+    subprocess.run(["mount", "--bind", container.inside.path, str(place)], check=True)
     try:
         yield unique
     finally:
-        subprocess.run(["ip", "netns", "delete", unique], check=False, stderr=subprocess.DEVNULL)
+        subprocess.run(["umount", str(place)], check=True)
+        place.unlink()
+        if is_new:
+            with contextlib.suppress(OSError):  # somebody else may use it by now
+                NAMED.rmdir()
