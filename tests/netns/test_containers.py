@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -165,11 +166,11 @@ def links(container: Container) -> str:
 
 def test_one_that_comes_later_is_found_by_its_name_and_again_by_the_next_agent(start: Start, bpf: None) -> None:
     with Container("one") as one, ExitStack() as stack:
-        name = "scitags-later"
-        agent = start([f"scitags-*-{name}"], RULE + MARKED)
-        assert f"namespace scitags-*-{name}: there is none now" in agent.log
+        pattern = f"scitags-{os.getpid()}-late*"
+        agent = start([pattern], RULE + MARKED)
+        assert f"namespace {pattern}: there is none now" in agent.log
         connection = stack.enter_context(one.connect())
-        unique = stack.enter_context(named(one, name))
+        unique = stack.enter_context(named(one, "later"))
         until(lambda: agent.places() == [unique], "the flow")
         until(lambda: connection.tags() == {ATLAS}, "the mark")
         agent.restart(signal.SIGKILL)
