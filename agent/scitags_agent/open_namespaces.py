@@ -42,8 +42,9 @@ class OpenNamespace:
         self.number, self.name = found.number, found.name
         self._spare: list[socket.socket] = []
         with contextlib.ExitStack() as undo:
-            # Whatever becomes of the file that it was found by: the process of a pid may end before the namespace does.
-            self._door = os.open(found.path, os.O_RDONLY | os.O_CLOEXEC)
+            # Not the file that it was found by, whose file system could not be unmounted then; and which may go before
+            # the namespace does.
+            self._door = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
             undo.callback(os.close, self._door)
             netlink = open_netlink()
             self.cookie = namespace_of(netlink)

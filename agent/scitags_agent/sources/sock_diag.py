@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from typing import Annotated
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 SOCKETS_AT_ONCE = 256
 # A look takes no more than this share of the time, however many sockets there are.
 SHARE = 0.05
+OVER_REMEMBERED = 1 << 14
 
 
 class SockDiagSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -71,6 +73,8 @@ class SockDiag:
         self._protocols = sorted(asked)
         # Every socket that was seen, by namespace and protocol, and by cookie; None where no rule gave a tag.
         self._known: dict[tuple[int, Transport], dict[int, _Told | None]] = {}
+        self._missing: set[int] = set()  # those that the last look did not see, of which the kernel has not told yet
+        self._over: OrderedDict[int, None] = OrderedDict()  # of whose ends the kernel may tell yet
         self._host: Host | None = None
         self._departures: HostDepartures | None = None
 
@@ -134,6 +138,7 @@ class SockDiag:
     def _all_gone(self, namespace: int, sink: EventSink) -> None:
         for protocol in self._protocols:
             for cookie, told in self._known.pop((namespace, protocol), {}).items():
+                self._missing.discard(cookie)
                 if told is not None:
                     sink.accept(self._event(FlowState.END, cookie, told))
 
@@ -159,7 +164,15 @@ class SockDiag:
         if told is not None:
             found = host.find(told.key, zone=told.zone, details=False)
             if found is not None and found.cookie == cookie and found.state in OPEN_STATES:
+                self._missing.discard(cookie)
                 return
+            if self._departures is not None and cookie not in self._missing:
+                self._missing.add(cookie)  # the kernel tells of a socket a moment after it has gone
+                return
+            self._missing.discard(cookie)
+            self._over[cookie] = None
+            if len(self._over) > OVER_REMEMBERED:
+                self._over.popitem(last=False)
             sink.accept(self._event(FlowState.END, cookie, told))
         known.pop(cookie, None)
 
@@ -167,6 +180,9 @@ class SockDiag:
         if connection.protocol not in self._protocols:
             return
         known = self._known.setdefault((connection.namespace, connection.protocol), {})
+        self._missing.discard(connection.cookie)
+        if connection.cookie in self._over:
+            return
         usage = _usage_of(connection) if connection.remote_port else None
         if connection.cookie in known:
             told = known.pop(connection.cookie)
