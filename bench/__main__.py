@@ -9,7 +9,19 @@ import sys
 
 import bench
 
-SUPPORT = {"__main__", "children", "look", "measure", "paths", "peer", "resampling", "sc24_picture", "streams", "ways"}
+SUPPORT = {
+    "__main__",
+    "children",
+    "look",
+    "measure",
+    "paths",
+    "peer",
+    "resampling",
+    "sc24_picture",
+    "streams",
+    "ways",
+    "witnesses",
+}
 
 
 def main(arguments: list[str]) -> None:

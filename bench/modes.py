@@ -101,7 +101,7 @@ def sent_packets(alice: Namespace) -> int:
 def marked(on: Hosts, flow: FlowKey, way: Way) -> Iterator[None]:
     """A flow that is known before its connection opens, but for the header on the socket."""
     if way.label:
-        on.kernel.put(pack_key(flow).octets, label.encode(*TAG, 5))
+        on.kernel.put(pack_key(flow), label.encode(*TAG, 5))
     if not way.header.startswith("tc"):
         yield
         return

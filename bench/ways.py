@@ -85,12 +85,12 @@ class LabelByKernel:
 
     def put_on(self, streams: Sequence[Stream]) -> None:
         for one in streams:
-            self._labels.put(pack_key(one.key).octets, one.label)
+            self._labels.put(pack_key(one.key), one.label)
         self._walk()
 
     def take_off(self, streams: Sequence[Stream]) -> None:
         for one in streams:
-            self._labels.remove(pack_key(one.key).octets)
+            self._labels.remove(pack_key(one.key))
         self._walk()
 
     def _walk(self) -> None:

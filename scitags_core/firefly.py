@@ -9,7 +9,7 @@ Source: firefly schema version 1; port 10514 by convention of the initiative.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, cast
@@ -105,25 +105,60 @@ class Bundle:
 
     def encode(self, event: FlowEvent) -> bytes:
         """The datagram for an event. Raises InvalidValue as encode() does."""
-        key, start = event.key, event.start_time
-        end = event.end_time if event.state is _END else None
-        is_plain = event.usage is None and not event.extra and (event.state is _START or end)
-        if is_plain and start is not None and key.src_port and key.dst_port and event.application.isascii():
-            opening = self._openings.get((start, end)) or self._opening(start, end)
-            afi = "ipv6" if ":" in key.src else "ipv4"
-            datagram = (
-                f'{opening}"flow-id":{{"afi":"{afi}","src-ip":"{key.src}","dst-ip":"{key.dst}",'
-                f'"protocol":"{key.protocol}","src-port":{key.src_port},"dst-port":{key.dst_port}}},'
-                f"{_closing(event.tag, event.application)}"
-            ).encode("ascii")
-            if len(datagram) <= self._max_octets:
-                return datagram
-        return _encode_behind(self._header, event, self._now, self._max_octets)
+        [datagram] = self.encode_all((event,))
+        if isinstance(datagram, InvalidValue):
+            raise datagram
+        return datagram
+
+    def encode_all(self, events: Iterable[FlowEvent]) -> list[bytes | InvalidValue]:
+        """The datagram for each event, or what encode() raises.
+
+        Neighbours have most in common, often the very same objects: what is made of those is made once.
+        """
+        datagrams: list[bytes | InvalidValue] = []
+        of_starts = of_ends = closing = ""
+        began = ended_began = ended = tag = application = None
+        for event in events:
+            key, start, state = event.key, event.start_time, event.state
+            opening = ""
+            if event.usage is None and not event.extra and start is not None and key.src_port and key.dst_port:
+                if state is _START:
+                    if start is not began:
+                        began, of_starts = start, self._opening(start, None)
+                    opening = of_starts
+                elif state is _END and event.end_time is not None:
+                    if start is not ended_began or event.end_time is not ended:
+                        ended_began, ended = start, event.end_time
+                        of_ends = self._opening(start, ended)
+                    opening = of_ends
+            if event.tag is not tag or event.application is not application:
+                tag, application = event.tag, event.application
+                closing = _closing(tag, application) if application.isascii() else ""
+            if opening and closing:
+                afi = "ipv6" if ":" in key.src else "ipv4"
+                datagram = (
+                    f'{opening}"flow-id":{{"afi":"{afi}","src-ip":"{key.src}","dst-ip":"{key.dst}",'
+                    f'"protocol":"{key.protocol}","src-port":{key.src_port},"dst-port":{key.dst_port}}},{closing}'
+                ).encode("ascii")
+                if len(datagram) <= self._max_octets:
+                    datagrams.append(datagram)
+                    continue
+            datagrams.append(self._encode_unusual(event))
+        return datagrams
+
+    def _encode_unusual(self, event: FlowEvent) -> bytes | InvalidValue:
+        try:
+            return _encode_behind(self._header, event, self._now, self._max_octets)
+        except InvalidValue as error:
+            return error
 
     def _opening(self, start: datetime, end: datetime | None) -> str:
-        lifecycle = _encode_json(_Lifecycle(_END if end else _START, self._now, start, end))
-        opening = b'%b{"version":%d,"flow-lifecycle":%b,' % (self._header, VERSION, lifecycle)
-        return self._openings.setdefault((start, end), opening.decode("ascii"))
+        found = self._openings.get((start, end))
+        if found is None:
+            lifecycle = _encode_json(_Lifecycle(_END if end else _START, self._now, start, end))
+            opening = b'%b{"version":%d,"flow-lifecycle":%b,' % (self._header, VERSION, lifecycle)
+            found = self._openings[start, end] = opening.decode("ascii")
+        return found
 
 
 @lru_cache(maxsize=1 << 12)

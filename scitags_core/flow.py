@@ -116,6 +116,10 @@ class Usage(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     sent: int | None = None
 
 
+# For events without unknown objects, of which there are very many: one for all, which nobody changes.
+NO_EXTRA: dict[str, Any] = {}
+
+
 class FlowEvent(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One thing that happened to one flow.
 

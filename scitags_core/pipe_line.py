@@ -17,6 +17,7 @@ from functools import lru_cache
 
 from scitags_core.errors import FlowEventError, shown
 from scitags_core.flow import (
+    NO_EXTRA,
     PORT_MAX,
     FlowEvent,
     FlowKey,
@@ -59,14 +60,14 @@ def parse_line(line: bytes, now: datetime | None = None) -> FlowEvent:
     except ValueError as error:  # an integer of thousands of digits
         raise FlowEventError(f"{error} in {shown(line)}") from None
     key = FlowKey(source, from_port, destination, to_port, transport)
-    return FlowEvent(state, key, tag, now if state is _START else None, None, None, "", None, "", zone)
+    return FlowEvent(state, key, tag, now if state is _START else None, None, None, "", None, "", zone, NO_EXTRA)
 
 
 class LineReader:
     """Reads lines by the thousand. What stands behind the word in a start is remembered, as its end repeats it."""
 
     def __init__(self) -> None:
-        self._begun: dict[bytes, tuple[FlowKey, Tag, str]] = {}
+        self._begun: dict[bytes, FlowEvent] = {}
 
     def read(
         self, lines: Iterable[bytes], now: datetime, mend: Callable[[bytes, FlowEventError], Iterable[FlowEvent]]
@@ -79,10 +80,13 @@ class LineReader:
         begun = self._begun
         for line in lines:
             word, _, rest = line.partition(b" ")
-            if word == b"end" and rest in begun:
-                key, tag, zone = begun.pop(rest)
-                events.append(FlowEvent(_END, key, tag, None, None, None, "", None, "", zone))
-                continue
+            if word == b"end":
+                start = begun.pop(rest, None)
+                if start is not None:
+                    events.append(
+                        FlowEvent(_END, start.key, start.tag, None, None, None, "", None, "", start.zone, NO_EXTRA)
+                    )
+                    continue
             try:
                 event = parse_line(line, now)
             except FlowEventError as error:
@@ -92,7 +96,7 @@ class LineReader:
             if word == b"start" and len(rest) <= _OCTETS_REMEMBERED:
                 if len(begun) >= _STARTS_REMEMBERED:
                     begun.clear()
-                begun[rest] = event.key, event.tag, event.zone
+                begun[rest] = event
         return events
 
 

@@ -95,10 +95,12 @@ def _program(config: Config | None) -> Finding:
         program = MarkerProgram(max_flows=1, loader=settings.loader)
     except (ScitagsError, OSError) as error:
         return Finding("eBPF program", "bad", str(error), "until then fireflies are sent, and no packet is marked")
-    loader, why_not = program.loader, program.why_not_in_place
+    loader, why_not, why_not_in_batches = program.loader, program.why_not_in_place, program.why_not_in_batches
     program.close()
     way = "in place, clones by its helper" if why_not is None else f"by its helper ({why_not})"
-    return Finding("eBPF program", "good", f"the kernel takes it, loaded by {loader}; labels are written {way}")
+    at_once = "many at a time" if why_not_in_batches is None else f"one by one ({why_not_in_batches})"
+    text = f"the kernel takes it, loaded by {loader}; labels are written {way}; flows are told to it {at_once}"
+    return Finding("eBPF program", "good", text)
 
 
 def _ways() -> Finding:

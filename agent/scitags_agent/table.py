@@ -34,7 +34,7 @@ class User(msgspec.Struct, array_like=True, gc=False):
 class Flow(msgspec.Struct, array_like=True, gc=False):
     """A 5-tuple and its users, oldest first."""
 
-    users: list[User]
+    users: tuple[User, ...]  # nearly always one: a list of it would be twice as dear to make
     last_seen: datetime
 
     @property
@@ -130,7 +130,8 @@ class FlowTable:
                 if event.state is not _START or start is None or is_full or key in self._early_ends:
                     changes += self._apply_unusual(event, flow, now)
                     continue
-                flows[key] = Flow([User(tag, start, event.transfer_id, event.application, event.zone)], now)
+                user = User(tag, start, event.transfer_id, event.application, event.zone)
+                flows[key] = Flow((user,), now)
                 self._users += 1
                 self._started += 1
                 self.serial = serial = self.serial + 1
@@ -210,7 +211,7 @@ class FlowTable:
             self.counters["table_full"] += 1
             return ()
         user = _user(event, now)
-        flow = self._flows[event.key] = Flow([user], now)
+        flow = self._flows[event.key] = Flow((user,), now)
         self._users += 1
         self._started += 1
         return (self._change(event, user, flow),)
@@ -227,7 +228,7 @@ class FlowTable:
             return ()
         marked = flow.mark
         user = _user(event, now)
-        flow.users.append(user)
+        flow.users = (*flow.users, user)
         self._see(event.key, flow, now)
         self._users += 1
         self._started += 1
@@ -239,7 +240,7 @@ class FlowTable:
         if flow is None:
             return self._end_of_unknown(event, now)
         user = self._ending(flow, event)
-        flow.users.remove(user)
+        flow.users = tuple(other for other in flow.users if other is not user)
         self._users -= 1
         self._ended += 1
         if flow.users:
@@ -294,7 +295,7 @@ class FlowTable:
         if end.start_time is not None:
             return ()  # its end has been announced
         user = _user(event, now)
-        return self._change(event, user, Flow([user], now)), self._change(end, user, Flow([], now), now)
+        return self._change(event, user, Flow((user,), now)), self._change(end, user, Flow((), now), now)
 
     def _change(self, event: FlowEvent, user: User, flow: Flow, ended: datetime | None = None) -> FlowChange:
         self.serial += 1

@@ -7,7 +7,7 @@ import errno
 import logging
 import socket
 import struct
-from collections.abc import Collection
+from collections.abc import Sequence
 from typing import cast
 
 import pytest
@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scitags_agent.backends.marker import Marker, MarkerSettings
-from scitags_agent.bpf.layout import PackedKey
 from scitags_agent.bpf.loader import MarkerProgram
 from scitags_core import label
 from scitags_core.flow import FlowChange, FlowEvent, FlowKey, FlowState
@@ -26,10 +25,10 @@ FLOW = FlowKey.of("2001:db8::1", 40000, "2001:db8::2", 1094)
 OTHER = FlowKey.of("2001:db8::1", 40001, "2001:db8::2", 1094)
 
 
-def unpacked(packed: PackedKey) -> FlowKey:
-    src, dst, src_port, dst_port, protocol = struct.unpack("!16s16sHHI", packed.octets)
+def unpacked(request: bytes) -> tuple[FlowKey, int]:
+    src, dst, src_port, dst_port, protocol, value = struct.unpack("!16s16sHHII4x", request)
     ends = (socket.inet_ntop(socket.AF_INET6, src), src_port, socket.inet_ntop(socket.AF_INET6, dst), dst_port)
-    return FlowKey.of(*ends, "tcp" if protocol == socket.IPPROTO_TCP else "udp")
+    return FlowKey.of(*ends, "tcp" if protocol == socket.IPPROTO_TCP else "udp"), value
 
 
 class Table:
@@ -39,23 +38,18 @@ class Table:
         self.labels: dict[FlowKey, int] = {}
         self.room = room
 
-    def add(self, directions: Collection[PackedKey], value: int) -> None:
-        keys = [unpacked(packed) for packed in directions]
-        assert not self.labels.keys() & set(keys), "marked twice"
-        if len(self.labels) + len(keys) > self.room:
-            raise OSError(errno.E2BIG, f"there is room for {self.room} flows")
-        self.labels.update(dict.fromkeys(keys, value))
-        for packed in directions:
-            packed.slot = 0
+    def put(self, requests: Sequence[bytes]) -> list[tuple[int, int]]:
+        refused = []
+        for number, (key, value) in enumerate(map(unpacked, requests)):
+            if key not in self.labels and len(self.labels) >= self.room:
+                refused.append((number, errno.E2BIG))
+            else:
+                self.labels[key] = value
+        return refused
 
-    def change(self, directions: Collection[PackedKey], value: int) -> None:
-        for packed in directions:
-            assert unpacked(packed) in self.labels
-            self.labels[unpacked(packed)] = value
-
-    def remove(self, directions: Collection[PackedKey]) -> None:
-        for packed in directions:
-            del self.labels[unpacked(packed)]
+    def remove(self, requests: Sequence[bytes]) -> None:
+        for key, _ in map(unpacked, requests):
+            self.labels.pop(key, None)
 
     def outcomes(self) -> dict[str, int]:
         return {}
@@ -65,7 +59,7 @@ class Table:
 
 
 def marker(table: Table, linger: float = 0.0) -> Marker:
-    one = Marker(MarkerSettings(linger=linger))
+    one = Marker(MarkerSettings(linger=linger, max_flows=table.room))
     one._program = cast("MarkerProgram", table)
     return one
 
@@ -170,6 +164,38 @@ def test_a_start_while_the_mark_lingers_keeps_the_label(key: FlowKey) -> None:
         await one.handle([change(None, 0, key=key, state=FlowState.END)])
         await asyncio.sleep(0.2)
         assert table.labels == {}
+
+    asyncio.run(scenario())
+
+
+def test_a_connection_that_ends_twice_at_once_goes_once() -> None:
+    table = Table()
+
+    async def scenario() -> None:
+        one = marker(table, linger=0.05)
+        over = change(None, 0, state=FlowState.END)
+        await one.handle([change(ATLAS), over, change(CMS), over, change(ATLAS, key=OTHER)])
+        assert table.tags()[FLOW] == CMS
+        await asyncio.sleep(0.2)
+        assert table.tags() == {OTHER: ATLAS, OTHER.reversed(): ATLAS}
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("linger", [0.0, 0.05])
+def test_what_was_refused_and_has_ended_takes_nothing_from_its_successor(linger: float) -> None:
+    table = Table(room=2)
+
+    async def scenario() -> None:
+        one = marker(table, linger)
+        over = change(None, 0, key=OTHER, state=FlowState.END)
+        await one.handle([change(ATLAS), change(CMS, key=OTHER), over])
+        assert one.mark_of(OTHER) is None
+        assert one.counters()["unmarked_table_full"] == 1
+        table.room = 4
+        await one.handle([change(ATLAS, key=OTHER)])
+        await asyncio.sleep(0.2)
+        assert table.tags() == dict.fromkeys([FLOW, FLOW.reversed(), OTHER, OTHER.reversed()], ATLAS)
 
     asyncio.run(scenario())
 

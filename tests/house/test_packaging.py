@@ -106,14 +106,16 @@ def without_clang(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 def test_the_wheel_holds_the_compiled_program_and_our_packages_alone(with_clang: Built) -> None:
     names = zipfile.ZipFile(with_clang.wheel).namelist()
-    assert {OBJECT, OBJECT.replace("marker", "marker_in_place"), CONNECTIONS} <= set(names)
+    others = {OBJECT.replace("marker", name) for name in ("marker_in_place", "marker_writer")}
+    assert {OBJECT, CONNECTIONS} | others <= set(names)
     tops = {name.partition("/")[0] for name in names}
     packages = {top for top in tops if not top.endswith(".dist-info")}
     assert {"scitags_core", "scitags_agent", "scitags_collector", "scitags_demo", "scitags_rucio"} <= packages
     assert all(top.startswith("scitags_") for top in packages)
     # The one source that is compiled where it marks, by BCC.
     sources = {name for name in names if name.endswith((".c", ".h"))}
-    assert sources == {f"scitags_agent/bpf/source/{name}" for name in ("marker.bpf.c", "marker.h", "marker_maps.h")}
+    for_bcc = ("marker.bpf.c", "marker.h", "marker_maps.h", "marker_table.h")
+    assert sources == {f"scitags_agent/bpf/source/{name}" for name in for_bcc}
     assert any(name.endswith("scitags_core/registry_history.json") for name in names)
 
 

@@ -84,12 +84,16 @@ def hosts(pair: Pair, bpf: None) -> Pair:
     return pair
 
 
-@pytest.fixture(params=["in place", "by helper"])
+@pytest.fixture(params=["in place", "by helper", "one by one"])
 def program(bpf: None, request: pytest.FixtureRequest) -> Iterator[MarkerProgram]:
-    """Both of its objects: what writes labels where the packet lies, and what asks the kernel to."""
-    in_place = request.param == "in place"
-    loaded = MarkerProgram(max_flows=64, in_place=in_place)
+    """Both of its objects: what writes labels where the packet lies, and what asks the kernel to.
+
+    And its table as this process writes it, one flow after another, where the kernel cannot do it for us.
+    """
+    in_place, in_batches = request.param != "by helper", request.param != "one by one"
+    loaded = MarkerProgram(max_flows=64, in_place=in_place, in_batches=in_batches)
     assert (loaded.why_not_in_place is None) == in_place
+    assert (loaded.why_not_in_batches is None) == in_batches
     yield loaded
     loaded.close()
 

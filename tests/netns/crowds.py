@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from scitags_agent.bpf.layout import WAYS, pack_key, second_set_of
+from scitags_agent.bpf.layout import WAYS, pack_key, sets_of
 from scitags_core.flow import FlowKey
 from tests.netns import packets as p
 
@@ -15,7 +15,7 @@ def _by_set() -> dict[int, list[FlowKey]]:
     found: dict[int, list[FlowKey]] = {}
     for port in range(1, 65_536):
         flow = FlowKey.of(p.SRC, 1094, p.DST, port)
-        found.setdefault(pack_key(flow).set, []).append(flow)
+        found.setdefault(sets_of(pack_key(flow))[0], []).append(flow)
     return found
 
 
@@ -30,7 +30,7 @@ def without_a_place() -> tuple[list[FlowKey], FlowKey]:
     for home, crowd in by_set.items():
         for flow in crowd:
             neighbours = [one for one in crowd if one != flow][:WAYS]
-            second = second_set_of(pack_key(flow).octets)
+            _, second = sets_of(pack_key(flow))
             others = by_set.get(second, [])[:WAYS]
             if second != home and len(neighbours) == len(others) == WAYS:
                 return neighbours + others, flow

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import loss, sc24, speed
+from bench import agent, loss, sc24, speed
 from bench.look import Look
 from bench.paths import RECEIVING, SENDING, Limits, PathCounters, joined
 from bench.resampling import median_of
@@ -164,3 +164,15 @@ def test_an_interval_holds_the_median_and_narrows() -> None:
 
 def test_counters_of_a_path_are_told_by_difference() -> None:
     assert PathCounters(marked=5, lost=3).since(PathCounters(marked=2, lost=3)) == PathCounters(marked=3)
+
+
+def test_the_bench_of_the_agent_counts_every_firefly_and_looks_at_marks(bpf: None) -> None:
+    with agent.stage("tc") as one:
+        found = one.run(4000, 1)
+        assert (found.events, found.arrived) == (4000, 4000)
+        assert found.witnessed is not None
+        assert found.witnessed.seen == found.witnessed.strangers > 0
+        assert (found.witnessed.wrong, found.witnessed.strangers_marked) == (0, 0)
+        paced = one.run(1000, 1, seconds=2)
+        assert paced.events == paced.arrived
+        assert len(paced.delays) == 2 * agent.TIMED_A_SECOND

@@ -46,7 +46,7 @@ def expectation(number: int, bits: int = ATLAS, *, until: float = 60.0) -> Expec
 def whole_label(bits: int, near: FlowKey) -> int:
     """As the marker gives it to a connection of these ends."""
     name = min(near, near.reversed())
-    return bits | label.encode(1, 0, zlib.crc32(pack_key(name).octets, SEED) & label.ENTROPY_MAX) - label.encode(1, 0)
+    return bits | label.encode(1, 0, zlib.crc32(pack_key(name), SEED) & label.ENTROPY_MAX) - label.encode(1, 0)
 
 
 def cookie_of(one: socket.socket) -> int:
@@ -183,7 +183,7 @@ def test_a_connection_that_is_known_goes_before_and_leaves_it_to_the_next(
     hosts: Pair, bob: KernelLabels, seen: Seen
 ) -> None:
     own = FlowKey.of(BOB, PORT, ALICE, 40000)
-    bob.put(pack_key(own).octets, CMS)
+    bob.put(pack_key(own), CMS)
     bob.expect(TO_BOB, Canonical.FROM_FAR, [expectation(1)])
     assert sent_by_bob(hosts, seen, 40000)[0] == {CMS}
     found, cookie = sent_by_bob(hosts, seen, 40001)
@@ -208,7 +208,7 @@ def test_until_it_is_decided_about_its_label_stays_whoever_walks(
         bob.walk()
         assert labels() == {given}
         if is_meant:
-            bob.put(pack_key(near).octets, given)
+            bob.put(pack_key(near), given)
         bob.decide(1)
         bob.walk()
         assert (labels() == {given}) is is_meant

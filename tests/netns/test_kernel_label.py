@@ -32,7 +32,7 @@ SO_TXREHASH = 74  # asm-generic/socket.h
 IPV6_FLOWLABEL_MGR, IPV6_FLOWINFO_SEND = 32, 33  # linux/in6.h
 IPV6_FL_A_GET, IPV6_FL_F_CREATE, IPV6_FL_S_ANY = 0, 1, 255
 NUD_PERMANENT = 0x80
-FIRST, SECOND = pack_key(FLOW).octets, pack_key(OTHER).octets
+FIRST, SECOND = pack_key(FLOW), pack_key(OTHER)
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_a_new_connection_bears_it_from_the_syn_on(hosts: Pair, kernel: KernelLa
 
 def test_a_listener_s_connection_bears_it_once_it_is_open(hosts: Pair, seen: Seen) -> None:
     with hosts.bob.entered(), contextlib.closing(KernelLabels(10)) as kernel:
-        kernel.put(pack_key(FLOW.reversed()).octets, LABEL)
+        kernel.put(pack_key(FLOW.reversed()), LABEL)
         client, server = hosts.connect(40000)
         seen.words()  # the SYN-ACK leaves before the kernel has a socket to ask
         deliver(server, client)

@@ -24,7 +24,7 @@ from scitags_agent import stun
 from scitags_agent.collectors import APPLICATION, Collector, is_address, split_host_port
 from scitags_agent.outbox import MESSAGES, PAYLOAD_OCTETS, Outbox, pack_address, unpack_address
 from scitags_core import firefly
-from scitags_core.errors import ConfigError, FlowEventError, InvalidValue, PeerDataError
+from scitags_core.errors import ConfigError, FlowEventError, PeerDataError
 from scitags_core.flow import PORT_MAX, FlowChange, FlowEvent, FlowKey, canonical_address
 from scitags_core.roles import BackendKind, Inheritance
 
@@ -95,32 +95,40 @@ class FireflyBackend:
             self._tasks.append(asyncio.create_task(self._ask_for_public_addresses(*self._stun)))
 
     async def handle(self, changes: Sequence[FlowChange]) -> None:
-        settings, done = self._settings, self._done
-        bundle = firefly.Bundle(datetime.now(UTC), self._host, APPLICATION, settings.max_octets)
-        told: list[FlowChange] = []
+        told, events = self._to_be_told(changes)
+        bundle = firefly.Bundle(datetime.now(UTC), self._host, APPLICATION, self._settings.max_octets)
         datagrams: list[bytes] = []
+        for datagram in bundle.encode_all(events):
+            if isinstance(datagram, bytes):
+                datagrams.append(datagram)
+            else:
+                del told[len(datagrams)]
+                self._counters["not_expressible"] += 1
+                self._complain(None, f"a flow cannot be announced: {datagram}")
+        receivers = self._receivers(len(told))
+        room = self._room(len(receivers))
+        for first in range(0, len(told), room):
+            await self._send(told[first : first + room], datagrams[first : first + room], receivers)
+
+    def _to_be_told(self, changes: Sequence[FlowChange]) -> tuple[list[FlowChange], list[FlowEvent]]:
+        """The changes that are announced, and of each the event as it is told."""
+        done, announces_unknown = self._done, self._settings.announce_unknown
+        told: list[FlowChange] = []
+        events: list[FlowEvent] = []
         for change in changes:
             event = change.event
             if 0 < change.serial <= done:
                 continue  # an earlier agent has sent it
-            if not event.tag.experiment and not settings.announce_unknown:
+            if not event.tag.experiment and not announces_unknown:
                 self._counters["unknown_tag"] += 1
                 continue
             if event.is_reversed:
                 event = firefly.turned(event)
             if self._public:
                 event = self._as_seen_from_outside(event)
-            try:
-                datagrams.append(bundle.encode(event))
-            except InvalidValue as error:
-                self._counters["not_expressible"] += 1
-                self._complain(None, f"a flow cannot be announced: {error}")
-            else:
-                told.append(change)
-        receivers = self._receivers(len(told))
-        room = self._room(len(receivers))
-        for first in range(0, len(told), room):
-            await self._send(told[first : first + room], datagrams[first : first + room], receivers)
+            told.append(change)
+            events.append(event)
+        return told, events
 
     async def close(self) -> None:
         for task in self._tasks:

@@ -16,11 +16,9 @@ import contextlib
 import errno
 import logging
 import os
-import zlib
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from functools import lru_cache
 from ipaddress import IPv6Network
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -28,13 +26,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 
 from scitags_agent.bpf.attach import Way
+from scitags_agent.bpf.flow_table import why_refused
 from scitags_agent.bpf.interfaces import Interface, check_pattern
 from scitags_agent.bpf.kernel_label import KernelLabels
-from scitags_agent.bpf.layout import UNPLACED, PackedKey, label_word, pack_key, static_entropy
+from scitags_agent.bpf.layout import FLOW_KEY_OCTETS, label_word
 from scitags_agent.bpf.libbpf import MarkerUnavailable
 from scitags_agent.bpf.loader import DEFAULT_MAX_FLOWS, Loader, MarkerProgram
 from scitags_agent.bpf.placement import Placement
-from scitags_agent.local_address import can_bind
+from scitags_agent.marks import Mark, MarkMaker
 from scitags_agent.socket_labels import SocketLabels, Wanted
 from scitags_agent.unmarked import shown_reason, why_unmarked
 from scitags_core import label
@@ -52,7 +51,6 @@ log = logging.getLogger(__name__)
 
 SECRET_OCTETS = 16
 FILTER_NAME = "scitags_label"
-ADDRESSES_REMEMBERED = 1 << 14
 # At a stop, for connections to send a packet, with which they give their label back; one that sends none keeps it.
 GIVE_BACK_SECONDS = 0.5
 
@@ -103,33 +101,6 @@ class MarkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     static: list[StaticMark] = []
 
 
-class Mark(msgspec.Struct, gc=False):
-    """What a connection bears: the tag of its newest report, which names it by key.
-
-    directions   those that leave this host; what the kernel labels itself is not placed in the program's table
-    other_tag    what it was reported with by the reversed key, when it is reported from both its ends
-    removal      when it goes, by the event loop's clock; 0 while somebody uses it
-    """
-
-    directions: tuple[PackedKey, ...]
-    entropy: int
-    key: FlowKey
-    tag: Tag
-    other_tag: Tag | None = None
-    removal: float = 0.0
-    is_offered: bool = False  # to the kernel
-    is_by_kernel: bool = False  # of which it labels one direction at least
-
-    @property
-    def label(self) -> int:
-        return _label(self.tag, self.entropy)
-
-    @property
-    def keys(self) -> tuple[FlowKey, ...]:
-        """The names under which it is reported."""
-        return (self.key,) if self.other_tag is None else (self.key, self.key.reversed())
-
-
 class _StaticLabel(msgspec.Struct, frozen=True):
     """A static mark, made ready; the label is without entropy."""
 
@@ -164,32 +135,38 @@ class Marker:
         self._socket_labels: SocketLabels | None = None
         self._placement: Placement | None = None
         self._elsewhere: MarkerElsewhere | None = None
-        self._marks: dict[FlowKey, Mark] = {}  # by the direction whose key sorts first
-        self._removals: deque[tuple[float, list[FlowKey]]] = deque()  # the next first
+        self._marks: dict[FlowKey, Mark] = {}  # by name
+        self._removals: deque[tuple[float, list[Mark]]] = deque()  # the next first
         self._remover: asyncio.TimerHandle | None = None
-        self._now = 0.0  # by the event loop's clock, when the changes in work came
-        self._local: dict[str, bool] = {}  # addresses of this host, until the next look at the interfaces
+        # For those that the changes in work release: when they go, by the event loop's clock, and who has been.
+        self._due = 0.0
+        self._released: list[Mark] = []
+        # What the table is to be asked for next, and for which connections.
+        self._requests: list[bytes] = []
+        self._requested: list[Mark] = []
         self._unmarked: dict[FlowKey, str] = {}  # why, for those that are under way
         self._counters: Counter[str] = Counter()
         self._by_kernel = 0
         self._why_not_kernel = ""
         self._watch: asyncio.Task[None] | None = None
         self._home: Path | None = None
-        self._seed = zlib.crc32(os.urandom(SECRET_OCTETS))  # of entropy
+        self._maker = MarkMaker(
+            os.urandom(SECRET_OCTETS), is_static=bool(self._static), is_for_namespaces=bool(settings.namespaces)
+        )
 
     async def start(self, inheritance: Inheritance) -> None:
         """Load and attach. MarkerUnavailable says why that cannot be, OSError what of the inheritance is unusable."""
         self._home = inheritance.directory
         self._program = MarkerProgram(self._settings.max_flows, static=bool(self._static), loader=self._settings.loader)
         if self._home is not None:
-            self._seed = zlib.crc32(_kept_secret(self._home))
+            self._maker.use_secret(_kept_secret(self._home))
             (self._home / KEEP).unlink(missing_ok=True)
         self._socket_labels = await self._ask_the_kernel()
-        settings = self._settings
         if self._places is not None and self._program.loader == "libbpf":
             from scitags_agent.marker_elsewhere import MarkerElsewhere  # noqa: PLC0415
 
             self._elsewhere = MarkerElsewhere(self._program, self._places, self._socket_labels, self._carry_out)
+        settings = self._settings
         self._placement = placement = Placement(
             self._program,
             settings.interfaces,
@@ -221,22 +198,26 @@ class Marker:
     async def _carry_out(self, changes: Sequence[FlowChange]) -> None:
         begin, apply, release, unmarked = self._begin, self._apply, self._release, self._unmarked
         marks, kernels_alone = self._marks, self._is_kernels_alone
-        self._now = asyncio.get_running_loop().time()
-        for change in changes:
-            key, tag = change.event.key, change.mark
-            if tag is not None and tag.experiment <= label.EXPERIMENT_MAX and key.src_port and key.dst_port:
-                if ":" in key.src and (key.protocol == "tcp" or not kernels_alone):
-                    name = key if key.src < key.dst else _canonical(key)
-                    mark = marks.get(name)
-                    if mark is None:
-                        begin(name, key, tag)
-                    else:
-                        apply(name, mark, key, tag)
+        self._due = asyncio.get_running_loop().time() + self._settings.linger
+        try:
+            for change in changes:
+                key, tag = change.event.key, change.mark
+                if tag is not None and tag.experiment <= label.EXPERIMENT_MAX and key.src_port and key.dst_port:
+                    if ":" in key.src and (key.protocol == "tcp" or not kernels_alone):
+                        name = key if key.src < key.dst else _canonical(key)
+                        mark = marks.get(name)
+                        if mark is None:
+                            begin(name, key, tag)
+                        else:
+                            apply(mark, key, tag)
+                        continue
+                elif tag is None and not change.users and not unmarked:
+                    release(key)
                     continue
-            elif tag is None and not change.users and not unmarked:
-                release(key)
-                continue
-            self._handle_unusual(change)
+                self._handle_unusual(change)
+        finally:
+            self._put_requested()
+            self._remove_released_later()
 
     def _handle_unusual(self, change: FlowChange) -> None:
         """What cannot be marked, or something on the way cannot."""
@@ -310,8 +291,16 @@ class Marker:
         if place.namespace and (not self._place_of(place) or self._why_not_there(place)):
             return None
         # Whoever is to bear none must not be given another's.
-        bits = _label(tag, 0) if 0 < tag.experiment <= label.EXPERIMENT_MAX else 0
+        bits = label.encode(*tag) if 0 < tag.experiment <= label.EXPERIMENT_MAX else 0
         return self._socket_labels.expectations.expect(place, bits, sent, until)
+
+    def _place_of(self, key: FlowKey) -> int:
+        """What stands for its network namespace in the kernel's maps."""
+        return self._places.place_of(key.namespace) if self._places is not None else 0
+
+    def _why_not_there(self, key: FlowKey) -> str:
+        """Why the kernel writes no labels in the flow's network namespace, where it does in others."""
+        return self._elsewhere.why_not_kernel.get(key.namespace, "") if self._elsewhere is not None else ""
 
     def _count_unmarked(self, key: FlowKey, reason: str) -> None:
         """Count a flow once, however many events speak of it."""
@@ -319,7 +308,7 @@ class Marker:
             self._unmarked[key] = reason
             self._counters[f"unmarked_{reason}"] += 1
 
-    def _apply(self, name: FlowKey, mark: Mark, key: FlowKey, tag: Tag) -> None:
+    def _apply(self, mark: Mark, key: FlowKey, tag: Tag) -> None:
         if mark.removal:
             mark.removal = 0.0
             # What lingers is over; only what goes on counts beside the new one.
@@ -330,58 +319,41 @@ class Marker:
         elif key != mark.key:
             mark.other_tag = mark.tag
         mark.key, mark.tag = key, tag
-        self._write(name, mark)
+        self._write(mark)
 
     def _begin(self, name: FlowKey, key: FlowKey, tag: Tag) -> None:
-        place = self._place_of(name)
-        first = pack_key(name, place)
-        # With static tags, what the flow's first packets bore already, before anybody told us of it.
-        # Places may be others under the next agent: they do not count in the entropy.
-        octets = pack_key(name).octets if place else first.octets
-        entropy = static_entropy(first) if self._static else zlib.crc32(octets, self._seed) & label.ENTROPY_MAX
-        # Of a connection of this host only what it sends comes by here; what is local here may be far away in
-        # another namespace.
-        local = self._local
-        near, far = local.get(name.src), local.get(name.dst)
-        near = self._look_up_local(name.src) if near is None else near
-        far = self._look_up_local(name.dst) if far is None else far
-        directions: tuple[PackedKey, ...]
-        if near is far or self._settings.namespaces:
-            directions = (first, pack_key(name.reversed(), place))
-        else:
-            directions = (first,) if near else (pack_key(name.reversed()),)
+        self._marks[name] = mark = self._maker.make(name, key, tag, self._place_of(name))
         if self._is_kernels_alone:
-            self._marks[name] = Mark(directions, entropy, key, tag, is_offered=True)
+            mark.is_offered = True
             self._socket_labels.put(name)  # type: ignore[union-attr]
             return
-        try:
-            self._program.add(directions, _label(tag, entropy))  # type: ignore[union-attr]
-        except OSError as error:
-            self._count_refused(name, (key,), error)
-            return
-        self._marks[name] = Mark(directions, entropy, key, tag)
+        self._requests.append(mark.request)
+        self._requested.append(mark)
+        if mark.opposite:
+            self._requests.append(mark.opposite)
+            self._requested.append(mark)
         if self._socket_labels is not None and key.protocol == "tcp" and not self._why_not_there(name):
             self._socket_labels.offer(name)
+
+    def _put_requested(self) -> None:
+        """Ask the table for all that changes have asked for. Where it refuses, the whole connection is unmarked."""
+        requests, marks = self._requests, self._requested
+        if not requests:
+            return
+        self._requests, self._requested = [], []
+        errors = {marks[number].name: error for number, error in self._program.put(requests)}  # type: ignore[union-attr]
+        refused = [self._marks[name] for name in errors]
+        self._remove(refused)
+        for mark in refused:
+            self._count_refused(mark, errors[mark.name])
         if self._unmarked:
-            self._unmarked.pop(key, None)
-
-    def _place_of(self, key: FlowKey) -> int:
-        """What stands for its network namespace in the kernel's maps."""
-        return self._places.place_of(key.namespace) if self._places is not None else 0
-
-    def _why_not_there(self, key: FlowKey) -> str:
-        """Why the kernel writes no labels in the flow's network namespace, where it does in others."""
-        return self._elsewhere.why_not_kernel.get(key.namespace, "") if self._elsewhere is not None else ""
-
-    def _look_up_local(self, address: str) -> bool:
-        if len(self._local) >= ADDRESSES_REMEMBERED:
-            self._local.clear()
-        found = self._local[address] = can_bind(address)
-        return found
+            for mark in marks:
+                if mark.name not in errors:
+                    for key in mark.keys:
+                        self._unmarked.pop(key, None)
 
     def _release(self, key: FlowKey) -> None:
-        name = key if key.src < key.dst else _canonical(key)
-        mark = self._marks.get(name)
+        mark = self._marks.get(key if key.src < key.dst else _canonical(key))
         if mark is None or mark.removal:
             return
         if key != mark.key:
@@ -389,57 +361,57 @@ class Marker:
         elif mark.other_tag is not None:
             # Reported from both its ends, and only one of the two has ended.
             mark.key, mark.tag, mark.other_tag = key.reversed(), mark.other_tag, None
-            self._write(name, mark)
-        elif self._settings.linger:
-            self._remove_later(name, mark)
+            self._write(mark)
         else:
-            self._remove([name])
+            mark.removal = self._due
+            if self._settings.linger:
+                self._released.append(mark)
+            else:
+                self._put_requested()
+                self._remove([mark])
 
-    def _remove_later(self, name: FlowKey, mark: Mark) -> None:
-        mark.removal = due = self._now + self._settings.linger
-        if self._removals and self._removals[-1][0] == due:
-            self._removals[-1][1].append(name)
-            return
-        self._removals.append((due, [name]))
-        if self._remover is None:
-            self._remover = asyncio.get_running_loop().call_at(due, self._remove_due)
+    def _remove_released_later(self) -> None:
+        if self._released:
+            self._removals.append((self._due, self._released))
+            self._released = []
+            if self._remover is None:
+                self._remover = asyncio.get_running_loop().call_at(self._due, self._remove_due)
 
     def _remove_due(self) -> None:
         """Take away the marks that have lingered long enough. All linger equally long: the queue is in order."""
         loop = asyncio.get_running_loop()
         now = loop.time()
         while self._removals and self._removals[0][0] <= now:
-            due, names = self._removals.popleft()
+            due, marks = self._removals.popleft()
             # Some may have been used again meanwhile.
-            self._remove([name for name in names if (mark := self._marks.get(name)) and mark.removal == due])
+            self._remove([mark for mark in marks if mark.removal == due])
         self._remover = loop.call_at(self._removals[0][0], self._remove_due) if self._removals else None
 
-    def _remove(self, names: Iterable[FlowKey]) -> None:
-        assert self._program is not None
-        gone = [self._marks.pop(name) for name in names]
-        self._program.remove([one for mark in gone for one in mark.directions])
-        for mark in gone:
+    def _remove(self, marks: Sequence[Mark]) -> None:
+        """Take marks away; one that has gone already, as it was released twice, is passed over."""
+        requests: list[bytes] = []
+        for mark in marks:
+            if self._marks.pop(mark.name, None) is None:
+                continue
+            requests.append(mark.request)
+            if mark.opposite:
+                requests.append(mark.opposite)
             if mark.is_offered and self._socket_labels is not None:
                 self._set_by_kernel(mark, False)
-                self._socket_labels.remove([one.octets for one in mark.directions])
+                self._socket_labels.remove(mark.directions)
+        if requests:
+            self._program.remove(requests)  # type: ignore[union-attr]
 
-    def _write(self, name: FlowKey, mark: Mark) -> None:
-        assert self._program is not None
-        try:
-            self._program.change(mark.directions, mark.label)
-            if mark.is_offered and self._socket_labels is not None:
-                self._set_by_kernel(mark, False)
-                if not self._is_kernels_alone:
-                    # The kernel follows in a moment; until then the program writes.
-                    self._program.add([one for one in mark.directions if one.slot == UNPLACED], mark.label)
-                self._socket_labels.put(name)
-        except OSError as error:
-            self._remove([name])
-            self._count_refused(name, mark.keys, error)
-        else:
-            if self._unmarked:
-                for key in mark.keys:
-                    self._unmarked.pop(key, None)
+    def _write(self, mark: Mark) -> None:
+        """Give a connection the label of the tag that it has now."""
+        self._maker.label(mark)
+        if not self._is_kernels_alone:
+            # Of what the kernel labels, too: it follows in a moment, and until then the program writes.
+            self._requests += mark.requests
+            self._requested += [mark] * len(mark.requests)
+        if mark.is_offered and self._socket_labels is not None:
+            self._set_by_kernel(mark, False)
+            self._socket_labels.put(mark.name)
 
     async def _ask_the_kernel(self) -> SocketLabels | None:
         """Have the kernel label sockets, if that is wanted. MarkerUnavailable when nothing else is, and it cannot."""
@@ -456,7 +428,7 @@ class Marker:
             log.info("labels are written at tc: %s", self._why_not_kernel)
             return None
         try:
-            kernel = KernelLabels(settings.max_flows, has_places=self._places is not None, seed=self._seed)
+            kernel = KernelLabels(settings.max_flows, has_places=self._places is not None, seed=self._maker.seed)
             labels = SocketLabels(kernel, settings.namespaces, self._wanted_label, self._note_begun)
             await labels.start()
         except (MarkerUnavailable, OSError) as error:
@@ -472,27 +444,31 @@ class Marker:
         if mark is None or mark.removal:
             return None
         mark.is_offered = True
-        return [one.octets for one in mark.directions], mark.label
+        return mark.directions, mark.label
 
     def _note_begun(self, name: FlowKey, key: bytes, word: int) -> None:
         """The kernel labels one direction: it need not stand in the table."""
         mark = self._marks.get(name)
         if mark is None or label_word(mark.label) != word or self._program is None:
             return
-        self._program.remove([one for one in mark.directions if one.octets == key])
+        self._program.remove([one for one in mark.requests if one[:FLOW_KEY_OCTETS] == key])
         self._set_by_kernel(mark, True)
 
     def _set_by_kernel(self, mark: Mark, value: bool) -> None:
         self._by_kernel += value - mark.is_by_kernel
         mark.is_by_kernel = value
 
-    def _count_refused(self, name: FlowKey, keys: Iterable[FlowKey], error: OSError) -> None:
-        full = error.errno in (errno.E2BIG, errno.ENOMEM)
+    def _count_refused(self, mark: Mark, error: int) -> None:
+        full = error in (errno.E2BIG, errno.ENOMEM)
         reason = "table_full" if full else "kernel_refused"
         if not self._counters[f"unmarked_{reason}"]:
-            log.error("%s is not marked: %s (said once, counted from here)", name, error)
-        for key in keys:
+            why = why_refused(error, self._settings.max_flows)
+            log.error("%s is not marked: %s (said once, counted from here)", mark.name, why)
+        for key in mark.keys:
             self._count_unmarked(key, reason)
+            if mark.removal:  # it has ended meanwhile
+                del self._unmarked[key]
+        mark.removal = 0.0
 
     async def _keep_following(self, elsewhere: MarkerElsewhere, finder: Finder) -> None:
         while True:
@@ -510,7 +486,7 @@ class Marker:
     async def _keep_looking(self, placement: Placement) -> None:
         while True:
             await asyncio.sleep(self._settings.rescan)
-            self._local.clear()
+            self._maker.forget_addresses()
             await placement.look()
 
     def _set_static(self, present: set[Interface]) -> None:
@@ -552,11 +528,6 @@ def _canonical(key: FlowKey) -> FlowKey:
     if key.src == key.dst:
         return key if key.src_port <= key.dst_port else key.reversed()
     return key if key.src < key.dst else key.reversed()
-
-
-@lru_cache(maxsize=1 << 14)
-def _label(tag: Tag, entropy: int) -> int:
-    return label.encode(tag.experiment, tag.activity, entropy)
 
 
 def _kept_secret(home: Path) -> bytes:

@@ -97,9 +97,8 @@ class HeaderProgram:
 
         Raises OSError (E2BIG: no room for more flows).
         """
-        packed = pack_key(key, place)
         mark = _MARK.pack(tag.experiment << 8 | tag.activity, path_mtu, reserved, 0)
-        self._lib.call("bpf_map_update_elem", self._marks, packed.octets, mark, BPF_ANY)
+        self._lib.call("bpf_map_update_elem", self._marks, pack_key(key, place), mark, BPF_ANY)
         if (key, place) not in self._known:
             self._known.add((key, place))
             port = key.src_port
@@ -112,7 +111,7 @@ class HeaderProgram:
         if (key, place) not in self._known:
             return
         self._known.remove((key, place))
-        self._lib.call("bpf_map_delete_elem", self._marks, pack_key(key, place).octets)
+        self._lib.call("bpf_map_delete_elem", self._marks, pack_key(key, place))
         port = key.src_port
         self._ports_used[port] -= 1
         if not self._ports_used[port]:
@@ -127,7 +126,7 @@ class HeaderProgram:
         """What the other end takes at most, if that was found since put(); else 0."""
         value = ctypes.create_string_buffer(_MARK.size)
         try:
-            self._lib.call("bpf_map_lookup_elem", self._marks, pack_key(key, place).octets, value)
+            self._lib.call("bpf_map_lookup_elem", self._marks, pack_key(key, place), value)
         except FileNotFoundError:
             return 0
         return int(_MARK.unpack(value.raw)[3])

@@ -1,4 +1,7 @@
-"""The C structures of bpf/marker.h, and of the kernel's and libbpf's interface, as octets. Nobody else knows them."""
+"""The C structures of bpf/marker.h and marker_writer.h, and of the kernel's and libbpf's interface, as octets.
+
+Nobody else knows them.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,11 @@ import struct
 import sys
 from functools import lru_cache
 
-import msgspec
-
 from scitags_core.flow import FlowKey
 
 MAX_STATIC = 4096
 MAX_PLACE = 255  # an octet beside the protocol
 FLOW_KEY_OCTETS = 40
-SLOT_OCTETS = 48
 WAYS = 5
 # struct set, in octets.
 SET_OCTETS = 256
@@ -34,7 +34,10 @@ _MAX_SETS = 1 << SET_BITS
 # The last word of the key of an empty slot: no packet has it.
 EMPTY = (1 << 64) - 1
 
-_PORTS_AND_PROTOCOL = struct.Struct("!HHI")
+# The last word of a key: source port, destination port, protocol.
+pack_ports = struct.Struct("!HHI").pack
+PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
+
 _KEY_WORDS = struct.Struct("=5Q")
 _ADDRESS_WORDS = struct.Struct("=4Q")
 _LABEL = struct.Struct("!I")
@@ -43,7 +46,6 @@ _PORTS_AT = 32
 _MIX = 0x9E3779B97F4A7C15
 _SECOND_MIX = 0xC2B2AE3D27D4EB4F
 _SET_SHIFT = 64 - SET_BITS
-_PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
 
 
 class Outcome(enum.IntEnum):
@@ -66,35 +68,44 @@ class GoOnIn(enum.IntEnum):
     BY_HELPER_L3 = 3
 
 
-UNPLACED = -2
-OVERFLOWED = -1
+class Requests(enum.IntEnum):
+    """Words of 32 bits at the beginning of struct requests."""
+
+    COUNT = 0
+    KIND = 1
+    REFUSED = 2
+    MAX_FLOWS = 3
+    FLOWS = 4
+    IN_MAP = 5
 
 
-class PackedKey(msgspec.Struct, gc=False):
-    """struct flow_key of one direction, and where it is placed.
+class RequestKind(enum.IntEnum):
+    """enum request_kind."""
 
-    ports    its last word, which has the protocol too
-    set      the set that it belongs to, where there are as many as can be
-    slot     where its slot begins in struct state, OVERFLOWED for one that is in the overflow map, or UNPLACED
-    """
+    PUT = 0
+    REMOVE = 1
 
-    octets: bytes
-    ports: int
-    set: int
-    slot: int = UNPLACED
+
+MAX_REQUESTS = 4096
+REQUEST_OCTETS = 48
+REQUESTS_AT = 32
+REQUESTS_OCTETS = REQUESTS_AT + MAX_REQUESTS * REQUEST_OCTETS
+REQUEST_ERROR_AT = 44  # within struct request
 
 
 @lru_cache(maxsize=1 << 14)
-def _pack_addresses(src: str, dst: str) -> tuple[bytes, int]:
-    """Both addresses, and the exclusive or of their words."""
-    octets = socket.inet_pton(socket.AF_INET6, src) + socket.inet_pton(socket.AF_INET6, dst)
-    one, two, three, four = _ADDRESS_WORDS.unpack(octets)
-    return octets, one ^ two ^ three ^ four
+def pack_addresses(src: str, dst: str) -> bytes:
+    """The addresses of an IPv6 flow, with which its key begins."""
+    return socket.inet_pton(socket.AF_INET6, src) + socket.inet_pton(socket.AF_INET6, dst)
 
 
-def pack_directions(key: FlowKey) -> tuple[PackedKey, PackedKey]:
-    """An IPv6 flow, as it is and reversed."""
-    return pack_key(key), pack_key(key.reversed())
+def pack_key(key: FlowKey, place: int = 0) -> bytes:
+    """struct flow_key of one direction of an IPv6 flow.
+
+    place, 0..MAX_PLACE, tells network namespaces apart; 0 is the agent's own.
+    """
+    protocol = place << 8 | PROTOCOLS[key.protocol]
+    return pack_addresses(key.src, key.dst) + pack_ports(key.src_port, key.dst_port, protocol)
 
 
 def pack_place(place: int) -> bytes:
@@ -102,19 +113,21 @@ def pack_place(place: int) -> bytes:
     return _LABEL.pack(place << 8)
 
 
-def pack_key(key: FlowKey, place: int = 0) -> PackedKey:
-    """One direction of an IPv6 flow. place, 0..MAX_PLACE, tells network namespaces apart; 0 is the agent's own."""
-    addresses, words = _pack_addresses(key.src, key.dst)
-    ports = _PORTS_AND_PROTOCOL.pack(key.src_port, key.dst_port, place << 8 | _PROTOCOLS[key.protocol])
-    word = int.from_bytes(ports, sys.byteorder)
-    return PackedKey(addresses + ports, word, (words ^ word) * _MIX >> _SET_SHIFT & _MAX_SETS - 1)
+def pack_wanted_label(label: int) -> bytes:
+    """What follows the key in struct request."""
+    return _LABEL.pack(label) + bytes(4)
 
 
-def static_entropy(packed: PackedKey) -> int:
+def pack_request(key: FlowKey, label: int) -> bytes:
+    """struct request of one direction of an IPv6 flow."""
+    return pack_key(key) + pack_wanted_label(label)
+
+
+def static_entropy(key: bytes) -> int:
     """The entropy 0..31 of a flow's label where static labels are, as the program computes it from either direction."""
-    words: tuple[int, int, int, int] = _ADDRESS_WORDS.unpack_from(packed.octets)
+    words: tuple[int, int, int, int] = _ADDRESS_WORDS.unpack_from(key)
     one, two, three, four = words
-    ports = int.from_bytes(packed.octets[_PORTS_AT : _PORTS_AT + 4], sys.byteorder)
+    ports = int.from_bytes(key[_PORTS_AT : _PORTS_AT + 4], sys.byteorder)
     ports ^= (ports << 16 | ports >> 16) & 0xFFFFFFFF
     return ((one ^ two ^ three ^ four ^ ports) * _MIX & (1 << 64) - 1) >> 59
 
@@ -135,21 +148,17 @@ def label_word(label: int) -> int:
     return int.from_bytes(_LABEL.pack(label), sys.byteorder)
 
 
-def hint_of(octets: bytes) -> int:
+def hint_of(key: bytes) -> int:
     """What stands in the set for a slot with this key, 1..255, as the program computes it."""
-    return octets[_PORTS_AT + 1] ^ octets[_PORTS_AT + 3] | 1
+    return key[_PORTS_AT + 1] ^ key[_PORTS_AT + 3] | 1
 
 
-def second_set_of(octets: bytes) -> int:
-    """The set of a key whose first one is full, where there are as many as can be."""
-    return _mixed(octets) * _SECOND_MIX >> _SET_SHIFT & _MAX_SETS - 1
-
-
-def _mixed(octets: bytes) -> int:
-    """The exclusive or of a key's words."""
-    words: tuple[int, int, int, int, int] = _KEY_WORDS.unpack(octets)
+def sets_of(key: bytes) -> tuple[int, int]:
+    """The set that a key belongs to, and that of those whose first one is full; where there are as many as can be."""
+    words: tuple[int, int, int, int, int] = _KEY_WORDS.unpack_from(key)
     one, two, three, four, five = words
-    return one ^ two ^ three ^ four ^ five
+    word = one ^ two ^ three ^ four ^ five
+    return word * _MIX >> _SET_SHIFT & _MAX_SETS - 1, word * _SECOND_MIX >> _SET_SHIFT & _MAX_SETS - 1
 
 
 # --- bpf(2) ------------------------------------------------------------------------------------
@@ -272,6 +281,15 @@ class TcxLinkInfo(ctypes.Structure):
         ("ifindex", ctypes.c_uint32),
         ("attach_type", ctypes.c_uint32),
     )
+
+
+BPF_PROG_TEST_RUN = 10
+
+
+class ProgTestRun(ctypes.Structure):
+    """The beginning of union bpf_attr for BPF_PROG_TEST_RUN."""
+
+    _fields_ = (("prog_fd", ctypes.c_uint32), ("retval", ctypes.c_uint32))
 
 
 # --- libbpf ------------------------------------------------------------------------------------
