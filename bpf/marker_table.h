@@ -55,9 +55,9 @@ static __always_inline __u64 hint_of(__u64 last)
 static __always_inline void fill_words(const __u64 *key, __u64 *words)
 {
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-	words[0] = key[0] << 16 | key[4] >> 56;
+	words[0] = key[0] << 16 | (key[4] >> 40 & 0xff00) | key[4] >> 56;
 #else
-	words[0] = key[0] >> 16 | key[4] << 56;
+	words[0] = key[0] >> 16 | (key[4] & 0xff00) << 40 | key[4] << 56;
 #endif
 	words[1] = join(second(key[0]), first(key[1]));
 	words[2] = join(second(key[1]), first(key[2]));

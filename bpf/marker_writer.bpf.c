@@ -21,8 +21,6 @@
 char LICENSE[] SEC("license") = "Apache-2.0";
 
 #define UNUSED __attribute__((unused))
-/* The compiler is not to know what this is: what it has proved it would not show to the verifier. */
-#define opaque(variable) asm volatile("" : "+r"(variable))
 #define NEXT_NUMBER (1ULL << 32)
 #define EMPTY (~0ULL)
 

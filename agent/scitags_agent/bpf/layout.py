@@ -16,6 +16,7 @@ from functools import lru_cache
 from scitags_core.flow import FlowKey
 
 MAX_STATIC = 4096
+MAX_PLACE = 255  # an octet beside the protocol
 FLOW_KEY_OCTETS = 40
 # struct line, in octets.
 LINE_OCTETS = 64
@@ -101,9 +102,18 @@ def pack_addresses(src: str, dst: str) -> bytes:
     return socket.inet_pton(socket.AF_INET6, src) + socket.inet_pton(socket.AF_INET6, dst)
 
 
-def pack_key(key: FlowKey) -> bytes:
-    """struct flow_key of one direction of an IPv6 flow."""
-    return pack_addresses(key.src, key.dst) + pack_ports(key.src_port, key.dst_port, PROTOCOLS[key.protocol])
+def pack_key(key: FlowKey, place: int = 0) -> bytes:
+    """struct flow_key of one direction of an IPv6 flow.
+
+    place, 0..MAX_PLACE, tells network namespaces apart; 0 is the agent's own.
+    """
+    protocol = place << 8 | PROTOCOLS[key.protocol]
+    return pack_addresses(key.src, key.dst) + pack_ports(key.src_port, key.dst_port, protocol)
+
+
+def pack_place(place: int) -> bytes:
+    """What keys of a place have in the word of the protocol, in network order: 0 for the agent's own namespace."""
+    return _LABEL.pack(place << 8)
 
 
 def pack_wanted_label(label: int) -> bytes:
@@ -142,8 +152,8 @@ def label_word(label: int) -> int:
 
 
 def first_word(key: bytes) -> int:
-    """The first word of a key's line: next header, hop limit taken as 0, and as much of the source as is left."""
-    return int.from_bytes(key[-1:] + b"\0" + key[:_SOURCE_OCTETS_IN_FIRST], sys.byteorder)
+    """The first word of a key's line: protocol, place, and as much of the source as no other word has."""
+    return int.from_bytes(key[-1:] + key[-2:-1] + key[:_SOURCE_OCTETS_IN_FIRST], sys.byteorder)
 
 
 def hint_of(key: bytes) -> int:

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 from scitags_agent.bpf.layout import (
     BPF_PROG_TEST_RUN,
-    MAX_LINE_BITS,
     MAX_REQUESTS,
     REQUEST_ERROR_AT,
     REQUEST_OCTETS,
