@@ -226,7 +226,7 @@ static __always_inline enum search look(struct __sk_buff *skb, __u32 at, struct 
 	found->key.dst = ip->daddr;
 	found->key.sport = port[0];
 	found->key.dport = port[1];
-	found->key.protocol = bpf_htonl(protocol);
+	found->key.protocol = bpf_htonl(protocol) | settings.place;
 	if (found->outcome != HEADER_MARKED)
 		return FOUND;
 	if (!ip->payload_len && skb->gso_size) {

@@ -32,7 +32,8 @@ enum header_outcome {
 struct header_settings {
 	__u8 hop_by_hop;
 	__u8 destination;
-	__u8 pad[6];
+	__u8 pad[2];
+	__be32 place; /* what keys of this network namespace have beside the protocol, as of the marker */
 };
 
 #define HEADER_PORTS 65536

@@ -43,10 +43,19 @@ char LICENSE[] SEC("license") = "GPL";
 
 /* The kernel's own, as much as is looked at; libbpf finds where it is in the kernel that runs. */
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+struct net {
+	__u64 net_cookie;
+};
+
+typedef struct {
+	struct net *net;
+} possible_net_t;
+
 struct sock_common {
 	unsigned short skc_family;
 	__u16 skc_num;
 	__be16 skc_dport;
+	possible_net_t skc_net;
 	struct in6_addr skc_v6_daddr;
 	struct in6_addr skc_v6_rcv_saddr;
 };
@@ -119,6 +128,15 @@ struct {
 	__type(value, struct expectations);
 } expected SEC(".maps");
 
+/* The other network namespaces whose sockets may have labels, by their cookies. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_PLACES);
+	__type(key, __u64);
+	__type(value, __be32);
+} places SEC(".maps");
+
 /* By the id of an expectation: the cookie of the socket that has met it, 0 when it was taken back or is decided about.
  * Who puts it here first has it. */
 struct {
@@ -144,9 +162,27 @@ static __always_inline void fill_key(struct bpf_sock_ops *ops, struct flow_key *
 	key->protocol = bpf_htonl(IPPROTO_TCP);
 }
 
-static __always_inline int is_ours(struct bpf_sock_ops *ops)
+/* Whether sockets of a network namespace may have labels; place is what their keys have beside the protocol. */
+static __always_inline int is_looked_into(__u64 netns, __be32 *place)
 {
-	return !settings.has_netns_cookie || !settings.netns || bpf_get_netns_cookie(ops) == settings.netns;
+	__be32 *found;
+
+	*place = 0;
+	if (!settings.netns || netns == settings.netns)
+		return 1;
+	if (!settings.has_places)
+		return 0;
+	found = bpf_map_lookup_elem(&places, &netns);
+	if (!found)
+		return 0;
+	*place = *found;
+	return 1;
+}
+
+static __always_inline int is_ours(struct bpf_sock_ops *ops, __be32 *place)
+{
+	*place = 0;
+	return !settings.has_netns_cookie || is_looked_into(bpf_get_netns_cookie(ops), place);
 }
 
 /* Has the kernel write this label from now on. */
@@ -174,12 +210,13 @@ static __always_inline void give(struct bpf_sock_ops *ops, __be32 label, __u64 e
 }
 
 /* A connection that opens: what is known of it already decides of its first packet on. Whether anything is. */
-static __always_inline int label_new(struct bpf_sock_ops *ops)
+static __always_inline int label_new(struct bpf_sock_ops *ops, __be32 place)
 {
 	struct flow_key key;
 	__be32 *label;
 
 	fill_key(ops, &key);
+	key.protocol |= place;
 	label = bpf_map_lookup_elem(&labels, &key);
 	if (label)
 		give(ops, *label, 0);
@@ -345,19 +382,21 @@ static __always_inline void label_waiting(struct bpf_sock_ops *ops)
 
 SEC("sockops") int scitags_kernel_label(struct bpf_sock_ops *ops)
 {
+	__be32 place;
+
 	if (ops->family != AF_INET6)
 		return GO_ON;
 	switch (ops->op) {
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
-		if (is_ours(ops))
-			label_new(ops);
+		if (is_ours(ops, &place))
+			label_new(ops, place);
 		break;
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
-		if (is_ours(ops) && !label_new(ops))
+		if (is_ours(ops, &place) && !label_new(ops, place))
 			label_expected(ops, 1);
 		break;
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
-		if (is_ours(ops) && !label_new(ops))
+		if (is_ours(ops, &place) && !label_new(ops, place))
 			label_expected(ops, 2);
 		break;
 	case BPF_SOCK_OPS_HDR_OPT_LEN_CB:
@@ -391,6 +430,7 @@ SEC("iter/tcp") int scitags_walk(struct bpf_iter__tcp *walk)
 	__be32 *label;
 	int flags, error, off = TXREHASH_OFF;
 	__u64 expectation;
+	__be32 place = 0;
 
 	if (!common || common->skc_family != AF_INET6)
 		return 0;
@@ -398,7 +438,9 @@ SEC("iter/tcp") int scitags_walk(struct bpf_iter__tcp *walk)
 	key.dst = common->skc_v6_daddr;
 	key.sport = bpf_htons(common->skc_num);
 	key.dport = common->skc_dport;
-	key.protocol = bpf_htonl(IPPROTO_TCP);
+	if (settings.has_places && !is_looked_into(common->skc_net.net->net_cookie, &place))
+		return 0;
+	key.protocol = bpf_htonl(IPPROTO_TCP) | place;
 	label = bpf_map_lookup_elem(&labels, &key);
 	sock = bpf_skc_to_tcp6_sock(common);
 	if (!sock)

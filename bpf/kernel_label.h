@@ -72,12 +72,15 @@ struct report {
 	__u32 callbacks; /* that are asked for of the socket, by anybody */
 };
 
+#define MAX_PLACES 4096
+
 /* Set before the programs are loaded. */
 struct kernel_label_settings {
-	__u64 netns; /* label the sockets of this network namespace alone; 0 for all */
+	__u64 netns; /* label the sockets of this network namespace, and of those in the map of places; 0 for all */
 	__u32 seed;  /* of the entropy of connections that were expected */
 	__u8 has_netns_cookie;
-	__u8 pad[3];
+	__u8 has_places; /* whether there are any others */
+	__u8 pad[2];
 };
 
 _Static_assert(sizeof(struct labelled) == 16, "kernel_label.py");

@@ -13,7 +13,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-/* The table of the object that has more sets; set_mask says how many there are. */
+/* The table of the object that has more lines; home_shift says how many there are. */
 #define IN_PLACE
 #include "marker_writer.h"
 #include "marker_table.h"
@@ -24,8 +24,8 @@ char LICENSE[] SEC("license") = "Apache-2.0";
 #define NEXT_NUMBER (1ULL << 32)
 #define EMPTY (~0ULL)
 
-/* How many sets the table has, less one: the objects of the marker differ in that. */
-const volatile __u64 set_mask;
+/* By how many bits the table's lines have fewer in their numbers: the objects of the marker differ in that. */
+const volatile __u64 home_shift;
 
 /* The loader puts the marker's own in the places of these two. */
 struct {
@@ -46,129 +46,132 @@ struct {
 
 struct requests requests;
 
-static __always_inline int has_key(const struct slot *slot, const __u64 *wanted)
+static __always_inline int has_flow(const struct line *line, const __u64 *wanted)
 {
-	const __u64 *words = (const void *)&slot->key;
-
-	return words[4] == wanted[4] && words[0] == wanted[0] && words[1] == wanted[1] && words[2] == wanted[2] &&
-	       words[3] == wanted[3];
+	return line->words[4] == wanted[4] && line->words[0] == wanted[0] && line->words[1] == wanted[1] &&
+	       line->words[2] == wanted[2] && line->words[3] == wanted[3];
 }
 
-/* The masks say to the verifier what the compiler may have told it otherwise. */
-static __always_inline struct slot *slot_of(struct set *set, __u32 way)
+/* The mask, and the look at what the compiler knows, are for the verifier. */
+static __always_inline struct line *line_of_way(struct line *first, __u32 way)
 {
-	return way ? &set->others[(way - 1) & (OTHERS - 1)] : &set->first;
+	asm volatile("" : "+r"(way));
+	return way < WAYS ? first + way : first;
 }
 
-static __always_inline void set_hint(struct set *set, __u32 way, __u8 hint)
+/* What its first line says of a flow that is in another. */
+static __always_inline void set_hint(struct line *home, __u32 way, __u8 hint)
 {
 	if (way)
-		*(volatile __u8 *)&set->hints[(way - 1) & (OTHERS - 1)] = hint;
+		*(volatile __u8 *)&home->hints[(way - 1) & (OTHERS - 1)] = hint;
 }
 
-/* Which slot of a set has this key; WAYS for none. */
-static __always_inline __u32 way_of(struct set *set, const __u64 *wanted)
+_Static_assert((OTHERS & (OTHERS - 1)) == 0, "a mask");
+
+/* How many lines on this flow is; WAYS when it is not there. */
+static __always_inline __u32 way_of(struct line *first, const __u64 *wanted)
 {
 	for (__u32 way = 0; way < WAYS; way++)
-		if (has_key(slot_of(set, way), wanted))
+		if (has_flow(first + way, wanted))
 			return way;
 	return WAYS;
 }
 
-/* Which slot of a set has no key; WAYS when all have. */
-static __always_inline __u32 free_way(struct set *set)
+/* How many lines on there is an empty one; WAYS when there is none. */
+static __always_inline __u32 free_way(struct line *first)
 {
 	for (__u32 way = 0; way < WAYS; way++)
-		if (!(__u32)slot_of(set, way)->mark)
+		if (!(__u32)(first + way)->mark)
 			return way;
 	return WAYS;
 }
 
-_Static_assert((OTHERS & (OTHERS - 1)) == 0, "masks");
-
-static __always_inline void change_label(struct slot *slot, __be32 label)
+static __always_inline void change_label(struct line *line, __be32 label)
 {
-	*(volatile __u64 *)&slot->mark = (slot->mark & ~0ULL << 32) | label;
+	*(volatile __u64 *)&line->mark = (line->mark & ~0ULL << 32) | label;
 }
 
-/* Nobody finds the slot before its key's last word is there. */
-static __always_inline void fill(struct set *set, __u32 way, const __u64 *key, __be32 label)
+/* Nobody finds the flow before the first word is there. */
+static __always_inline void fill(struct line *line, const __u64 *wanted, __be32 label)
 {
-	struct slot *slot = slot_of(set, way);
-	volatile __u64 *words = (volatile void *)&slot->key;
+	volatile __u64 *words = line->words;
 
-	words[0] = key[0];
-	words[1] = key[1];
-	words[2] = key[2];
-	words[3] = key[3];
-	*(volatile __u64 *)&slot->mark = slot->mark | label;
-	words[4] = key[4];
-	set_hint(set, way, hint_of(key[4]));
+	words[1] = wanted[1];
+	words[2] = wanted[2];
+	words[3] = wanted[3];
+	words[4] = wanted[4];
+	*(volatile __u64 *)&line->mark = line->mark | label;
+	words[0] = wanted[0];
 }
 
-static __always_inline void empty(struct set *set, __u32 way)
+static __always_inline void empty(struct line *line)
 {
-	struct slot *slot = slot_of(set, way);
-	volatile __u64 *words = (volatile void *)&slot->key;
-
-	words[4] = EMPTY;
-	*(volatile __u64 *)&slot->mark = (slot->mark & ~0ULL << 32) + NEXT_NUMBER;
-	set_hint(set, way, 0);
+	*(volatile __u64 *)&line->words[0] = EMPTY;
+	*(volatile __u64 *)&line->mark = (line->mark & ~0ULL << 32) + NEXT_NUMBER;
 }
 
-/* Both sets of a key, the same one twice when that is so. */
-static __always_inline int find_sets(const __u64 *key, struct set **home, struct set **second)
+/* Where a flow may be, and its words. */
+struct places {
+	__u64 words[LINE_WORDS];
+	struct line *home;
+	struct line *second; /* the same one where that is so */
+};
+
+static __always_inline int find_places(const __u64 *key, struct places *found)
 {
-	__u64 word = key[0] ^ key[1] ^ key[2] ^ key[3] ^ key[4];
 	__u32 only = 0;
 	struct state *state = bpf_map_lookup_elem(&table, &only);
+	__u64 mixed;
 
 	if (!state)
 		return 0;
-	*home = &state->sets[set_of(word * MIX) & set_mask];
-	*second = &state->sets[set_of(word * SECOND_MIX) & set_mask];
+	fill_words(key, found->words);
+	mixed = found->words[1] ^ found->words[2] ^ found->words[3] ^ found->words[4];
+	found->home = &state->lines[line_of(mixed * MIX) >> home_shift];
+	found->second = &state->lines[line_of(mixed * SECOND_MIX) >> home_shift];
 	return 1;
 }
 
 /* 0, or an errno. */
 static __always_inline int put(const __u64 *key, __be32 label)
 {
-	struct set *home, *second;
+	struct places at;
 	__u32 way, error;
 
-	if (!find_sets(key, &home, &second))
+	if (!find_places(key, &at))
 		return EINVAL;
-	way = way_of(home, key);
+	way = way_of(at.home, at.words);
 	if (way < WAYS) {
-		change_label(slot_of(home, way), label);
+		change_label(line_of_way(at.home, way), label);
 		return 0;
 	}
-	if (home->elsewhere) {
-		way = way_of(second, key);
+	if (at.home->elsewhere) {
+		way = way_of(at.second, at.words);
 		if (way < WAYS) {
-			change_label(slot_of(second, way), label);
+			change_label(line_of_way(at.second, way), label);
 			return 0;
 		}
-		if (home->in_map && !bpf_map_update_elem(&overflow, key, &label, BPF_EXIST))
+		if (at.home->in_map && !bpf_map_update_elem(&overflow, key, &label, BPF_EXIST))
 			return 0;
 	}
 	if (requests.flows >= requests.max_flows)
 		return E2BIG;
-	way = free_way(home);
+	way = free_way(at.home);
 	if (way < WAYS) {
-		fill(home, way, key, label);
+		fill(line_of_way(at.home, way), at.words, label);
+		set_hint(at.home, way, hint_of(at.words[4]));
 	} else {
-		way = free_way(second);
+		way = free_way(at.second);
 		if (way < WAYS) {
-			fill(second, way, key, label);
+			fill(line_of_way(at.second, way), at.words, label);
 		} else {
 			error = bpf_map_update_elem(&overflow, key, &label, BPF_NOEXIST);
 			if (error)
 				return -error;
-			home->in_map++;
+			at.home->in_map++;
 			requests.in_map++;
 		}
-		home->elsewhere++;
+		at.home->elsewhere++;
 	}
 	requests.flows++;
 	return 0;
@@ -176,27 +179,28 @@ static __always_inline int put(const __u64 *key, __be32 label)
 
 static __always_inline void take_out(const __u64 *key)
 {
-	struct set *home, *second;
+	struct places at;
 	__u32 way;
 
-	if (!find_sets(key, &home, &second))
+	if (!find_places(key, &at))
 		return;
-	way = way_of(home, key);
+	way = way_of(at.home, at.words);
 	if (way < WAYS) {
-		empty(home, way);
+		empty(line_of_way(at.home, way));
+		set_hint(at.home, way, 0);
 	} else {
-		if (!home->elsewhere)
+		if (!at.home->elsewhere)
 			return;
-		way = way_of(second, key);
+		way = way_of(at.second, at.words);
 		if (way < WAYS) {
-			empty(second, way);
+			empty(line_of_way(at.second, way));
 		} else {
-			if (!home->in_map || bpf_map_delete_elem(&overflow, key))
+			if (!at.home->in_map || bpf_map_delete_elem(&overflow, key))
 				return;
-			home->in_map--;
+			at.home->in_map--;
 			requests.in_map--;
 		}
-		home->elsewhere--;
+		at.home->elsewhere--;
 	}
 	requests.flows--;
 }

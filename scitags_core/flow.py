@@ -51,8 +51,11 @@ def zone_of(text: str) -> str:
     return text.strip("[]").partition("%")[2]
 
 
-class FlowKey(msgspec.Struct, frozen=True, gc=False, order=True, cache_hash=True):
+class FlowKey(msgspec.Struct, frozen=True, gc=False, order=True, cache_hash=True, omit_defaults=True):
     """The 5-tuple. Addresses are canonical; a port of 0 is one that its reporter did not know.
+
+    namespace is the network namespace of the end that is here, by the number in /proc/PID/ns/net; 0: the agent's own,
+    or not known. Two containers may have equal 5-tuples.
 
     Make it with FlowKey.of, which checks; the plain constructor trusts its caller.
     """
@@ -62,6 +65,7 @@ class FlowKey(msgspec.Struct, frozen=True, gc=False, order=True, cache_hash=True
     dst: str
     dst_port: int
     protocol: Transport = "tcp"
+    namespace: int = 0
 
     @classmethod
     def of(cls, src: str, src_port: int, dst: str, dst_port: int, protocol: str = "tcp") -> FlowKey:
@@ -88,10 +92,17 @@ class FlowKey(msgspec.Struct, frozen=True, gc=False, order=True, cache_hash=True
 
     def reversed(self) -> FlowKey:
         """The same connection, seen from its other end."""
-        return FlowKey(self.dst, self.dst_port, self.src, self.src_port, self.protocol)
+        return FlowKey(self.dst, self.dst_port, self.src, self.src_port, self.protocol, self.namespace)
+
+    def within(self, namespace: int) -> FlowKey:
+        """The same 5-tuple in a network namespace; 0: wherever it is."""
+        if namespace == self.namespace:
+            return self
+        return FlowKey(self.src, self.src_port, self.dst, self.dst_port, self.protocol, namespace)
 
     def __str__(self) -> str:
-        return f"{self.protocol} {_endpoint(self.src, self.src_port)} > {_endpoint(self.dst, self.dst_port)}"
+        place = f" in net:[{self.namespace}]" if self.namespace else ""
+        return f"{self.protocol} {_endpoint(self.src, self.src_port)} > {_endpoint(self.dst, self.dst_port)}{place}"
 
 
 def _endpoint(address: str, port: int) -> str:

@@ -12,7 +12,8 @@ import msgspec
 
 from scitags_agent.bpf.connections import ConnectionsProgram, cgroup_root
 from scitags_agent.bpf.connections_layout import Connection, Event
-from scitags_agent.watch import ConnectionWatch
+from scitags_agent.host import Host
+from scitags_agent.watch import ConnectionWatch, placed
 from scitags_core.flow import FlowKey
 
 KEEP_SECONDS = 10.0
@@ -47,14 +48,21 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
 class Arrivals:
     """The program in the kernel, and what it has told lately. To be used in one event loop alone."""
 
-    def __init__(self, heard: Callable[[], None]) -> None:
+    def __init__(self, heard: Callable[[], None], host: Host) -> None:
         """heard is called when any has come. Raises ConnectionsUnavailable."""
         self._heard = heard
+        self._host = host
         self._by_cookie: OrderedDict[int, Arrival] = OrderedDict()  # the oldest first
         self._by_ends: dict[_Ends, deque[Arrival]] = {}
         self.lost = 0
         self._watch = ConnectionWatch(
-            ConnectionsProgram(cgroup_root(), events=(Event.ACTIVE, Event.PASSIVE)), self._take, self._miss
+            ConnectionsProgram(
+                cgroup_root(),
+                events=(Event.ACTIVE, Event.PASSIVE),
+                all_namespaces=host.namespaces is not None,
+            ),
+            self._take,
+            self._miss,
         )
 
     def between(self, near: str, far: str) -> Iterable[Arrival]:
@@ -73,6 +81,8 @@ class Arrivals:
         self._watch.close()
 
     def _take(self, connections: Sequence[Connection]) -> None:
+        if self._host.namespaces is not None:
+            connections = placed(connections, self._host.namespaces)
         if not connections:
             return
         for one in connections:

@@ -6,7 +6,7 @@ import msgspec
 
 from scitags_agent import tcp_info
 from scitags_agent.connections import INFO, Connection
-from scitags_agent.local_address import is_local
+from scitags_agent.host import Host
 from scitags_core.flow import UNKNOWN_PORT, FlowKey, Transport
 
 # What came so shortly before we heard of a start can have come after it was sent: we may be behind.
@@ -20,7 +20,10 @@ Ports = tuple[Transport, int, int]  # near, far; one of them 0, which stands for
 
 
 class Place(msgspec.Struct, frozen=True):
-    """What is sure of a report: a connection from here to there is meant. far_port is 0 where near_port serves."""
+    """What is sure of a report: a connection from here to there is meant. far_port is 0 where near_port serves.
+
+    namespace is where it is, as in FlowKey; 0: in any that is looked into.
+    """
 
     protocol: Transport
     near: str
@@ -28,6 +31,7 @@ class Place(msgspec.Struct, frozen=True):
     far: str
     far_port: int
     is_source: bool  # whether the near end is the flow's source
+    namespace: int = 0
 
     @property
     def ports(self) -> Ports:
@@ -36,13 +40,14 @@ class Place(msgspec.Struct, frozen=True):
     @property
     def key(self) -> FlowKey:
         """From our end, with what is not sure as 0."""
-        return FlowKey(self.near, self.near_port, self.far, self.far_port, self.protocol)
+        return FlowKey(self.near, self.near_port, self.far, self.far_port, self.protocol, self.namespace)
 
     def fits(self, key: FlowKey) -> bool:
         """key is a connection's, with our end as its source."""
         return (
             key.src == self.near
             and key.dst == self.far
+            and self.namespace in (0, key.namespace)
             and (not self.near_port or key.src_port == self.near_port)
             and (not self.far_port or key.dst_port == self.far_port)
         )
@@ -94,16 +99,17 @@ def as_it_is(connection: Connection) -> AsItWas:
     return AsItWas(tcp_info.payload_sent(info), tcp_info.payload_received(info), busy, *idle)
 
 
-def place_of(key: FlowKey) -> Place | None:
+def place_of(key: FlowKey, host: Host) -> Place | None:
     """What a report can mean; None when neither end is here, or when the ports say too little.
 
     When both ends are here each connection has two sockets, of which one will do.
     """
     for near, is_source in ((key.reversed(), False), (key, True)):
-        if not is_local(near.src):
+        if not host.is_local(near.src, key.namespace):
             continue
+        namespace = key.namespace or host.only_home(near.src)
         if near.src_port:
-            return Place(key.protocol, near.src, near.src_port, near.dst, UNKNOWN_PORT, is_source)
+            return Place(key.protocol, near.src, near.src_port, near.dst, UNKNOWN_PORT, is_source, namespace)
         if near.dst_port:
-            return Place(key.protocol, near.src, UNKNOWN_PORT, near.dst, near.dst_port, is_source)
+            return Place(key.protocol, near.src, UNKNOWN_PORT, near.dst, near.dst_port, is_source, namespace)
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -11,13 +12,18 @@ import msgspec
 from scitags_agent.bpf.attach import tcx_programs
 from scitags_agent.bpf.layout import BPF_PROG_DETACH, BPF_PROG_GET_FD_BY_ID, BPF_TCX_EGRESS, ProgAttach, ProgId
 from scitags_agent.bpf.libbpf import library
+from scitags_agent.bpf.namespaces import entered
 from scitags_agent.bpf.placement import CLSACT, PROGRAMS
 from scitags_agent.ledger import Ledger
+from scitags_agent.namespaces import Finder
 from scitags_agent.reserved_routes import ROUTES, remove_left
 
 
-def clean(directory: Path) -> list[str]:
-    """What was taken away, a line each. Raises LedgerUnusable while an agent runs, OSError without the right to."""
+def clean(directory: Path, namespaces: Sequence[str] = ()) -> list[str]:
+    """What was taken away, a line each; in network namespaces of these patterns, too (scitags_agent.namespaces).
+
+    Raises LedgerUnusable while an agent runs, OSError without the right to.
+    """
     if not directory.exists():
         return []
     done: list[str] = []
@@ -32,18 +38,28 @@ def clean(directory: Path) -> list[str]:
             except (OSError, msgspec.DecodeError):
                 continue
             done += [f"route to {one} taken away" for one in _remove_routes(home)]
-        for index, name in socket.if_nameindex():
-            if programs:
-                done += [f"{name}: program {one} taken away" for one in _detach(index, programs)]
-            if clsact:
-                from scitags_agent.bpf.clsact import clear_stale  # noqa: PLC0415
-
-                clear_stale(index)
+        done += _clean_interfaces(programs, clsact=clsact)
+        for one in Finder(namespaces).find().values():
+            with entered(one.path):
+                done += [f"{one.name}: {line}" for line in _clean_interfaces(programs, clsact=clsact)]
     except OSError:
         ledger.close()
         raise
     ledger.remove()
     return [*done, f"{directory} removed"]
+
+
+def _clean_interfaces(programs: set[int], *, clsact: bool) -> list[str]:
+    """Of this thread's network namespace."""
+    done: list[str] = []
+    for index, name in socket.if_nameindex():
+        if programs:
+            done += [f"{name}: program {one} taken away" for one in _detach(index, programs)]
+        if clsact:
+            from scitags_agent.bpf.clsact import clear_stale  # noqa: PLC0415
+
+            clear_stale(index)
+    return done
 
 
 def _remove_routes(home: Path) -> list[str]:

@@ -130,21 +130,25 @@ def _asyncio_without_tls() -> ModuleType:
 def _check(arguments: argparse.Namespace) -> int:
     as_json = getattr(arguments, "json", False)
     try:
-        names = _instances_of(arguments.config)
+        names, notes = _instances_of(arguments.config)
     except ScitagsError as error:
         if not as_json:
             raise
         print(msgspec.json.encode({"good": False, "problem": str(error)}).decode())
         return 1
     if as_json:
-        print(msgspec.json.encode({"good": True, "instances": names}).decode())
+        found = {"good": True, "instances": names} | ({"notes": notes} if notes else {})
+        print(msgspec.json.encode(found).decode())
     else:
-        print(f"{arguments.config}: good: {', '.join(names)}")
+        print("\n".join([f"{arguments.config}: good: {', '.join(names)}", *notes]))
     return 0
 
 
-def _instances_of(path: Path) -> list[str]:
-    """The names of all that a configuration asks for. ConfigError for what cannot be made."""
+def _instances_of(path: Path) -> tuple[list[str], list[str]]:
+    """The names of all that a configuration asks for, and what it names that is not there.
+
+    ConfigError for what cannot be made.
+    """
     from scitags_agent import config  # noqa: PLC0415
     from scitags_core.plugins import PluginHost  # noqa: PLC0415
 
@@ -152,7 +156,13 @@ def _instances_of(path: Path) -> list[str]:
     instances = [*settings.sources, *settings.enrichers, *(instance for instance, _ in settings.backends)]
     for instance in instances:
         instance.create()
-    return [instance.name for instance in instances]
+    notes = []
+    if settings.agent.namespaces:
+        from scitags_agent.namespaces import Finder  # noqa: PLC0415
+
+        missing = Finder(settings.agent.namespaces).missing()
+        notes = [f"namespace {pattern}: there is none now; the agent would wait for it" for pattern in missing]
+    return [instance.name for instance in instances], notes
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -221,9 +231,9 @@ def _clean(arguments: argparse.Namespace) -> int:
     from scitags_agent import cleaning, config  # noqa: PLC0415
     from scitags_core.plugins import PluginHost  # noqa: PLC0415
 
-    ledger = config.read(arguments.config, PluginHost.load()).ledger
+    settings = config.read(arguments.config, PluginHost.load())
     try:
-        done = cleaning.clean(ledger) if ledger is not None else []
+        done = cleaning.clean(settings.ledger, settings.agent.namespaces) if settings.ledger is not None else []
     except OSError as error:
         raise ConfigError(f"not everything could be taken away: {error.strerror}") from None
     print("\n".join(done) if done else "nothing was left")

@@ -1,6 +1,6 @@
 """The agent's configuration: TOML to typed values, unknown keys refused.
 
-[agent]    shutdown_seconds, state_directory
+[agent]    shutdown_seconds, state_directory, namespaces
 [log]      level, format, events
 [table]    idle_seconds, max_transfers, ongoing_seconds, reorder_seconds,
            gone_seconds, match, match_seconds
@@ -34,10 +34,14 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     state_directory: on a memory file system, and for this agent alone. "auto" is a directory of its own for each
     configuration file, under /run/scitags; "" keeps nothing, and marks go when the agent is killed.
+
+    namespaces: network namespaces besides the agent's own in which flows are found, matched, marked and seen to end
+    (scitags_agent.namespaces). Whatever has a key of that name, and does not set it, gets these.
     """
 
     shutdown_seconds: Positive = 5.0
     state_directory: str = AUTO
+    namespaces: list[str] = []
 
 
 class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -128,14 +132,19 @@ def parse(document: Mapping[str, Any], plugins: PluginHost, where: str) -> Confi
         for table in tables.backend
     ]
     own = [{k: v for k, v in table.items() if k not in option_names} for table in tables.backend]
-    backends = _instances("backend", own, plugins.collect("provide_backends"), plugins, where)
+    common = {"namespaces": _namespaces(tables.agent.namespaces, where)} if tables.agent.namespaces else {}
+    backends = _instances("backend", own, plugins.collect("provide_backends"), plugins, where, common=common)
+    sources = _instances("source", tables.source, plugins.collect("provide_sources"), plugins, where, common=common)
+    enrichers = _instances(
+        "enricher", tables.enricher, plugins.collect("provide_enrichers"), plugins, where, common=common
+    )
     return Config(
-        tables.agent,
+        _looking_everywhere(tables.agent, [*sources, *backends, *enrichers]),
         tables.log,
         tables.table,
-        _instances("source", tables.source, plugins.collect("provide_sources"), plugins, where),
+        sources,
         list(zip(backends, options, strict=True)),
-        _instances("enricher", tables.enricher, plugins.collect("provide_enrichers"), plugins, where),
+        enrichers,
         _ledger_directory(tables.agent.state_directory, where),
     )
 
@@ -153,6 +162,21 @@ def _ledger_directory(setting: str, where: str) -> Path | None:
     return base / f"state-{zlib.crc32(os.fsencode(Path(where).absolute())):08x}"
 
 
+def _looking_everywhere(agent: AgentSettings, instances: Sequence[Instance]) -> AgentSettings:
+    """With the namespaces that only some part has named: what is found or marked there is to end there, too."""
+    named = [one for instance in instances for one in getattr(instance.settings, "namespaces", ())]
+    return msgspec.structs.replace(agent, namespaces=list(dict.fromkeys([*agent.namespaces, *named])))
+
+
+def _namespaces(patterns: list[str], where: str) -> list[str]:
+    from scitags_agent.namespaces import checked  # noqa: PLC0415  # few agents need it
+
+    try:
+        return list(checked(patterns))
+    except ConfigError as error:
+        raise ConfigError(f"{where}: agent: {error}") from None
+
+
 def _left_out(plugins: PluginHost) -> str:
     """Which plug-ins failed: the kind that was asked for may be among theirs."""
     failed = [f"{plugin.name} ({plugin.problem})" for plugin in plugins.plugins if plugin.problem]
@@ -165,7 +189,10 @@ def _instances(
     kinds: Sequence[SourceKind | BackendKind | EnricherKind],
     plugins: PluginHost,
     where: str,
+    *,
+    common: Mapping[str, Any],
 ) -> list[Instance]:
+    """common are settings of those kinds that have them, where the table does not say otherwise."""
     by_name = {kind.kind: kind for kind in kinds}
     found: list[Instance] = []
     names: set[str] = set()
@@ -183,5 +210,7 @@ def _instances(
             loaded = by_name[kind].loaded()
         except (ImportError, PluginError) as error:
             raise ConfigError(f"{place} ({kind}): {error}") from None
+        has = {field.name for field in msgspec.structs.fields(loaded.settings)} if common else set()
+        own = {key: value for key, value in common.items() if key in has} | own
         found.append(Instance(name, loaded, convert(own, loaded.settings, f"{place} ({kind})")))
     return found

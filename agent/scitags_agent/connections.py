@@ -4,8 +4,9 @@
     Lookup().find(key)    one connection by its 5-tuple; what it costs does not depend on how many there are
     Departures            each socket that goes, as it goes, with its last tcp_info
 
-All of the network namespace in which the netlink socket was made. None of it needs privileges, but sockets in other
-user namespaces, whose owner is shown as nobody.
+All of the network namespace in which the netlink socket was made: this thread's, or that of a Place elsewhere
+(scitags_agent.open_namespaces). None of it needs privileges, but sockets in other user namespaces, whose owner is
+shown as nobody.
 
 The netlink messages are read here, with struct: pyroute2 0.9 takes 100 us and 17 KB for a socket (bench/sock_diag.py),
 mistakes an error for a message of IPv4, and can therefore not look up one connection.
@@ -21,8 +22,9 @@ import socket
 import struct
 import sys
 from collections.abc import Callable, Container, Iterator
+from contextlib import AbstractContextManager, closing
 from functools import lru_cache
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 import msgspec
 
@@ -81,6 +83,7 @@ class Connection(msgspec.Struct, frozen=True, gc=False):
     cgroup      id of the cgroup2 of whoever made the socket; 0: not said
     interface   index of the one that the socket is bound to, as with a link-local address; 0: any
     message     the kernel's message whole, for attributes(); empty when details were not asked for
+    namespace   the network namespace, as in FlowKey
     """
 
     protocol: Transport
@@ -95,11 +98,12 @@ class Connection(msgspec.Struct, frozen=True, gc=False):
     cgroup: int = 0
     interface: int = 0
     message: bytes = b""
+    namespace: int = 0
 
     @property
     def key(self) -> FlowKey:
         """The 5-tuple with our end as its source."""
-        return FlowKey(self.local, self.local_port, self.remote, self.remote_port, self.protocol)
+        return FlowKey(self.local, self.local_port, self.remote, self.remote_port, self.protocol, self.namespace)
 
     def attributes(self) -> dict[int, bytes]:
         """What the kernel says besides, by the numbers above; the structs are those of inet_diag.h."""
@@ -110,8 +114,42 @@ class SockDiagError(OSError):
     """The kernel has no sock_diag, or refused."""
 
 
+class Place(Protocol):
+    """A network namespace that can be asked."""
+
+    @property
+    def number(self) -> int:
+        """As in FlowKey; 0 is the agent's own."""
+
+    def borrow(self) -> AbstractContextManager[socket.socket]:
+        """A sock_diag socket for one dump. Raises SockDiagError."""
+
+    def interfaces(self, zone: str) -> list[int]:
+        """The indexes of those that a zone index can mean; of all where it is empty."""
+
+
+class Here:
+    """The network namespace of the thread that uses this: the agent's own."""
+
+    number = 0
+
+    def borrow(self) -> AbstractContextManager[socket.socket]:
+        return closing(open_netlink())
+
+    def interfaces(self, zone: str) -> list[int]:
+        if not zone:
+            return [index for index, _ in socket.if_nameindex()]
+        try:
+            return [int(zone) if zone.isdigit() else socket.if_nametoindex(zone)]
+        except OSError:
+            return []
+
+
+HERE: Final[Place] = Here()
+
+
 def dump(
-    protocol: Transport, *, local_port: int = 0, remote_port: int = 0, details: bool = False
+    protocol: Transport, *, local_port: int = 0, remote_port: int = 0, details: bool = False, place: Place = HERE
 ) -> Iterator[Connection]:
     """Every connected socket of a protocol, TIME_WAIT left out; by ports where given, which the kernel sorts out.
 
@@ -119,25 +157,25 @@ def dump(
     concludes that one is gone looks it up. Each step that reads from the kernel takes well under a millisecond, so
     that an event loop can do other things in between. Raises SockDiagError.
     """
-    for message in _dump(protocol, local_port, remote_port, _ALL_EXTENSIONS if details else 0):
-        connection = parse(message, protocol, details=details)
+    for message in _dump(protocol, local_port, remote_port, _ALL_EXTENSIONS if details else 0, place):
+        connection = parse(message, protocol, details=details, namespace=place.number)
         if connection is not None:
             yield connection
 
 
-def survey(protocol: Transport, known: Container[int]) -> Iterator[tuple[int, Connection | None]]:
+def survey(protocol: Transport, known: Container[int], place: Place = HERE) -> Iterator[tuple[int, Connection | None]]:
     """As dump, but for the cookies that are known the cookie alone: this takes half the time."""
-    for message in _dump(protocol, 0, 0, 0):
+    for message in _dump(protocol, 0, 0, 0, place):
         (cookie,) = _COOKIE.unpack_from(message, _COOKIE_AT)
         if cookie in known:
             yield cookie, None
         else:
-            connection = parse(message, protocol)
+            connection = parse(message, protocol, namespace=place.number)
             if connection is not None:
                 yield cookie, connection
 
 
-def _dump(protocol: Transport, local_port: int, remote_port: int, extensions: int) -> Iterator[bytes]:
+def _dump(protocol: Transport, local_port: int, remote_port: int, extensions: int, place: Place) -> Iterator[bytes]:
     states = sum(1 << state for state in OPEN_STATES | {SYN_SENT})
     for family in _FAMILIES:
         payload = (
@@ -145,7 +183,7 @@ def _dump(protocol: Transport, local_port: int, remote_port: int, extensions: in
             + _PORTS.pack(local_port, remote_port)
             + _REST_OF_ID.pack(b"", b"", 0, _NO_COOKIE)
         )
-        with _open() as netlink:
+        with place.borrow() as netlink:
             _send(netlink, payload, _NLM_F_REQUEST | _NLM_F_DUMP)
             done = False
             while not done:
@@ -161,9 +199,10 @@ def _dump(protocol: Transport, local_port: int, remote_port: int, extensions: in
 class Lookup:
     """Looks up one connection at a time, over a netlink socket of its own."""
 
-    def __init__(self) -> None:
-        """Raises SockDiagError where the kernel has no sock_diag."""
-        self._netlink = _open()
+    def __init__(self, place: Place = HERE, netlink: socket.socket | None = None) -> None:
+        """netlink is one that was opened there. Raises SockDiagError where the kernel has no sock_diag."""
+        self._place = place
+        self._netlink = open_netlink() if netlink is None else netlink
 
     def __enter__(self) -> Self:
         return self
@@ -175,14 +214,21 @@ class Lookup:
         """Close the netlink socket."""
         self._netlink.close()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be asked."""
+        return self._netlink.fileno() >= 0
+
     def find(self, key: FlowKey, *, zone: str = "", details: bool = True) -> Connection | None:
         """The connection whose near end is the key's source, in whatever state, or None.
 
-        zone is the zone index of a link-local address; without it, every interface is tried. Not found is a socket
-        that is bound to a device (SO_BINDTODEVICE), but by a dump. Raises SockDiagError.
+        Which namespace the key names is the caller's affair. zone is the zone index of a link-local address; without
+        it, every interface is tried. Not found is a socket that is bound to a device (SO_BINDTODEVICE), but by a dump.
+        Raises SockDiagError.
         """
-        for interface in _interfaces(key.src, zone):
-            found = self._find(key, interface, details)
+        here = key.within(self._place.number)
+        for interface in self._place.interfaces(zone) if _is_link_local(key.src) else (0,):
+            found = self._find(here, interface, details)
             if found is not None:
                 return found
         return None
@@ -209,7 +255,7 @@ class Lookup:
                 if refusal.errno == errno.ENOENT:
                     return None
                 raise refusal
-            found = parse(message, key.protocol, details=details)
+            found = parse(message, key.protocol, details=details, namespace=key.namespace)
             # The kernel falls back to a socket that listens there, or to one that takes what comes from anywhere.
             if found is not None and found.key == key:
                 return found
@@ -217,7 +263,7 @@ class Lookup:
 
 
 class Departures:
-    """Hears of each TCP and UDP socket of this namespace as it goes, from Linux 4.7 on.
+    """Hears of each TCP and UDP socket of a namespace as it goes, from Linux 4.7 on.
 
     What is told of one: both ends, cookie, and with TCP the last tcp_info. A TCP socket goes when the connection has
     been closed on both sides and its last octet acknowledged (TIME_WAIT is a socket no more). Of one that its owner
@@ -225,11 +271,17 @@ class Departures:
     than they are read, some are missed: lost counts how often that happened.
     """
 
-    def __init__(self, heard: Callable[[Connection], None]) -> None:
-        """heard is called from read(). Raises SockDiagError where the kernel does not tell."""
+    def __init__(
+        self, heard: Callable[[Connection], None], namespace: int = 0, netlink: socket.socket | None = None
+    ) -> None:
+        """heard is called from read(). netlink is a socket that was opened in another namespace.
+
+        Raises SockDiagError where the kernel does not tell.
+        """
         self.lost = 0
         self._heard = heard
-        self._netlink = _open()
+        self._namespace = namespace
+        self._netlink = open_netlink() if netlink is None else netlink
         try:
             self._netlink.setblocking(False)
             try:
@@ -258,7 +310,8 @@ class Departures:
                 self.lost += 1
                 continue
             for _, message in _messages(octets):
-                self._heard(_connection(message, _departed_protocol(message), details=True))
+                protocol = _departed_protocol(message)
+                self._heard(_connection(message, protocol, details=True, namespace=self._namespace))
         return _DEPARTURES_AT_ONCE
 
     def close(self) -> None:
@@ -266,13 +319,13 @@ class Departures:
         self._netlink.close()
 
 
-def parse(message: bytes, protocol: Transport, *, details: bool = False) -> Connection | None:
+def parse(message: bytes, protocol: Transport, *, details: bool = False, namespace: int = 0) -> Connection | None:
     """One of the kernel's messages; None for a socket that is not connected."""
-    connection = _connection(message, protocol, details=details)
+    connection = _connection(message, protocol, details=details, namespace=namespace)
     return connection if connection.remote_port else None
 
 
-def _connection(message: bytes, protocol: Transport, *, details: bool) -> Connection:
+def _connection(message: bytes, protocol: Transport, *, details: bool, namespace: int) -> Connection:
     fields = _MESSAGE.unpack_from(message, _HEADER.size)
     family, state, _, _, local_port, remote_port, local, remote, interface, cookie, *_, uid, inode = fields
     if _SWAPPED:
@@ -290,6 +343,7 @@ def _connection(message: bytes, protocol: Transport, *, details: bool) -> Connec
         _cgroup(message),
         interface,
         message if details else b"",
+        namespace,
     )
 
 
@@ -339,19 +393,8 @@ def _is_link_local(address: str) -> bool:
     return ":" in address and int.from_bytes(_packed(address)[:2]) & 0xFFC0 == 0xFE80  # noqa: PLR2004
 
 
-def _interfaces(address: str, zone: str) -> list[int]:
-    """The interface indexes to look a connection up with."""
-    if not _is_link_local(address):
-        return [0]
-    if not zone:
-        return [index for index, _ in socket.if_nameindex()]
-    try:
-        return [int(zone) if zone.isdigit() else socket.if_nametoindex(zone)]
-    except OSError:
-        return []
-
-
-def _open() -> socket.socket:
+def open_netlink() -> socket.socket:
+    """A sock_diag socket in this thread's network namespace. Raises SockDiagError."""
     try:
         netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG)
     except OSError as error:

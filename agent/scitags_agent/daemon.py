@@ -37,7 +37,9 @@ from scitags_core.roles import (
 from scitags_core.tag import Tag
 
 if TYPE_CHECKING:
+    from scitags_agent.host import Host
     from scitags_agent.matching import Matcher
+    from scitags_agent.whereabouts import Whereabouts
 
 log = logging.getLogger(__name__)
 events_log = logging.getLogger("scitags_agent.events")
@@ -140,6 +142,8 @@ class Daemon:
         self._reloading = asyncio.Lock()
         self._notifier = Notifier.from_environment()
         self._kept = handed_over()  # by an earlier agent, and not claimed yet
+        self._host: Host | None = None
+        self._whereabouts: Whereabouts | None = None
         self._matcher: Matcher | None = None
         self._matching: set[asyncio.Task[None]] = set()
         self.fanout = Fanout()
@@ -168,6 +172,7 @@ class Daemon:
             backends = [(one, options, one.create()) for one, options in self._config.backends]
             sources = [(one, one.create()) for one in self._config.sources]
             changes = self._inherit()
+            self._open_namespaces()
             for one, enricher in enrichers:
                 await self._start_enricher(one, enricher)
             for one, options, backend in backends:
@@ -194,6 +199,8 @@ class Daemon:
             events = [event for event in events if event.key.src_port and event.key.dst_port]
             for event in incomplete:
                 self._match_later(event, source)
+        if self._whereabouts is not None and source != OWN:
+            events = self._placed(events)
         self._take(events, source, position)
 
     def _take(self, events: Sequence[FlowEvent], source: str, position: bytes = b"") -> None:
@@ -242,6 +249,7 @@ class Daemon:
             },
             "table": {"flows": len(self.table), "transfers": self.table.users, **self.table.totals()},
             "matching": dict(self._matcher.counters()) if self._matcher is not None else {},
+            **({"namespaces": dict(self._whereabouts.counters())} if self._whereabouts is not None else {}),
             "ledger": {"kept": self._ledger is not None, "failed": self.failures["ledger"]},
             "backends": {lane.name: lane.status() for lane in self.fanout.lanes},
         }
@@ -253,6 +261,7 @@ class Daemon:
         last = None if limit is None else first + limit
         return [
             {
+                **({"namespace": self._host.named(key.namespace)} if key.namespace and self._host else {}),
                 "protocol": key.protocol,
                 "src": key.src,
                 "src_port": key.src_port,
@@ -318,7 +327,11 @@ class Daemon:
         if config.agent.state_directory != self._config.agent.state_directory:
             log.warning("state_directory is read at start only: it stays as it is")
         old_backends = dict(self._backends)
+        is_elsewhere = config.agent.namespaces != self._config.agent.namespaces
         self._config = config
+        if is_elsewhere:
+            await self._close_matching()
+            self._open_namespaces()
         self.table.configure(
             max_users=config.table.max_transfers,
             idle=timedelta(seconds=config.table.idle_seconds),
@@ -527,10 +540,16 @@ class Daemon:
 
     def _matchmaker(self) -> Matcher:
         if self._matcher is None:
-            from scitags_agent.matching import Matcher  # noqa: PLC0415  (few agents need it)
+            from scitags_agent.host import Host  # noqa: PLC0415  (few agents need them)
+            from scitags_agent.matching import Matcher  # noqa: PLC0415
 
+            if self._host is None:
+                self._host = Host()
             self._matcher = Matcher(
-                wait=self._config.table.match_seconds, expect=self._expect, is_announced=self._is_announced
+                self._host,
+                wait=self._config.table.match_seconds,
+                expect=self._expect,
+                is_announced=self._is_announced,
             )
             if self._ledger is not None:
                 self._matcher.have_seen(key for key in self._ledger.seen() if key in self.table)
@@ -597,7 +616,52 @@ class Daemon:
         if found is None:
             self.table.counters["not_matched"] += 1
         # What could not be matched is in the table all the same, and its reporter's words are announced if they can be.
-        self._take((found or event,), source)
+        events: Sequence[FlowEvent] = (found or event,)
+        self._take(events if self._whereabouts is None else self._placed(events), source)
+
+    # --- other network namespaces -------------------------------------------------------------------
+
+    def _open_namespaces(self) -> None:
+        """Look into those that are configured. Without any, nothing is looked at until it is asked for."""
+        patterns = self._config.agent.namespaces
+        if not patterns:
+            return
+        from scitags_agent.host import Host  # noqa: PLC0415
+        from scitags_agent.whereabouts import Whereabouts  # noqa: PLC0415
+
+        try:
+            self._host = Host(patterns)
+        except OSError as error:
+            log.error("namespaces cannot be looked into: %s", error)
+            return
+        self._whereabouts = Whereabouts(self._host, self._end_namespace)
+
+    def _placed(self, events: Sequence[FlowEvent]) -> Sequence[FlowEvent]:
+        assert self._whereabouts is not None
+        try:
+            return self._whereabouts.placed(events)
+        except OSError as error:
+            self.failures["sock_diag"] += 1
+            if self.failures["sock_diag"] == 1:
+                log.warning("connections cannot be looked up: %s (said once)", error)
+            return events
+
+    def _end_namespace(self, number: int) -> None:
+        """End what is left of the flows of a namespace that has gone, its sockets with it."""
+        self.end_connections([key for key, _ in self.table.flows() if key.namespace == number])
+
+    async def _close_matching(self) -> None:
+        """Let go of all that looks at connections; what waits for one goes unmatched."""
+        if self._matcher is not None:
+            await self._matcher.close()
+            await asyncio.gather(*self._matching, return_exceptions=True)
+            self._matcher = None
+        if self._whereabouts is not None:
+            self._whereabouts.close()
+            self._whereabouts = None
+        if self._host is not None:
+            self._host.close()
+            self._host = None
 
     async def _shut_down(self, chores: list[asyncio.Task[None]]) -> None:
         """Sources first, then what they brought is worked off, then the backends close."""
@@ -605,9 +669,7 @@ class Daemon:
             chore.cancel()
         await asyncio.gather(*chores, return_exceptions=True)
         await self._stop_sources(list(self._sources))
-        if self._matcher is not None:
-            await self._matcher.close()
-            await asyncio.gather(*self._matching, return_exceptions=True)
+        await self._close_matching()
         if not await self.fanout.drained(self._config.agent.shutdown_seconds):
             log.error("stopped with changes still queued: the deadline has passed")
         self._begin_ledger()

@@ -9,7 +9,8 @@ import os
 import platform
 import shutil
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -54,6 +55,8 @@ def examine(config: Config | None) -> list[Finding]:
         found += _interfaces(config)
     if "extension_header" in backends:
         found += _headers(config)
+    if config is not None and config.agent.namespaces:
+        found += _namespaces(config.agent.namespaces)
     if {"sock_ops", "iperf3"} & (sources | enrichers):
         found += [_cgroup(), _connections()]
     if "firefly" in backends and config is not None:
@@ -227,6 +230,38 @@ def _with_global_addresses() -> set[str]:
     """Interfaces with a global IPv6 address (scope 0 in the kernel's list)."""
     lines = [line.split() for line in _read("/proc/net/if_inet6").splitlines()]
     return {fields[5] for fields in lines if len(fields) == 6 and fields[3] == "00"}  # noqa: PLR2004
+
+
+def _namespaces(patterns: Sequence[str]) -> Iterator[Finding]:
+    """Of other network namespaces: which there are, and whether they can be looked into."""
+    from scitags_agent.bpf.namespaces import enter, in_passing_thread  # noqa: PLC0415
+    from scitags_agent.namespaces import Finder  # noqa: PLC0415
+
+    rights = "packaging/systemd/namespaces.conf has the rights that are needed"
+    finder = Finder(patterns)
+    found = finder.find().values()
+    for pattern in finder.missing():
+        yield Finding(f"namespace {pattern}", "note", "there is none now", "the agent waits for it; `lsns -t net`")
+    for one in found:
+        try:
+            in_passing_thread(partial(enter, one.path)).result()
+        except OSError as error:
+            why = f"it cannot be entered: {error.strerror}" + _lacking({21: "CAP_SYS_ADMIN"})
+            yield Finding(f"namespace {one.name}", "bad", why, rights)
+        else:
+            yield Finding(f"namespace {one.name}", "good", f"net:[{one.number}] can be looked into")
+    missing = _missing({19: "CAP_SYS_PTRACE"})
+    if finder.is_denied:
+        text = "those of some processes cannot be seen" + _lacking({19: "CAP_SYS_PTRACE"})
+        yield Finding("namespaces of processes", "bad", text, rights)
+    elif missing:
+        text = "CAP_SYS_PTRACE missing in this process: in which namespace a sender to the Unix socket is stays unknown"
+        yield Finding("namespaces of processes", "note", text, rights)
+
+
+def _lacking(wanted: Mapping[int, str]) -> str:
+    missing = _missing(wanted)
+    return f" ({', '.join(sorted(missing))} missing in this process)" if missing else ""
 
 
 def _cgroup() -> Finding:

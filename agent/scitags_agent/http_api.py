@@ -27,7 +27,10 @@ class Mark(msgspec.Struct):
 
 
 class Transfer(msgspec.Struct):
-    """A transfer under way; its marks by the names of backends."""
+    """A transfer under way; its marks by the names of backends.
+
+    namespace is the network namespace where it is not the agent's own.
+    """
 
     protocol: str
     src: str
@@ -41,6 +44,7 @@ class Transfer(msgspec.Struct):
     application: str
     transfers_on_connection: int
     marks: dict[str, Mark]
+    namespace: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Table(msgspec.Struct):

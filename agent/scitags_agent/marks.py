@@ -106,13 +106,16 @@ class MarkMaker:
         self._local.clear()
         self._ends.clear()
 
-    def make(self, name: FlowKey, key: FlowKey, tag: Tag) -> Mark:
-        """The mark of an IPv6 connection by name, reported by key (Mark)."""
+    def make(self, name: FlowKey, key: FlowKey, tag: Tag, place: int = 0) -> Mark:
+        """The mark of an IPv6 connection by name, reported by key (Mark); place as of layout.pack_key."""
         ends = self._ends.get((name.src, name.dst)) or self._look_up(name.src, name.dst)
         src_port, dst_port, protocol = name.src_port, name.dst_port, PROTOCOLS[name.protocol]
         ports = pack_ports(src_port, dst_port, protocol)
         # With static tags, what the flow's first packets bore already, before anybody told us of it.
         entropy = static_entropy(pack_key(name)) if self._is_static else crc32(ports, ends.checksum) & label.ENTROPY_MAX
+        if place:  # under the next agent it may be another one: it does not count in the entropy
+            protocol |= place << 8
+            ports = pack_ports(src_port, dst_port, protocol)
         wanted = (self._labels.get(tag) or self._labels_of(tag))[entropy]
         opposite = b""
         if ends.forth:

@@ -5,7 +5,7 @@ data; its start goes out before that connection is made; some reports give a por
 its near end (address and port of this host), the far address, and the time: the connection meant is the one from there
 to here that comes next.
 
-    matcher = Matcher()
+    matcher = Matcher(host)
     await matcher.match(event)    the event with the connection's 5-tuple, or None
     await matcher.gone(keys)      those of the flows whose connections have gone
 
@@ -38,8 +38,8 @@ import msgspec
 from scitags_agent.arrivals import Arrival, Arrivals
 from scitags_agent.bpf.connections import ConnectionsUnavailable
 from scitags_agent.candidates import GRACE_SECONDS, YOUNG_SECONDS, Place, Ports, as_it_is, place_of
-from scitags_agent.connections import OPEN_STATES, Connection, Lookup, dump
-from scitags_agent.local_address import is_local
+from scitags_agent.connections import OPEN_STATES, Connection, dump
+from scitags_agent.host import Host
 from scitags_agent.matched import Matched
 from scitags_agent.presence import Presence, find_alive
 from scitags_agent.waiting import Options, Waiting, came_just_now, could_mean
@@ -74,6 +74,7 @@ class Matcher:
 
     def __init__(
         self,
+        host: Host,
         *,
         wait: float = WAIT_SECONDS,
         watch: bool = True,
@@ -82,23 +83,22 @@ class Matcher:
     ) -> None:
         """Ready to match.
 
+        host     where connections are; stays the caller's
         wait     seconds: how long a start waits for its connection
         watch    have the kernel tell of connections
         expect   has backends mark a connection to come, given its place, its tag, and from when to when it may have
                  been asked for (scitags_core.roles.ExpectsConnections)
         is_announced  whether somebody had told of exactly this connection at that time, before it came
-
-        Raises SockDiagError.
         """
         self._wait = wait
         self._have_expected = expect
         self._is_announced = is_announced
-        self._lookup = Lookup()
+        self._host = host
         self._arrivals: Arrivals | None = None
         self._may_watch = watch
         self._deciding: asyncio.Task[None] | None = None
         self._is_undecided = False
-        self._presence = Presence(self._lookup)
+        self._presence = Presence(host)
         self._waiting: list[Waiting] = []
         self._looking: asyncio.Task[None] | None = None
         self._somebody_came = asyncio.Event()
@@ -118,7 +118,6 @@ class Matcher:
                 await asyncio.gather(task, return_exceptions=True)
         if self._arrivals is not None:
             self._arrivals.close()
-        self._lookup.close()
 
     def counters(self) -> Mapping[str, int]:
         """Reports by what became of them, and what is remembered. The ends of starts that were matched do not count.
@@ -141,7 +140,7 @@ class Matcher:
 
     def is_exact(self, key: FlowKey, zone: str = "") -> bool:
         """Whether a 5-tuple is that of a connection of this host, at either end. Costs about 15 us."""
-        return key.is_complete and find_alive(self._lookup, key, zone) is not None
+        return key.is_complete and find_alive(self._host, key, zone) is not None
 
     def begin_to_watch(self) -> None:
         """Have the kernel tell of connections from now on, where it can; else from the first start on that waits."""
@@ -149,7 +148,7 @@ class Matcher:
             return
         self._may_watch = False
         try:
-            self._arrivals = Arrivals(self._decide_soon)
+            self._arrivals = Arrivals(self._decide_soon, self._host)
         except ConnectionsUnavailable as error:
             log.info("connections that reports mean are looked for, as the kernel tells of none: %s", error)
 
@@ -168,16 +167,17 @@ class Matcher:
         known = self._matched.oldest(event.key)
         if event.state is FlowState.ONGOING and known is not None:
             return msgspec.structs.replace(event, key=known)
-        place = place_of(event.key)
+        place = place_of(event.key, self._host)
         one = Waiting.begin(event, place, sent) if place is not None else None
         if one is not None:
             self._expect_at_once(one)
         try:
-            connection = find_alive(self._lookup, event.key, event.zone) if event.key.is_complete else None
+            connection = find_alive(self._host, event.key, event.zone) if event.key.is_complete else None
             if connection is not None:
+                key = event.key.within(connection.namespace)
                 self._counters["exact"] += 1
-                self._matched.add(event.key, event.key, connection.cookie)
-                return event
+                self._matched.add(event.key, key, connection.cookie)
+                return event if key is event.key else msgspec.structs.replace(event, key=key)
             if one is None:
                 self._count_out(event.key)
                 return None
@@ -267,14 +267,27 @@ class Matcher:
         present: dict[Ports, list[Connection]] = {ports: [] for ports in asked}
         if len(asked) <= PORTS_ASKED_FOR:
             for protocol, near_port, far_port in asked:
-                present[protocol, near_port, far_port] = await _open_ones(protocol, near_port, far_port)
+                present[protocol, near_port, far_port] = await self._open_ones(protocol, near_port, far_port)
             return present
         for protocol in {ports[0] for ports in asked}:
-            for one in await _open_ones(protocol):
+            for one in await self._open_ones(protocol):
                 for ports in ((protocol, one.local_port, 0), (protocol, 0, one.remote_port)):
                     if ports in present:
                         present[ports].append(one)
         return present
+
+    async def _open_ones(self, protocol: Transport, near_port: int = 0, far_port: int = 0) -> list[Connection]:
+        """This host's open connections, by port where given; read in steps, so that others get their turn."""
+        found = []
+        for place in self._host.places:
+            dumped = dump(protocol, local_port=near_port, remote_port=far_port, details=True, place=place)
+            for count, one in enumerate(dumped, 1):
+                if one.state in OPEN_STATES:
+                    found.append(one)
+                if count % SOCKETS_AT_ONCE == 0:
+                    await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        return found
 
     def _sighted(self, ports: Ports, connections: list[Connection], now: float) -> dict[int, float]:
         """When each was first seen; at the first look at these ports only what is young counts as seen coming."""
@@ -459,17 +472,5 @@ class Matcher:
         return None
 
     def _count_out(self, key: FlowKey) -> None:
-        self._counters["unmatched" if is_local(key.src) or is_local(key.dst) else "elsewhere"] += 1
-
-
-async def _open_ones(protocol: Transport, near_port: int = 0, far_port: int = 0) -> list[Connection]:
-    """This host's open connections, by port where given; read in steps, so that others get their turn."""
-    found = []
-    dumped = dump(protocol, local_port=near_port, remote_port=far_port, details=True)
-    for count, one in enumerate(dumped, 1):
-        if one.state in OPEN_STATES:
-            found.append(one)
-        if count % SOCKETS_AT_ONCE == 0:
-            await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    return found
+        is_here = self._host.is_local(key.src, key.namespace) or self._host.is_local(key.dst, key.namespace)
+        self._counters["unmatched" if is_here else "elsewhere"] += 1

@@ -85,10 +85,12 @@ def wait_no_more(taker: object) -> None:
 
 def take(key: FlowKey) -> int | None:
     """The descriptor that was passed along with a flow, by any source; it is the caller's from here on."""
-    for store in tuple(_stores):
-        found = store.take(key)
-        if found is not None:
-            return found
+    # Where it is may have become known since.
+    for name in (key, key.within(0)) if key.namespace else (key,):
+        for store in tuple(_stores):
+            found = store.take(name)
+            if found is not None:
+                return found
     return None
 
 
@@ -106,7 +108,7 @@ def identified(event: FlowEvent, descriptor: int) -> FlowEvent:
             return event
         raise FlowEventError(f"{key}: the descriptor passed along is of no connected socket")
     for source, destination in ((local, remote), (remote, local)):
-        found = FlowKey(*source, *destination, protocol)
+        found = FlowKey(*source, *destination, protocol, key.namespace)
         if protocol == key.protocol and _fits(key, found):
             return event if found == key else msgspec.structs.replace(event, key=found)
     raise FlowEventError(f"{key}: the descriptor passed along is of {FlowKey(*local, *remote, protocol)}")

@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Iterable
 
-from scitags_agent.connections import OPEN_STATES, SYN_SENT, Connection, Lookup, dump
+from scitags_agent.connections import OPEN_STATES, SYN_SENT, Connection, Place, dump
+from scitags_agent.host import OWN, Host
 from scitags_core.flow import FlowKey, Transport
 
 # Fewer flows than that are looked up one by one.
 FEW_FLOWS = 1000
 SOCKETS_AT_ONCE = 256
-_ALIVE = OPEN_STATES | {SYN_SENT}
+ALIVE = OPEN_STATES | {SYN_SENT}
 
 
-def find_alive(lookup: Lookup, key: FlowKey, zone: str = "") -> Connection | None:
+def find_alive(host: Host, key: FlowKey, zone: str = "") -> Connection | None:
     """The connection with that 5-tuple, at either end; a socket in TIME_WAIT is none. Raises SockDiagError."""
     for near in (key, key.reversed()):
-        found = lookup.find(near, zone=zone, details=False)
-        if found is not None and found.state in _ALIVE:
+        found = host.find(near, zone=zone, details=False)
+        if found is not None and found.state in ALIVE:
             return found
     return None
 
@@ -26,8 +27,8 @@ def find_alive(lookup: Lookup, key: FlowKey, zone: str = "") -> Connection | Non
 class Presence:
     """Remembers which flows' connections were there. To be used in one event loop alone."""
 
-    def __init__(self, lookup: Lookup) -> None:
-        self._lookup = lookup
+    def __init__(self, host: Host) -> None:
+        self._host = host
         self._seen: set[FlowKey] = set()
 
     def have_seen(self, flows: Iterable[FlowKey]) -> None:
@@ -56,7 +57,7 @@ class Presence:
     async def _looked_up(self, flows: set[FlowKey]) -> set[FlowKey]:
         alive: set[FlowKey] = set()
         for count, key in enumerate(flows, 1):
-            if key.is_complete and find_alive(self._lookup, key) is not None:
+            if key.is_complete and find_alive(self._host, key) is not None:
                 alive.add(key)
             if count % SOCKETS_AT_ONCE == 0:
                 await asyncio.sleep(0)
@@ -66,8 +67,15 @@ class Presence:
         alive: set[FlowKey] = set()
         protocols: set[Transport] = {key.protocol for key in flows}
         for protocol in protocols:
-            for count, one in enumerate(dump(protocol), 1):
-                alive.update({one.key, one.key.reversed()} & flows)
-                if count % SOCKETS_AT_ONCE == 0:
-                    await asyncio.sleep(0)
+            for place in self._host.places:
+                await self._dumped_there(protocol, place, flows, alive)
         return alive
+
+    async def _dumped_there(self, protocol: Transport, place: Place, flows: set[FlowKey], alive: set[FlowKey]) -> None:
+        for count, one in enumerate(dump(protocol, place=place), 1):
+            keys = {one.key, one.key.reversed()}
+            if place.number != OWN:  # of some flows it is not known where they are
+                keys |= {key.within(OWN) for key in keys}
+            alive.update(keys & flows)
+            if count % SOCKETS_AT_ONCE == 0:
+                await asyncio.sleep(0)

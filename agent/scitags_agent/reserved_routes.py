@@ -21,6 +21,7 @@ import msgspec
 
 from scitags_agent.bpf.namespaces import entered
 from scitags_agent.local_address import can_bind
+from scitags_agent.namespaces import Finder
 from scitags_agent.rtnetlink import (
     RTAX_ADVMSS,
     RTAX_MTU,
@@ -48,7 +49,7 @@ _HOST_PREFIX = 128
 _LEARNED_SECONDS = 600.0  # how long the kernel by itself believes in a path MTU (net.ipv6.route.mtu_expires)
 _SYSCTL = Path("/proc/sys/net/ipv6/conf")
 
-Place = tuple[str, str]  # the namespace as configured, and the address
+Place = tuple[str, str]  # the file of the namespace, empty for the agent's own, and the address
 
 
 class Room(msgspec.Struct, frozen=True):
@@ -83,7 +84,10 @@ class ReservedRoutes:
     def __init__(
         self, room: int, namespaces: Sequence[str] = (), covers: Callable[[str, int], bool] = lambda *_: True
     ) -> None:
-        """room is in octets; covers(namespace, index) tells by which interfaces packets are marked. Raises OSError."""
+        """room is in octets; covers(namespace, index) tells by which interfaces packets are marked. Raises OSError.
+
+        namespaces are patterns (scitags_agent.namespaces).
+        """
         self._room = room
         self._covers = covers
         self._reservations: dict[Place, _Reservation] = {}
@@ -91,9 +95,9 @@ class ReservedRoutes:
         self._asked: dict[str, RouteSocket] = {}
         self._heard: dict[str, RouteSocket] = {}
         self._left: dict[Place, Route] = {}
-        self._namespaces = ("", *namespaces)
-        for namespace in self._namespaces:
-            self._open(namespace)
+        self._finder = Finder(namespaces) if namespaces else None
+        self._open("")
+        self.follow_namespaces()
 
     def _open(self, namespace: str) -> None:
         """Raises OSError, but for a namespace other than ours that cannot be looked into, which is tried again."""
@@ -106,6 +110,23 @@ class ReservedRoutes:
         except OSError:
             if not namespace:
                 raise
+
+    @property
+    def namespaces(self) -> list[str]:
+        """The files of those that are there, that of the agent's own first and empty."""
+        return ["", *(self._finder.paths() if self._finder is not None else ())]
+
+    def follow_namespaces(self) -> None:
+        """Open those that have come, and let go of those that have gone, which took their routes along."""
+        present = self.namespaces
+        for namespace in present:
+            if namespace not in self._asked:
+                self._open(namespace)
+        for gone in self._asked.keys() - set(present):
+            self._asked.pop(gone).close()
+            self._heard.pop(gone).close()
+            for place in [place for place in self._left if place[0] == gone]:
+                del self._left[place]
 
     def close(self, keep: bool) -> None:
         """Take all routes away, unless they are to be kept for the next agent."""
@@ -126,11 +147,15 @@ class ReservedRoutes:
         """For an event loop: when one can be read, heard() is to be called."""
         return list(self._heard.values())
 
-    def place_of(self, source: str, destination: str) -> Place | str:
-        """Where the room for a flow is to be had; why there is none to be had, where there is not. Raises OSError."""
+    def place_of(self, source: str, destination: str, number: int = 0) -> Place | str:
+        """Where the room for a flow is to be had; why there is none to be had, where there is not. Raises OSError.
+
+        number is that of its network namespace, 0 where it is not known, or ours.
+        """
         if ipaddress.IPv6Address(destination).is_link_local:
             return "its destination is a link-local address"
-        for namespace in self._namespaces:
+        known = self._finder.path_of(number) if number and self._finder is not None else None
+        for namespace in self.namespaces if known is None else (known,):
             with suppress(OSError), entered(namespace):
                 if can_bind(source):
                     return "both its ends are on this host" if can_bind(destination) else (namespace, destination)
@@ -283,8 +308,11 @@ class ReservedRoutes:
             one.route = None
 
     def _delete(self, namespace: str, route: Route) -> None:
+        asked = self._asked.get(namespace)
+        if asked is None:
+            return  # the namespace has gone
         try:
-            self._asked[namespace].delete(route)
+            asked.delete(route)
         except OSError as error:
             if not is_gone(error):
                 log.error("our route to %s cannot be taken away: %s", route.destination, error.strerror)
@@ -297,10 +325,13 @@ class ReservedRoutes:
             yield self._asked[namespace]
 
 
-def remove_left(namespaces: Iterable[str]) -> list[str]:
-    """Take away the routes of agents that are no more, in these namespaces; their destinations. Raises OSError."""
+def remove_left(patterns: Sequence[str]) -> list[str]:
+    """Take away the routes of agents that are no more, in this namespace and those of the patterns; their destinations.
+
+    Raises OSError.
+    """
     done = []
-    for namespace in namespaces:
+    for namespace in ("", *Finder([one for one in patterns if one]).paths()):
         try:
             with entered(namespace), RouteSocket() as asked:
                 for route in asked.routes_of(PROTOCOL):

@@ -19,7 +19,7 @@ import msgspec
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTMGRP_LINK, RTMGRP_IPV6_ROUTE = 0x1, 0x400
-RTN_UNICAST = 1
+RTN_UNICAST, RTN_LOCAL = 1, 2
 RTAX_LOCK, RTAX_MTU, RTAX_ADVMSS = 1, 2, 8
 
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
@@ -146,6 +146,18 @@ class RouteSocket:
     def resolved(self, address: str, source: str) -> Route:
         """The same as packets use it: what the kernel has learned of the path MTU is in it."""
         return self._get(address, source, 0)
+
+    def is_local(self, address: str) -> bool:
+        """Whether packets to an address, of either IP version, stay in this namespace. Raises OSError."""
+        family, octets = (socket.AF_INET6, 16) if ":" in address else (socket.AF_INET, 4)
+        payload = _ROUTE.pack(family, 8 * octets, 0, 0, 0, 0, 0, 0, 0)
+        payload += pack_attribute(_DST, socket.inet_pton(family, address))
+        try:
+            return parse_route(self._ask(RTM_GETROUTE, 0, payload)[0]).kind == RTN_LOCAL
+        except OSError as error:
+            if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH):
+                return False
+            raise
 
     def add(self, route: Route) -> None:
         """Add a route. OSError (EEXIST) where there is one with its prefix and metric, whosever it is."""

@@ -11,6 +11,7 @@ import msgspec
 from scitags_agent.bpf.namespaces import entered
 from scitags_agent.connections import OPEN_STATES, SYN_RECV, SYN_SENT, Lookup, SockDiagError
 from scitags_agent.live_socket import LiveSockets
+from scitags_agent.namespaces import Finder
 from scitags_agent.passed_sockets import identified
 from scitags_core import exthdr
 from scitags_core.errors import FlowEventError, TagError
@@ -53,7 +54,7 @@ class SocketHeaders:
 
     def __init__(self, header: str, namespaces: Sequence[str]) -> None:
         self._options = OPTIONS[header]
-        self._namespaces = namespaces
+        self._namespaces = Finder(namespaces) if namespaces else None
         self._sockets = LiveSockets()
 
     def do(self, jobs: Sequence[Job]) -> None:
@@ -79,9 +80,14 @@ class SocketHeaders:
 
     def _inodes(self, key: FlowKey) -> Iterable[int]:
         """Of this host's ends of a connection: one, or both where both are here."""
-        for namespace in ("", *self._namespaces):
+        others = self._namespaces.recent() if self._namespaces is not None else {}
+        if key.namespace:  # where it is known, equal ones elsewhere are others
+            places = [others[key.namespace].path] if key.namespace in others else []
+        else:
+            places = ["", *(one.path for one in others.values())]
+        for place in places:
             try:
-                with entered(namespace), Lookup() as lookup:
+                with entered(place), Lookup() as lookup:
                     for end in (key, key.reversed()):
                         found = lookup.find(end, details=False)
                         if found is not None and found.inode and found.state in OPEN_STATES | {SYN_SENT, SYN_RECV}:

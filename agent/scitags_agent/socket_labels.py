@@ -12,11 +12,15 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from scitags_agent.bpf.kernel_label import KernelLabels, SocketReport, SocketState
 from scitags_agent.bpf.namespaces import entered
 from scitags_agent.expectations import Expectations
 from scitags_core.flow import FlowKey
+
+if TYPE_CHECKING:
+    from scitags_agent.namespaces import Finder
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +49,11 @@ class SocketLabels:
         begun: Callable[[FlowKey, bytes, int], None],
     ) -> None:
         self._kernel = kernel
-        self._places = ["", *namespaces]
+        self._namespaces: Finder | None = None
+        if namespaces:
+            from scitags_agent.namespaces import Finder  # noqa: PLC0415  # few agents need it
+
+            self._namespaces = Finder(namespaces)
         self._wanted = wanted
         self._begun = begun
         self._offered: deque[tuple[float, FlowKey]] = deque()  # when each has lasted for a moment, the next first
@@ -70,6 +78,11 @@ class SocketLabels:
             self._walker.shutdown()
             self._kernel.close()
             raise
+
+    def set_place(self, namespace: int, cookie: int, place: int) -> None:
+        """As of KernelLabels. Raises OSError."""
+        self._kernel.set_place(namespace, cookie, place)
+        self._walk_soon()
 
     def offer(self, name: FlowKey) -> None:
         """A connection that began; the kernel is asked for its label when it has lasted for a moment.
@@ -206,11 +219,11 @@ class SocketLabels:
 
     def _walk(self) -> list[SocketReport]:
         reports = []
-        for place in self._places:
+        for place in ("", *(self._namespaces.paths() if self._namespaces is not None else ())):
             try:
                 with entered(place):
                     reports += self._kernel.walk()
-            except FileNotFoundError:
+            except OSError:
                 if not place:
                     raise
                 # A namespace that has gone has taken its sockets with it.

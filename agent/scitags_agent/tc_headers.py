@@ -11,8 +11,9 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -20,10 +21,15 @@ from scitags_agent.bpf.attach import Way
 from scitags_agent.bpf.header_program import Header, HeaderProgram, room_of
 from scitags_agent.bpf.namespaces import entered
 from scitags_agent.bpf.placement import Placement
+from scitags_agent.namespaces import number_of
 from scitags_agent.reserved_routes import ROUTES, Place, ReservedRoutes, Room
 from scitags_agent.too_big import TooBigMessages
 from scitags_core.flow import FlowKey
 from scitags_core.tag import Tag
+
+if TYPE_CHECKING:
+    from scitags_agent.namespaces import Found
+    from scitags_agent.programs_elsewhere import ProgramsElsewhere
 
 Answer = TypeVar("Answer")
 
@@ -56,6 +62,11 @@ class _Flow(msgspec.Struct):
     room: Room = NO_ROOM
     is_asked: bool = False  # for room
 
+    @property
+    def tag(self) -> Tag:
+        """The newest."""
+        return next(reversed(self.tags.values()))
+
 
 class TcHeaders:
     """The flows of the program, and their room."""
@@ -66,22 +77,29 @@ class TcHeaders:
         self._home = home
         self._program = HeaderProgram(settings.header, settings.max_flows)
         self._flows: dict[FlowKey, _Flow] = {}
+        self._places: dict[int, int] = {}  # of other network namespaces that are looked into, by their numbers
+        self._elsewhere: ProgramsElsewhere | None = None
         self._by_place: dict[Place, set[FlowKey]] = {}
         self._routes: ReservedRoutes | None = None
         self.why_no_routes = "" if settings.reserve else "not asked for"
         # A thread of our own, as it is in the network namespace in which it was made, whoever leaves that meanwhile.
         self._worker = ThreadPoolExecutor(1, "scitags-routes")
-        self._too_big: list[TooBigMessages] = []
+        self._too_big: dict[str, TooBigMessages] = {}  # by the file of the namespace
         self._chores: list[asyncio.Task[None]] = []
         self._due = asyncio.Event()
         self._has_room = asyncio.Event()  # some flow
         self._failures: Counter[str] = Counter()
+        if settings.namespaces:
+            from scitags_agent.programs_elsewhere import ProgramsElsewhere  # noqa: PLC0415  # few agents need it
+
+            self._elsewhere = ProgramsElsewhere(self._program.elsewhere, self._came, self._gone)
         try:
             self._placement = Placement(
                 self._program,
                 settings.interfaces,
                 name=FILTER_NAME,
                 namespaces=settings.namespaces,
+                elsewhere=self._elsewhere,
                 way=settings.attach,
                 home=home,
             )
@@ -96,12 +114,12 @@ class TcHeaders:
         settings = self._settings
         try:
             if self._home is not None:
-                (self._home / ROUTES).write_bytes(msgspec.json.encode(["", *settings.namespaces]))
+                (self._home / ROUTES).write_bytes(msgspec.json.encode(list(settings.namespaces)))
             self._routes = await self._in_thread(
                 ReservedRoutes, room_of(settings.header), settings.namespaces, self._placement.covers
             )
-            for namespace in ("", *settings.namespaces):
-                self._too_big.append(await self._in_thread(_open_too_big, namespace))
+            for namespace in self._routes.namespaces:
+                self._too_big[namespace] = await self._in_thread(_open_too_big, namespace)
         except OSError as error:
             routes, self._routes = self._routes, None
             if routes is not None:
@@ -116,8 +134,8 @@ class TcHeaders:
         if self._routes is not None:
             for listener in self._routes.listeners:
                 loop.add_reader(listener, self._hear)
-            for one in self._too_big:
-                loop.add_reader(one, self._hear_too_big, one)
+            for namespace, one in self._too_big.items():
+                loop.add_reader(one, self._hear_too_big, one, _number_of(namespace))
             # What an earlier agent left, and no flow that is under way has asked for.
             await self._in_thread(self._routes.forget_left)
         self._chores = [asyncio.create_task(chore()) for chore in (self._keep_looking, self._watch_peers)]
@@ -166,8 +184,7 @@ class TcHeaders:
             self._write(flow)
             return
         del self._flows[flow.key]
-        for direction in (flow.key, flow.key.reversed()):
-            self._program.remove(direction)
+        self._forget(flow, self._places_of(flow.key))
         if flow.place is not None:
             self._by_place[flow.place].discard(flow.key)
             if not self._by_place[flow.place]:
@@ -187,7 +204,7 @@ class TcHeaders:
             chore.cancel()
         await asyncio.gather(*self._chores, return_exceptions=True)
         loop = asyncio.get_running_loop()
-        for one in self._too_big:
+        for one in self._too_big.values():
             loop.remove_reader(one)
             one.close()
         await self._placement.close(keep=keep)
@@ -199,6 +216,8 @@ class TcHeaders:
         if not keep and self._home is not None:
             (self._home / ROUTES).unlink(missing_ok=True)
         self._worker.shutdown()
+        if self._elsewhere is not None:
+            self._elsewhere.close()
         self._program.close()
 
     def counters(self) -> Mapping[str, int]:
@@ -217,14 +236,47 @@ class TcHeaders:
     def _flow_of(self, key: FlowKey) -> _Flow | None:
         return self._flows.get(_canonical(key))
 
+    def _places_of(self, key: FlowKey) -> list[int]:
+        """Where a flow's packets are looked for: everywhere, where it is not known in which namespace it is."""
+        if key.namespace:
+            return [self._places.get(key.namespace, 0)]
+        return [0, *self._places.values()]
+
+    def _forget(self, flow: _Flow, places: Iterable[int]) -> None:
+        name = flow.key.within(0)
+        for place in places:
+            for direction in (name, name.reversed()):
+                self._program.remove(direction, place=place)
+
     def _write(self, flow: _Flow) -> None:
-        tag = next(reversed(flow.tags.values()))
-        for direction in (flow.key, flow.key.reversed()):
-            try:
-                self._program.put(direction, tag, path_mtu=flow.room.path_mtu, reserved=flow.room.reserved)
-            except OSError:
-                self._program.remove(flow.key)
-                raise
+        name, room = flow.key.within(0), flow.room
+        try:
+            for place in self._places_of(flow.key):
+                for direction in (name, name.reversed()):
+                    self._program.put(direction, flow.tag, place=place, path_mtu=room.path_mtu, reserved=room.reserved)
+        except OSError:
+            self._forget(flow, self._places_of(flow.key))
+            raise
+
+    async def _came(self, namespace: Found, place: int) -> None:
+        """A namespace is looked into from now on: its flows were looked for where they leave ours until now."""
+        number = namespace.number
+        for flow in self._flows.values():
+            if flow.key.namespace == number:
+                self._forget(flow, [0])
+        self._places[number] = place
+        for flow in list(self._flows.values()):
+            if flow.key.namespace in (0, number):
+                try:
+                    self._write(flow)
+                except OSError:
+                    self._failures["unmarked_table_full"] += 1
+
+    async def _gone(self, number: int) -> None:
+        place = self._places.pop(number)
+        for flow in self._flows.values():
+            if flow.key.namespace in (0, number):
+                self._forget(flow, [place])
 
     def _set_room(self, flow: _Flow, room: Room) -> None:
         flow.room = room
@@ -238,11 +290,12 @@ class TcHeaders:
         if self._routes is not None and self._routes.heard():
             self._due.set()
 
-    def _hear_too_big(self, listener: TooBigMessages) -> None:
+    def _hear_too_big(self, listener: TooBigMessages, namespace: int) -> None:
         now = asyncio.get_running_loop().time()
         for key, mtu in listener.heard():
             # Whoever makes such a message up must know a flow at least.
-            if self._routes is not None and _canonical(key) in self._flows and self._routes.learn(key.dst, mtu, now):
+            is_known = any(_canonical(key.within(one)) in self._flows for one in {0, namespace})
+            if self._routes is not None and is_known and self._routes.learn(key.dst, mtu, now):
                 self._due.set()
 
     async def _watch_peers(self) -> None:
@@ -256,9 +309,13 @@ class TcHeaders:
                 continue
             seen = narrowed
             for flow in list(self._flows.values()):
-                found = [self._program.peer_mtu(one) for one in (flow.key, flow.key.reversed())] if flow.place else []
+                found = self._peer_mtus(flow) if flow.place else []
                 if any(found) and flow.place and self._routes.learn_of_peer(flow.place, min(filter(None, found))):
                     self._due.set()
+
+    def _peer_mtus(self, flow: _Flow) -> list[int]:
+        ends = (flow.key, flow.key.reversed())
+        return [self._program.peer_mtu(one, place=place) for place in self._places_of(flow.key) for one in ends]
 
     async def _keep_looking(self) -> None:
         """At interfaces and routes: when something has changed, and every so often."""
@@ -270,11 +327,32 @@ class TcHeaders:
                 await self._placement.look()
             self._due.clear()
             try:
+                await self._follow_namespaces()
                 await self._follow_routes()
             except OSError as error:
                 self._failures["failed_looks_at_routes"] += 1
                 if self._failures["failed_looks_at_routes"] == 1:
                     log.error("the routes cannot be looked at: %s (said once, counted from here)", error)
+
+    async def _follow_namespaces(self) -> None:
+        """Hear of those that have come, and keep none that has gone."""
+        routes = self._routes
+        if routes is None or not self._settings.namespaces:
+            return
+        loop = asyncio.get_running_loop()
+        for listener in routes.listeners:
+            loop.remove_reader(listener)
+        await self._in_thread(routes.follow_namespaces)
+        for listener in routes.listeners:
+            loop.add_reader(listener, self._hear)
+        present = routes.namespaces
+        for gone in self._too_big.keys() - set(present):
+            loop.remove_reader(self._too_big[gone])
+            self._too_big.pop(gone).close()
+        for namespace in [one for one in present if one not in self._too_big]:
+            with suppress(OSError):  # it may be gone again
+                one = self._too_big[namespace] = await self._in_thread(_open_too_big, namespace)
+                loop.add_reader(one, self._hear_too_big, one, number_of(namespace))
 
     async def _follow_routes(self) -> None:
         routes = self._routes
@@ -296,13 +374,21 @@ def _reserve(routes: ReservedRoutes, keys: Sequence[FlowKey], now: float) -> lis
     found: list[tuple[Place | None, Room]] = []
     for key in keys:
         ends = (key, key.reversed())
-        places = [(routes.place_of(one.src, one.dst), one.src) for one in ends]
+        places = [(routes.place_of(one.src, one.dst, one.namespace), one.src) for one in ends]
         place, source = next(((place, source) for place, source in places if isinstance(place, tuple)), places[0])
         if isinstance(place, tuple):
             found.append((place, routes.reserve(place, source, now)))
         else:
             found.append((None, Room(why=place)))
     return found
+
+
+def _number_of(namespace: str) -> int:
+    """Of the file of one; 0 of our own, and of what has just gone."""
+    try:
+        return number_of(namespace) if namespace else 0
+    except OSError:
+        return 0
 
 
 def _open_too_big(namespace: str) -> TooBigMessages:

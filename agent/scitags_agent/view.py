@@ -20,6 +20,8 @@ _CLEAR = "\033[H\033[2J"
 def flows_table(flows: Iterable[Mapping[str, Any]], registry: Registry) -> str:
     """A row for each transfer."""
     rows = []
+    flows = list(flows)
+    has_namespaces = any("namespace" in one for one in flows)
     for one in flows:
         names = registry.names(Tag(one["experiment"], one["activity"]))
         rows.append(
@@ -32,11 +34,11 @@ def flows_table(flows: Iterable[Mapping[str, Any]], registry: Registry) -> str:
                 one["start_time"][:19],
                 _marks(one.get("marks", {})) or None,
                 one["application"] or None,
+                *([one.get("namespace")] if has_namespaces else []),
             )
         )
-    return table(
-        ("experiment", "activity", "", "source", "destination", "since (UTC)", "marked by", "application"), rows
-    )
+    heading = ("experiment", "activity", "", "source", "destination", "since (UTC)", "marked by", "application")
+    return table(heading + (("namespace",) if has_namespaces else ()), rows)
 
 
 def top(client: AgentClient, registry: Registry, seconds: float, rounds: int) -> None:

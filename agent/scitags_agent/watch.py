@@ -9,13 +9,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from scitags_agent.bpf.connections import ConnectionsProgram, cgroup_root
 from scitags_agent.bpf.connections_layout import Connection, Event, PortFilter
 from scitags_agent.rules import Rule, port_ranges
 from scitags_core.errors import ConfigError, shown
 from scitags_core.flow import Usage
+
+if TYPE_CHECKING:
+    from scitags_agent.open_namespaces import Namespaces
 
 REPORTS_AT_ONCE = 512
 
@@ -58,6 +63,25 @@ class ConnectionWatch:
         self._loop.remove_reader(self._program.fileno())
         self.take_all()
         self._program.close()
+
+
+def placed(connections: Iterable[Connection], namespaces: Namespaces, *, strange: bool = False) -> list[Connection]:
+    """Those of the agent's own namespace and of these, their keys saying in which they are.
+
+    strange: and those of all others, as if they were in the agent's own. Where the kernel does not tell, all are.
+    """
+    own = (0, namespaces.own_cookie)
+    found = []
+    for one in connections:
+        if one.netns in own:
+            found.append(one)
+            continue
+        there = namespaces.by_cookie(one.netns)
+        if there is not None:
+            found.append(msgspec.structs.replace(one, key=one.key.within(there.number)))
+        elif strange:
+            found.append(one)
+    return found
 
 
 def check_buffer(octets: int) -> None:

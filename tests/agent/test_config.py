@@ -12,7 +12,7 @@ from scitags_agent import config
 from scitags_core import hookimpl
 from scitags_core.errors import ConfigError
 from scitags_core.plugins import PluginHost
-from scitags_core.roles import BackendKind, SourceKind
+from scitags_core.roles import BackendKind, EnricherKind, SourceKind
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -93,3 +93,27 @@ def test_a_malformed_file_is_named_with_its_line(plugins: PluginHost, tmp_path: 
         config.read(path, plugins)
     with pytest.raises(ConfigError, match="No such file"):
         config.read(tmp_path / "absent.toml", plugins)
+
+
+class Looking(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    namespaces: list[str] = []
+
+
+class LookingPlugin:
+    @hookimpl
+    def provide_enrichers(self) -> list[EnricherKind]:
+        return [EnricherKind("looking", Looking, lambda settings: settings)]
+
+
+def test_namespaces_are_those_of_all_that_looks_into_any_unless_it_says_otherwise(plugins: PluginHost) -> None:
+    plugins.add("looking", LookingPlugin())
+    tables = [
+        {"kind": "looking"},
+        {"kind": "looking", "namespaces": []},
+        {"kind": "looking", "namespaces": ["mine", "all"]},
+    ]
+    found = config.parse(GOOD | {"agent": {"namespaces": ["all"]}, "enricher": tables}, plugins, "t")
+    assert [one.settings for one in found.enrichers] == [Looking(["all"]), Looking([]), Looking(["mine", "all"])]
+    assert found.agent.namespaces == ["all", "mine"]
+    with pytest.raises(ConfigError, match=r"^t: agent: namespace 'pid:x': 'x' is no process$"):
+        config.parse(GOOD | {"agent": {"namespaces": ["pid:x"]}}, plugins, "t")

@@ -15,6 +15,7 @@ from scitags_agent.client import AgentClient
 from scitags_agent.connections import INFO, Connection, Lookup, SockDiagError
 from scitags_agent.enrichers import sock_diag
 from scitags_agent.enrichers.sock_diag import SockDiagEnricher, SockDiagSettings
+from scitags_agent.host import Host
 from scitags_agent.netlink_object import SHAPES, Shape
 from scitags_agent.plugin import provide_enrichers
 from scitags_core import firefly
@@ -182,10 +183,10 @@ def test_what_the_reporter_said_stays_and_strangers_stay_as_they_are() -> None:
 
 
 def test_where_the_kernel_tells_of_no_departures_the_last_look_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    def none(heard: Callable[[Connection], None]) -> None:
+    def none(host: Host, heard: Callable[[Connection], None]) -> None:
         raise SockDiagError("not here")
 
-    monkeypatch.setattr(sock_diag, "Departures", none)
+    monkeypatch.setattr(sock_diag, "HostDepartures", none)
 
     async def test(enricher: SockDiagEnricher) -> None:
         with listener() as listening:

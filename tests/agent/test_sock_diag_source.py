@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from scitags_agent.connections import Connection, SockDiagError
+from scitags_agent.host import Host
 from scitags_agent.rules import Rule
 from scitags_agent.socket_holders import ANOTHER, NOT_KNOWN, SocketHolders
 from scitags_agent.sources import sock_diag
@@ -142,10 +143,10 @@ def test_an_abort_ends_it_too_with_nothing_known_of_its_octets() -> None:
 
 
 def test_without_word_from_the_kernel_ends_are_found_by_looking(monkeypatch: pytest.MonkeyPatch) -> None:
-    def none(heard: Callable[[Connection], None]) -> None:
+    def none(host: Host, heard: Callable[[Connection], None]) -> None:
         raise SockDiagError("not here")
 
-    monkeypatch.setattr(sock_diag, "Departures", none)
+    monkeypatch.setattr(sock_diag, "HostDepartures", none)
 
     async def test() -> None:
         with listener() as listening:

@@ -60,7 +60,7 @@ def installed(tmp_path: Path, drop_in: str = "") -> Path:
     return unit
 
 
-@pytest.mark.parametrize("drop_in", ["", "no-marker.conf", "extension-header.conf"])
+@pytest.mark.parametrize("drop_in", ["", "no-marker.conf", "extension-header.conf", "namespaces.conf"])
 def test_systemd_finds_nothing_wrong(tmp_path: Path, drop_in: str) -> None:
     done = analyze("verify", "--man=no", installed(tmp_path, drop_in))
     assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)

@@ -79,9 +79,9 @@ class Namespace:
 
     def close(self) -> None:
         """End the holder, and the namespace with it once no other process is inside."""
-        if self._holder.poll() is None:
+        if self._holder.returncode is None:
             self._holder.kill()
-        self._holder.communicate()
+            self._holder.communicate()
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:

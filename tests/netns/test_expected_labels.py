@@ -15,6 +15,7 @@ import pytest
 from scitags_agent.bpf.kernel_label import MAX_EXPECTED, Canonical, Expectation, KernelLabels
 from scitags_agent.bpf.layout import pack_key
 from scitags_agent.expectations import Expectations, Expected, _canonical
+from scitags_agent.host import Host
 from scitags_agent.matching import Matcher
 from scitags_core import label
 from scitags_core.flow import FlowEvent, FlowKey, FlowState
@@ -230,7 +231,9 @@ class Pool:
         self.quicker: list[tuple[socket.socket, socket.socket]] = []
         self.is_busy = False
         self.announced = 0  # the port of alice's of a connection that has been told of
-        self.matcher = Matcher(wait=2.0, expect=self._expect, is_announced=self._is_announced)
+        self.host = Host()
+        stack.callback(self.host.close)
+        self.matcher = Matcher(self.host, wait=2.0, expect=self._expect, is_announced=self._is_announced)
         self.matcher.begin_to_watch()
 
     def _walk(self) -> None:

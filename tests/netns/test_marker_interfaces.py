@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import pytest
 
 from scitags_agent.backends.marker import Marker, MarkerSettings, StaticMark
+from scitags_agent.bpf import placement
 from scitags_agent.bpf.interfaces import matching
 from scitags_agent.rtnetlink import Link, RouteSocket
 from scitags_core.errors import ConfigError
@@ -46,13 +50,22 @@ def test_packets_of_another_namespace_are_marked(pair: Pair, seen: Seen, bpf: No
         run(scenario(home))
 
 
-def test_a_namespace_that_is_not_there_is_said(pair: Pair, bpf: None, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_namespace_that_cannot_be_entered_is_said(
+    pair: Pair, bpf: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextlib.contextmanager
+    def denied(path: str) -> Iterator[None]:
+        if path:
+            raise PermissionError(1, "not for you")
+        yield
+
     async def scenario() -> None:
-        async with running(pair.alice, namespaces=["no-such-namespace"]) as marker:
+        async with running(pair.alice, namespaces=[pair.bob.path, "no-such-namespace"]) as marker:
             assert marker.counters()["interfaces"] == 1
 
+    monkeypatch.setattr(placement, "entered", denied)
     run(scenario())
-    assert "namespace no-such-namespace cannot be looked into" in caplog.text
+    assert f"namespace {pair.bob.path} cannot be looked into, and is tried again: [Errno 1] not for you" in caplog.text
 
 
 def test_ports_of_a_bond_are_left_out_unless_named(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

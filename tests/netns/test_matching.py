@@ -19,6 +19,7 @@ from scitags_agent import connections, presence
 from scitags_agent.arrivals import Arrival
 from scitags_agent.candidates import GRACE_SECONDS, HARDLY_USED_OCTETS, YOUNG_SECONDS, Place
 from scitags_agent.connections import SockDiagError
+from scitags_agent.host import Host
 from scitags_agent.matching import Matcher
 from scitags_agent.waiting import Waiting, could_mean
 from scitags_core.flow import FlowEvent, FlowKey, FlowState
@@ -69,7 +70,8 @@ class Site:
         self._stack = stack
         with pair.bob.entered():
             self._pool = stack.enter_context(socket.create_server((BOB, POOL), family=socket.AF_INET6))
-            self.matcher = Matcher(wait=WAIT, watch=watch)
+            self.host = Host()
+            self.matcher = Matcher(self.host, wait=WAIT, watch=watch)
 
     def connect(self) -> Link:
         with self._pair.alice.entered():
@@ -106,6 +108,7 @@ def run(pair: Pair, bpf: None, request: pytest.FixtureRequest) -> Callable[[Call
                 yield one
             finally:
                 await one.matcher.close()
+                one.host.close()
 
     async def live(test: Callable[[Site], Awaitable[None]]) -> None:
         async with site() as one:
@@ -370,7 +373,7 @@ def test_a_kernel_that_refuses_is_asked_again(run: Run, monkeypatch: pytest.Monk
             raise SockDiagError("not now")
 
         with monkeypatch.context() as patched:
-            patched.setattr(connections, "_open", refuse)
+            patched.setattr(connections, "open_netlink", refuse)
             start = asyncio.create_task(site.matcher.match(report()))
             await until(lambda: site.matcher.counters().get("failed_looks", 0) > 0)
         await site.waiting()

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from ipaddress import IPv6Network
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
@@ -41,6 +41,11 @@ from scitags_core.errors import ConfigError
 from scitags_core.flow import FlowChange, FlowKey
 from scitags_core.roles import KEEP, BackendKind, Expectation, FlowMark, Inheritance
 from scitags_core.tag import Tag
+
+if TYPE_CHECKING:
+    from scitags_agent.marker_elsewhere import MarkerElsewhere
+    from scitags_agent.marker_places import Places
+    from scitags_agent.namespaces import Finder
 
 log = logging.getLogger(__name__)
 
@@ -111,14 +116,25 @@ class Marker:
         """Raises ConfigError for static tags and networks that are none."""
         self._settings = settings
         self._is_kernels_alone = settings.label == "kernel"
+        self._places: Places | None = None
         for pattern in settings.interfaces:
             check_pattern(pattern)
         if settings.namespaces and settings.static:
-            raise ConfigError("static tags are for the agent's own network namespace: a marker has them, or namespaces")
+            raise ConfigError(
+                "static tags are for the agent's own network namespace: a marker has them, or namespaces "
+                "(namespaces = [] where [agent] has some)"
+            )
+        if settings.namespaces:
+            from scitags_agent.marker_places import Places  # noqa: PLC0415  # few agents need it
+            from scitags_agent.namespaces import checked  # noqa: PLC0415
+
+            checked(settings.namespaces)
+            self._places = Places()
         self._static = [_static_label(one) for one in settings.static]
         self._program: MarkerProgram | None = None
         self._socket_labels: SocketLabels | None = None
         self._placement: Placement | None = None
+        self._elsewhere: MarkerElsewhere | None = None
         self._marks: dict[FlowKey, Mark] = {}  # by name
         self._removals: deque[tuple[float, list[Mark]]] = deque()  # the next first
         self._remover: asyncio.TimerHandle | None = None
@@ -146,12 +162,17 @@ class Marker:
             self._maker.use_secret(_kept_secret(self._home))
             (self._home / KEEP).unlink(missing_ok=True)
         self._socket_labels = await self._ask_the_kernel()
+        if self._places is not None and self._program.loader == "libbpf":
+            from scitags_agent.marker_elsewhere import MarkerElsewhere  # noqa: PLC0415
+
+            self._elsewhere = MarkerElsewhere(self._program, self._places, self._socket_labels, self._carry_out)
         settings = self._settings
         self._placement = placement = Placement(
             self._program,
             settings.interfaces,
             name=FILTER_NAME,
             namespaces=settings.namespaces,
+            elsewhere=self._elsewhere.programs if self._elsewhere is not None else None,
             way=settings.attach,
             home=self._home,
             looked=self._set_static,
@@ -159,11 +180,22 @@ class Marker:
         # All that is under way is marked by our program before it takes an earlier one's place.
         await self.handle(inheritance.under_way)
         if settings.label == "kernel":
+            if self._elsewhere is not None:
+                from scitags_agent.namespaces import Finder  # noqa: PLC0415
+
+                finder = Finder(settings.namespaces)
+                await self._follow(self._elsewhere, finder)
+                self._watch = asyncio.create_task(self._keep_following(self._elsewhere, finder))
             return
         await placement.start()
         self._watch = asyncio.create_task(self._keep_looking(placement))
 
     async def handle(self, changes: Sequence[FlowChange]) -> None:
+        if self._places is not None:
+            changes = self._places.spread(changes)
+        await self._carry_out(changes)
+
+    async def _carry_out(self, changes: Sequence[FlowChange]) -> None:
         begin, apply, release, unmarked = self._begin, self._apply, self._release, self._unmarked
         marks, kernels_alone = self._marks, self._is_kernels_alone
         self._due = asyncio.get_running_loop().time() + self._settings.linger
@@ -214,6 +246,8 @@ class Marker:
             await self._placement.close(keep=home is not None)
         if home is not None:
             (home / KEEP).touch()
+        if self._elsewhere is not None:
+            self._elsewhere.programs.close()
         if self._program is not None:
             self._program.close()
             self._program = None
@@ -233,6 +267,8 @@ class Marker:
 
     def mark_of(self, key: FlowKey) -> FlowMark | None:
         """Who writes a flow's label, and why not the kernel."""
+        if self._places is not None and not self._place_of(key):
+            key = key.within(0)
         mark = self._marks.get(_canonical(key))
         if mark is None:
             reason = self._unmarked.get(key)
@@ -241,8 +277,9 @@ class Marker:
             return FlowMark("label: kernel")
         if self._is_kernels_alone:
             return FlowMark("label: kernel", "its connection has not been seen yet")
-        if self._why_not_kernel:
-            return FlowMark("label: tc", self._why_not_kernel)
+        why_not = self._why_not_kernel or self._why_not_there(key)
+        if why_not:
+            return FlowMark("label: tc", why_not)
         return FlowMark(
             "label: tc", "the kernel has not begun yet" if key.protocol == "tcp" else shown_reason("not_tcp")
         )
@@ -251,9 +288,19 @@ class Marker:
         """Have the kernel label a connection to come from its first packet of data on (ExpectsConnections)."""
         if self._socket_labels is None or self._static or place.protocol != "tcp" or ":" not in place.src:
             return None
+        if place.namespace and (not self._place_of(place) or self._why_not_there(place)):
+            return None
         # Whoever is to bear none must not be given another's.
         bits = label.encode(*tag) if 0 < tag.experiment <= label.EXPERIMENT_MAX else 0
         return self._socket_labels.expectations.expect(place, bits, sent, until)
+
+    def _place_of(self, key: FlowKey) -> int:
+        """What stands for its network namespace in the kernel's maps."""
+        return self._places.place_of(key.namespace) if self._places is not None else 0
+
+    def _why_not_there(self, key: FlowKey) -> str:
+        """Why the kernel writes no labels in the flow's network namespace, where it does in others."""
+        return self._elsewhere.why_not_kernel.get(key.namespace, "") if self._elsewhere is not None else ""
 
     def _count_unmarked(self, key: FlowKey, reason: str) -> None:
         """Count a flow once, however many events speak of it."""
@@ -275,7 +322,7 @@ class Marker:
         self._write(mark)
 
     def _begin(self, name: FlowKey, key: FlowKey, tag: Tag) -> None:
-        self._marks[name] = mark = self._maker.make(name, key, tag)
+        self._marks[name] = mark = self._maker.make(name, key, tag, self._place_of(name))
         if self._is_kernels_alone:
             mark.is_offered = True
             self._socket_labels.put(name)  # type: ignore[union-attr]
@@ -285,7 +332,7 @@ class Marker:
         if mark.opposite:
             self._requests.append(mark.opposite)
             self._requested.append(mark)
-        if self._socket_labels is not None and key.protocol == "tcp":
+        if self._socket_labels is not None and key.protocol == "tcp" and not self._why_not_there(name):
             self._socket_labels.offer(name)
 
     def _put_requested(self) -> None:
@@ -381,7 +428,7 @@ class Marker:
             log.info("labels are written at tc: %s", self._why_not_kernel)
             return None
         try:
-            kernel = KernelLabels(settings.max_flows, all_namespaces=bool(settings.namespaces), seed=self._maker.seed)
+            kernel = KernelLabels(settings.max_flows, has_places=self._places is not None, seed=self._maker.seed)
             labels = SocketLabels(kernel, settings.namespaces, self._wanted_label, self._note_begun)
             await labels.start()
         except (MarkerUnavailable, OSError) as error:
@@ -422,6 +469,19 @@ class Marker:
             if mark.removal:  # it has ended meanwhile
                 del self._unmarked[key]
         mark.removal = 0.0
+
+    async def _keep_following(self, elsewhere: MarkerElsewhere, finder: Finder) -> None:
+        while True:
+            await asyncio.sleep(self._settings.rescan)
+            await self._follow(elsewhere, finder)
+
+    async def _follow(self, elsewhere: MarkerElsewhere, finder: Finder) -> None:
+        try:
+            await elsewhere.follow(finder)
+        except (OSError, MarkerUnavailable) as error:
+            self._counters["failed_scans"] += 1
+            if self._counters["failed_scans"] == 1:
+                log.error("the namespaces cannot be looked at: %s (said once, counted from here)", error)
 
     async def _keep_looking(self, placement: Placement) -> None:
         while True:

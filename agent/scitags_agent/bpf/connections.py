@@ -230,10 +230,15 @@ def _declared() -> ctypes.CDLL:
 def own_namespace() -> int:
     """The cookie of this thread's network namespace; 0 when the kernel does not tell."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as one:
-        try:
-            return int.from_bytes(one.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), sys.byteorder)
-        except OSError:
-            return 0
+        return namespace_of(one)
+
+
+def namespace_of(one: socket.socket) -> int:
+    """The cookie of a socket's network namespace; 0 when the kernel does not tell."""
+    try:
+        return int.from_bytes(one.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), sys.byteorder)
+    except OSError:
+        return 0
 
 
 def cgroup_root(mounts: str | None = None) -> Path:

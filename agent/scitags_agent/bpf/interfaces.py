@@ -34,7 +34,7 @@ _BONDS = frozenset({"bond", "team"})
 class Interface(msgspec.Struct, frozen=True):
     """An interface by index and name; ethernet tells whether its packets have an Ethernet header.
 
-    namespace is the network namespace that it is in, as configured; empty for the agent's own.
+    namespace is the file of the network namespace that it is in; empty for the agent's own.
     """
 
     index: int

@@ -23,7 +23,7 @@ from pathlib import Path
 import msgspec
 
 from scitags_agent.bpf.connections import ConnectionsUnavailable, attach_sock_ops, cgroup_root, own_namespace
-from scitags_agent.bpf.layout import FLOW_KEY_OCTETS, pack_label
+from scitags_agent.bpf.layout import FLOW_KEY_OCTETS, pack_label, pack_place
 from scitags_agent.bpf.libbpf import BPF_ANY, BPF_NOEXIST, BpfObject, MarkerUnavailable, library, shipped_object
 from scitags_core.flow import FlowKey
 
@@ -32,7 +32,7 @@ MAX_EXPECTED = 8  # at one place
 # Of more than are likely to be under way at once: those that wait, and those whose connections are decided about.
 MAX_PLACES = 1 << 12
 MAX_MET = 1 << 14
-_SETTINGS = struct.Struct("=QIB3x")  # struct kernel_label_settings
+_SETTINGS = struct.Struct("=QIBB2x")  # struct kernel_label_settings
 _REPORT = struct.Struct(f"={FLOW_KEY_OCTETS}sIIiI")  # struct report
 _PLACE = struct.Struct("=Q16s16s2s2s4x")  # struct expected_place
 _EXPECTATION = struct.Struct("=QQQ4s4x")  # struct expectation
@@ -100,13 +100,11 @@ class SocketReport(msgspec.Struct, frozen=True, gc=False):
 class KernelLabels:
     """The programs, loaded; new connections get their labels from then on, others by walk()."""
 
-    def __init__(
-        self, max_flows: int, *, cgroup: Path | None = None, all_namespaces: bool = False, seed: int = 0
-    ) -> None:
+    def __init__(self, max_flows: int, *, cgroup: Path | None = None, has_places: bool = False, seed: int = 0) -> None:
         """For the sockets of a cgroup (version 2) and those below it, its root when None.
 
         max_flows       directions that can have a label
-        all_namespaces  not sockets of this thread's network namespace alone
+        has_places      for the sockets of other network namespaces than this thread's, too: those of set_places()
         seed            of the entropy of connections that are expected: the CRC-32 of their key (layout.pack_key)
 
         Raises MarkerUnavailable.
@@ -115,20 +113,21 @@ class KernelLabels:
         if reason is not None:
             raise MarkerUnavailable(reason)
         self._own = own_namespace()
-        netns = 0 if all_namespaces else self._own
+        self._cookies: dict[int, int] = {}
         self._link = self._walk_link = -1
         self._walk_handle: int | None = None
         self._writings = 0
         self._object = BpfObject(
             shipped_object(OBJECT_NAME),
             {"labels": max_flows, "expected": MAX_PLACES, "met": MAX_MET},
-            _SETTINGS.pack(netns, seed, self._own != 0),
+            _SETTINGS.pack(self._own, seed, self._own != 0, has_places),
         )
         self._lib = library()
         try:
             self._labels = self._object.map_fd("labels")
             self._expected = self._object.map_fd("expected")
             self._met = self._object.map_fd("met")
+            self._places = self._object.map_fd("places")
             self._walk_handle = self._lib.pointer(
                 "bpf_program__attach_iter", self._object.program("scitags_walk"), None
             )
@@ -155,6 +154,19 @@ class KernelLabels:
             self._walk_handle = None
         self._object.close()
 
+    def set_place(self, namespace: int, cookie: int, place: int) -> None:
+        """Sockets of another network namespace may have labels: by number, the kernel's cookie, and the place in keys.
+
+        A place of 0: they may not any more. OSError (E2BIG) when there are too many.
+        """
+        if not place:
+            cookie = self._cookies.pop(namespace, 0)
+            with contextlib.suppress(FileNotFoundError):
+                self._lib.call("bpf_map_delete_elem", self._places, _ID.pack(cookie))
+        elif cookie:
+            self._cookies[namespace] = cookie
+            self._lib.call("bpf_map_update_elem", self._places, _ID.pack(cookie), pack_place(place), BPF_ANY)
+
     def put(self, key: bytes, label: int) -> None:
         """The label of a connection, by its key from this host's end. OSError (E2BIG) when there is no room."""
         self._lib.call("bpf_map_update_elem", self._labels, key, pack_label(label), BPF_ANY)
@@ -165,8 +177,9 @@ class KernelLabels:
             self._lib.call("bpf_map_delete_elem", self._labels, key)
 
     def expect(self, place: FlowKey, canonical: Canonical, expectations: Sequence[Expectation]) -> None:
-        """All that is expected at a place from now on: a key from this host's end, in this thread's network namespace
-        at the start, one of whose ports is 0. More than MAX_EXPECTED: who is meant cannot be said, and nobody is.
+        """All that is expected at a place from now on: a key from this host's end, one of whose ports is 0. Where its
+        network namespace is not known, in that of this thread at the start. More than MAX_EXPECTED: who is meant cannot
+        be said, and nobody is.
 
         OSError (E2BIG) when there is no room.
         """
@@ -185,7 +198,10 @@ class KernelLabels:
     def _pack_place(self, place: FlowKey) -> bytes:
         near, far = (socket.inet_pton(socket.AF_INET6, one) for one in (place.src, place.dst))
         return _PLACE.pack(
-            self._own, near, far, *(port.to_bytes(2, "big") for port in (place.src_port, place.dst_port))
+            self._cookies.get(place.namespace, self._own),
+            near,
+            far,
+            *(port.to_bytes(2, "big") for port in (place.src_port, place.dst_port)),
         )
 
     def met_by(self, expectation: int) -> int:

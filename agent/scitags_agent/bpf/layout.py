@@ -16,35 +16,39 @@ from functools import lru_cache
 from scitags_core.flow import FlowKey
 
 MAX_STATIC = 4096
+MAX_PLACE = 255  # an octet beside the protocol
 FLOW_KEY_OCTETS = 40
-WAYS = 5
-# struct set, in octets.
-SET_OCTETS = 256
+# struct line, in octets.
+LINE_OCTETS = 64
+MARK_AT = 40
 HINTS_AT = 48
 ELSEWHERE_AT = 52
 IN_MAP_AT = 56
-WAYS_AT = (0, 64, 112, 160, 208)
-# struct state: sets, as many as there is room for, and the counters.
+# A flow is in the line that it belongs to, or in one of the next, of so many in all.
+WAYS = 5
+MAX_LINE_BITS = 18
+# struct all_counters.
 MAX_CPUS = 1024
 COUNTER_WORDS = 8
-COUNTERS_OCTETS = MAX_CPUS * COUNTER_WORDS * 8
-SET_BITS = 16
-_MAX_SETS = 1 << SET_BITS
-# The last word of the key of an empty slot: no packet has it.
+# The first word of an empty line: no packet has it.
 EMPTY = (1 << 64) - 1
 
 # The last word of a key: source port, destination port, protocol.
 pack_ports = struct.Struct("!HHI").pack
 PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
 
-_KEY_WORDS = struct.Struct("=5Q")
+_LINE_WORDS_BUT_FIRST = struct.Struct("=4Q")
 _ADDRESS_WORDS = struct.Struct("=4Q")
 _LABEL = struct.Struct("!I")
 _STATIC_KEY = struct.Struct("=II16s")
 _PORTS_AT = 32
-_MIX = 0x9E3779B97F4A7C15
+MIX = 0x9E3779B97F4A7C15
 _SECOND_MIX = 0xC2B2AE3D27D4EB4F
-_SET_SHIFT = 64 - SET_BITS
+_ALL_BITS = (1 << 64) - 1
+_LINE_SHIFT = 64 - MAX_LINE_BITS
+# All words of a line but the first are octets of a key, from here on; of the source, the first word has this many.
+LINE_WORDS_AT = 4
+_SOURCE_OCTETS_IN_FIRST = 6
 
 
 class Outcome(enum.IntEnum):
@@ -98,9 +102,18 @@ def pack_addresses(src: str, dst: str) -> bytes:
     return socket.inet_pton(socket.AF_INET6, src) + socket.inet_pton(socket.AF_INET6, dst)
 
 
-def pack_key(key: FlowKey) -> bytes:
-    """struct flow_key of one direction of an IPv6 flow."""
-    return pack_addresses(key.src, key.dst) + pack_ports(key.src_port, key.dst_port, PROTOCOLS[key.protocol])
+def pack_key(key: FlowKey, place: int = 0) -> bytes:
+    """struct flow_key of one direction of an IPv6 flow.
+
+    place, 0..MAX_PLACE, tells network namespaces apart; 0 is the agent's own.
+    """
+    protocol = place << 8 | PROTOCOLS[key.protocol]
+    return pack_addresses(key.src, key.dst) + pack_ports(key.src_port, key.dst_port, protocol)
+
+
+def pack_place(place: int) -> bytes:
+    """What keys of a place have in the word of the protocol, in network order: 0 for the agent's own namespace."""
+    return _LABEL.pack(place << 8)
 
 
 def pack_wanted_label(label: int) -> bytes:
@@ -119,7 +132,7 @@ def static_entropy(key: bytes) -> int:
     one, two, three, four = words
     ports = int.from_bytes(key[_PORTS_AT : _PORTS_AT + 4], sys.byteorder)
     ports ^= (ports << 16 | ports >> 16) & 0xFFFFFFFF
-    return ((one ^ two ^ three ^ four ^ ports) * _MIX & (1 << 64) - 1) >> 59
+    return ((one ^ two ^ three ^ four ^ ports) * MIX & _ALL_BITS) >> 59
 
 
 def pack_static_key(interface: int, network: ipaddress.IPv6Network) -> bytes:
@@ -134,21 +147,31 @@ def pack_label(label: int) -> bytes:
 
 @lru_cache(maxsize=1 << 12)
 def label_word(label: int) -> int:
-    """The lower half of a slot's mark: the label in network order. The upper half is which key of the slot it is."""
+    """The lower half of a line's mark: the label in network order. The upper half is which flow of the line it is."""
     return int.from_bytes(_LABEL.pack(label), sys.byteorder)
 
 
+def first_word(key: bytes) -> int:
+    """The first word of a key's line: protocol, place, and as much of the source as no other word has."""
+    return int.from_bytes(key[-1:] + key[-2:-1] + key[:_SOURCE_OCTETS_IN_FIRST], sys.byteorder)
+
+
 def hint_of(key: bytes) -> int:
-    """What stands in the set for a slot with this key, 1..255, as the program computes it."""
+    """What stands in the line that a key belongs to when it is in another, 1..255, as the program computes it."""
     return key[_PORTS_AT + 1] ^ key[_PORTS_AT + 3] | 1
 
 
-def sets_of(key: bytes) -> tuple[int, int]:
-    """The set that a key belongs to, and that of those whose first one is full; where there are as many as can be."""
-    words: tuple[int, int, int, int, int] = _KEY_WORDS.unpack_from(key)
-    one, two, three, four, five = words
-    word = one ^ two ^ three ^ four ^ five
-    return word * _MIX >> _SET_SHIFT & _MAX_SETS - 1, word * _SECOND_MIX >> _SET_SHIFT & _MAX_SETS - 1
+def mixed_words(key: bytes) -> int:
+    """The exclusive or of the words of a key's line but the first."""
+    words: tuple[int, int, int, int] = _LINE_WORDS_BUT_FIRST.unpack_from(key, LINE_WORDS_AT)
+    one, two, three, four = words
+    return one ^ two ^ three ^ four
+
+
+def homes_of(key: bytes) -> tuple[int, int]:
+    """The line that a key belongs to, and that of those who find none there; where there are as many as can be."""
+    word = mixed_words(key)
+    return (word * MIX & _ALL_BITS) >> _LINE_SHIFT, (word * _SECOND_MIX & _ALL_BITS) >> _LINE_SHIFT
 
 
 # --- bpf(2) ------------------------------------------------------------------------------------

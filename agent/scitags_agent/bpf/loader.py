@@ -22,6 +22,7 @@ from scitags_agent.bpf.layout import (
     TestRunOpts,
     pack_key,
     pack_label,
+    pack_place,
     pack_request,
     pack_static_key,
     pack_wanted_label,
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 Loader = Literal["auto", "libbpf", "bcc"]
 OBJECT_NAME = "marker.bpf.o"
 IN_PLACE_OBJECT_NAME = "marker_in_place.bpf.o"
+ELSEWHERE_OBJECT_NAME = "marker_elsewhere.bpf.o"
+IN_PLACE_ELSEWHERE_OBJECT_NAME = "marker_in_place_elsewhere.bpf.o"
 DEFAULT_MAX_FLOWS = 1 << 20
 _OUT_OCTETS = 1 << 16
 _GO_ON_IN = {
@@ -126,9 +129,18 @@ class MarkerProgram:
                 update_map(labels_map, key, pack_label(label))
                 self._static[key] = label
 
+    def elsewhere(self, place: int) -> ElsewhereProgram:
+        """The program for another network namespace: of the flows in the table it knows those of the place (pack_key).
+
+        Raises MarkerUnavailable, and where BCC has loaded this one.
+        """
+        if not isinstance(self.object, BpfObject):
+            raise MarkerUnavailable("BCC loads no program for another network namespace")
+        return ElsewhereProgram(self.object, place, in_place=self.why_not_in_place is None)
+
     @property
     def in_map(self) -> int:
-        """How many flows are not in the table, as both of their sets are full. Looks at the whole table."""
+        """How many flows are not in the table, as all lines where they may be are taken. Looks at the whole table."""
         return self._table.in_map
 
     @property
@@ -148,6 +160,38 @@ class MarkerProgram:
     def test_run(self, packet: bytes, *, ethernet: bool = True, repeat: int = 1) -> TestRun:
         """Run the program on a packet in the kernel without sending it. Raises OSError."""
         return test_run(self.program_fd(ethernet=ethernet), packet, repeat)
+
+
+class ElsewhereProgram:
+    """The marker's program for one other network namespace, with the table of the agent's own."""
+
+    def __init__(self, own: BpfObject, place: int, *, in_place: bool) -> None:
+        name = IN_PLACE_ELSEWHERE_OBJECT_NAME if in_place else ELSEWHERE_OBJECT_NAME
+        shared = {
+            ".bss": own.global_variables(),
+            ".bss.counters": own.counters(),
+            "overflow": own.map_fd("overflow"),
+        }
+        self._object = BpfObject(object_path(name), {}, pack_place(place), maps=shared)
+        try:
+            if in_place:
+                _fill_programs(self._object)
+        except OSError as error:
+            self._object.close()
+            raise MarkerUnavailable(str(error)) from None
+
+    def program_fd(self, *, ethernet: bool) -> int:
+        """The entry point, as of MarkerProgram."""
+        return self._object.program_fd("scitags_label" if ethernet else "scitags_label_l3")
+
+    @property
+    def program_ids(self) -> list[int]:
+        """What the kernel calls the entry points."""
+        return [program_id(self.program_fd(ethernet=ethernet)) for ethernet in (True, False)]
+
+    def close(self) -> None:
+        """Give it back to the kernel."""
+        self._object.close()
 
 
 def pack_index(index: int) -> bytes:
@@ -222,13 +266,18 @@ def _by_libbpf(max_entries: dict[str, int], *, in_place: bool) -> tuple[BpfObjec
     except MarkerUnavailable as error:
         return BpfObject(object_path(), max_entries), "libbpf", str(error)
     try:
-        programs = loaded.map_fd("programs")
-        for index, name in _GO_ON_IN.items():
-            update_map(programs, pack_index(index), pack_index(loaded.program_fd(name)))
+        _fill_programs(loaded)
     except OSError as error:
         loaded.close()
         return BpfObject(object_path(), max_entries), "libbpf", str(error)
     return loaded, "libbpf", None
+
+
+def _fill_programs(loaded: BpfObject) -> None:
+    """Raises OSError."""
+    programs = loaded.map_fd("programs")
+    for index, name in _GO_ON_IN.items():
+        update_map(programs, pack_index(index), pack_index(loaded.program_fd(name)))
 
 
 def probe() -> str | None:

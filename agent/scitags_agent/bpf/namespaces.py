@@ -1,45 +1,56 @@
-"""Other network namespaces of this host: containers, and services with a network of their own."""
+"""Inside other network namespaces of this host, for a moment."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import os
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
-NAMED = Path("/run/netns")
+Answer = TypeVar("Answer")
+
 _CLONE_NEWNET = 0x40000000
 
 
-def path_of(namespace: str) -> Path:
-    """The file of a namespace, given by its path, or by the name that `ip netns` knows."""
-    return Path(namespace) if "/" in namespace else NAMED / namespace
-
-
 @contextlib.contextmanager
-def entered(namespace: str) -> Iterator[None]:
-    """This thread inside a namespace; the empty name is the one that it is in. Raises OSError (needs CAP_SYS_ADMIN)."""
-    if not namespace:
+def entered(path: str) -> Iterator[None]:
+    """This thread inside a namespace; the empty path is the one that it is in. Raises OSError (needs CAP_SYS_ADMIN)."""
+    if not path:
         yield
         return
-    libc = ctypes.CDLL(None, use_errno=True)
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        there = os.open(path_of(namespace), os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            _set(libc, there)
-        finally:
-            os.close(there)
+        enter(path)
         try:
             yield
         finally:
-            _set(libc, home)
+            _set(home)
     finally:
         os.close(home)
 
 
-def _set(libc: ctypes.CDLL, descriptor: int) -> None:
+def enter(path: str) -> None:
+    """This thread inside a namespace from now on. Raises OSError."""
+    there = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _set(there)
+    finally:
+        os.close(there)
+
+
+def in_passing_thread(function: Callable[[], Answer]) -> Future[Answer]:
+    """Call in a thread that ends with the call: it may enter namespaces and need not come back."""
+    executor = ThreadPoolExecutor(1, "scitags-namespaces")
+    try:
+        return executor.submit(function)
+    finally:
+        executor.shutdown(wait=False)
+
+
+def _set(descriptor: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
     if libc.setns(descriptor, _CLONE_NEWNET):
         code = ctypes.get_errno()
         raise OSError(code, f"setns: {os.strerror(code)}")

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -21,11 +21,14 @@ from scitags_agent.bpf.interfaces import Interface, matching
 from scitags_agent.bpf.libbpf import MarkerUnavailable
 from scitags_agent.bpf.namespaces import entered
 
+if TYPE_CHECKING:
+    from scitags_agent.namespaces import Finder, Found
+
 log = logging.getLogger(__name__)
 
 PROGRAMS = "programs"
 CLSACT = "clsact"  # a file that says that an agent has used it
-PROGRAMS_REMEMBERED = 64
+PROGRAMS_REMEMBERED = 1 << 12
 
 
 class Program(EntryPoints, Protocol):
@@ -34,6 +37,16 @@ class Program(EntryPoints, Protocol):
     @property
     def program_ids(self) -> list[int]:
         """What the kernel calls its entry points."""
+
+
+class Elsewhere(Protocol):
+    """Has programs for other network namespaces. Called in a thread."""
+
+    def come(self, namespace: Found) -> Program:
+        """The one that is attached in a namespace from now on. Raises MarkerUnavailable, OSError."""
+
+    def gone(self, number: int) -> None:
+        """In this namespace it is attached no more."""
 
 
 class Placement:
@@ -46,20 +59,32 @@ class Placement:
         *,
         name: str,
         namespaces: Sequence[str] = (),
+        elsewhere: Elsewhere | None = None,
         way: Way = "auto",
         home: Path | None = None,
         looked: Callable[[set[Interface]], None] = lambda _: None,
     ) -> None:
-        """home is where something can be kept; name that of the filter where clsact is used.
+        """namespaces are patterns of others than the agent's own (scitags_agent.namespaces).
+
+        elsewhere has programs for them; where it is None, it is the same program everywhere.
+
+        home is where something can be kept; name that of the filter where clsact is used.
 
         looked is called at each look at the interfaces, in a thread, with those that are meant, before anything is
         attached to new ones.
 
-        Raises OSError when nothing can be written in home.
+        Raises OSError when nothing can be written in home, ConfigError for patterns.
         """
         self._program = program
         self._patterns = patterns
-        self._namespaces = namespaces
+        self._namespaces: Finder | None = None
+        if namespaces:
+            from scitags_agent.namespaces import Finder  # noqa: PLC0415  # few agents need it
+
+            self._namespaces = Finder(namespaces)
+        self._elsewhere = elsewhere
+        self._programs: dict[int, Program] = {}  # of other namespaces, by their numbers
+        self._numbers: dict[str, int] = {}  # by their files
         self._name = name
         self._way = way
         self._home = home
@@ -105,8 +130,8 @@ class Placement:
 
     async def close(self, *, keep: bool) -> None:
         """Take the program off all interfaces and forget it, unless it is to be kept there."""
-        if not keep:
-            await self._in_thread(self._detach_all)
+        # In any case behind what the thread is at, which may need the event loop.
+        await self._in_thread(self._stop if keep else self._detach_all)
         self._worker.shutdown()
         if not keep and self._home is not None:
             (self._home / PROGRAMS).unlink(missing_ok=True)
@@ -121,15 +146,22 @@ class Placement:
             earlier = msgspec.json.decode(path.read_bytes(), type=list[int])[-PROGRAMS_REMEMBERED:]
         except (OSError, msgspec.DecodeError):
             earlier = []
-        replacement = home / f"{PROGRAMS}.new"
-        replacement.write_bytes(msgspec.json.encode(earlier + self._program.program_ids))
-        replacement.replace(path)
+        self._write_programs(home, earlier)
         return earlier
+
+    def _write_programs(self, home: Path, earlier: list[int]) -> None:
+        ours = [number for one in (self._program, *self._programs.values()) for number in one.program_ids]
+        replacement = home / f"{PROGRAMS}.new"
+        replacement.write_bytes(msgspec.json.encode(earlier + ours))
+        replacement.replace(home / PROGRAMS)
 
     # --- in a thread -------------------------------------------------------------------------------
 
-    def _detach_all(self) -> None:
+    def _stop(self) -> None:
         self._closing = True
+
+    def _detach_all(self) -> None:
+        self._stop()
         for interface, attachment in self._attached.items():
             _detach(interface, attachment)
         self._attached.clear()
@@ -147,25 +179,36 @@ class Placement:
                 _detach(interface, self._attached.pop(interface))
         for gone in self._unattachable.keys() - present:
             del self._unattachable[gone]
+        here = {self._numbers.get(one.namespace, 0) for one in present}
+        for number in self._programs.keys() - here:
+            del self._programs[number]
+            if self._elsewhere is not None:
+                self._elsewhere.gone(number)
         self._looked(present)
         for interface in sorted(present - self._attached.keys(), key=lambda one: one.index):
-            try:
-                attached = self._attach(interface)
-            except OSError as error:
-                if interface not in self._unattachable:
-                    log.error("interface %s cannot be attached to, and is tried again: %s", _shown(interface), error)
-                self._unattachable[interface] = str(error)
-                continue
-            self._unattachable.pop(interface, None)
-            self._attached[interface] = attached
-            if self._home is not None and attached.way == "clsact":
-                (self._home / CLSACT).touch()
-            log.info("interface %s: packets are marked at tc egress (%s)", _shown(interface), attached.way)
+            self._try(interface)
+
+    def _try(self, interface: Interface) -> None:
+        """Attach to an interface, if that can be."""
+        try:
+            attached = self._attach(interface)
+        except OSError as error:
+            if interface.namespace and isinstance(error, FileNotFoundError | ProcessLookupError):
+                return  # the namespace has gone again
+            if interface not in self._unattachable:
+                log.error("interface %s cannot be attached to, and is tried again: %s", _shown(interface), error)
+            self._unattachable[interface] = str(error)
+            return
+        self._unattachable.pop(interface, None)
+        self._attached[interface] = attached
+        if self._home is not None and attached.way == "clsact":
+            (self._home / CLSACT).touch()
+        log.info("interface %s: packets are marked at tc egress (%s)", _shown(interface), attached.way)
 
     def _attach(self, interface: Interface) -> Attachment:
         with entered(interface.namespace):
             return attach(
-                self._program,
+                self._programs.get(self._numbers.get(interface.namespace, 0), self._program),
                 interface.index,
                 ethernet=interface.ethernet,
                 way=self._way,
@@ -177,17 +220,33 @@ class Placement:
     def _present(self) -> set[Interface]:
         """The interfaces that are meant, in every namespace that can be looked into."""
         present = set(matching(self._patterns))
-        for namespace in self._namespaces:
+        if self._namespaces is None:
+            return present
+        closed: dict[str, str] = {}
+        self._numbers.clear()
+        for one in self._namespaces.find().values():
             try:
-                with entered(namespace):
-                    present.update(matching(self._patterns, namespace))
-            except OSError as error:
-                if namespace not in self._closed_namespaces:
-                    self._closed_namespaces.add(namespace)
-                    log.error("namespace %s cannot be looked into, and is tried again: %s", namespace, error)
-            else:
-                self._closed_namespaces.discard(namespace)
+                with entered(one.path):
+                    found = matching(self._patterns, one.path)
+                if found:
+                    self._numbers[one.path] = one.number
+                    self._have_program(one)
+                present.update(found)
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it has gone again
+            except (OSError, MarkerUnavailable) as error:
+                closed[one.name] = str(error)
+        for name in closed.keys() - self._closed_namespaces:
+            log.error("namespace %s cannot be looked into, and is tried again: %s", name, closed[name])
+        self._closed_namespaces = set(closed)
         return present
+
+    def _have_program(self, namespace: Found) -> None:
+        """Raises MarkerUnavailable, OSError."""
+        if self._elsewhere is not None and namespace.number not in self._programs:
+            self._programs[namespace.number] = self._elsewhere.come(namespace)
+            if self._home is not None:
+                self._write_programs(self._home, self._earlier or [])
 
 
 def _is_alive(interface: Interface, attachment: Attachment) -> bool:

@@ -25,19 +25,20 @@ from scitags_agent.bpf.libbpf import BpfObject, shipped_object
 from scitags_agent.bpf.system_calls import bpf
 
 OBJECT_NAME = "marker_writer.bpf.o"
-_SET_MASK = struct.Struct("=Q")
+_HOME_SHIFT = struct.Struct("=Q")
 
 
 class TableWriter:
     """The program, loaded beside the marker's and sharing its maps."""
 
-    def __init__(self, state: int, overflow: int, *, sets: int, max_flows: int) -> None:
-        """The descriptors of the marker's maps, how many sets its table has, and how many flows it may have.
+    def __init__(self, state: int, overflow: int, *, home_shift: int, max_flows: int) -> None:
+        """The descriptors of the marker's maps, by how many bits its table has fewer lines
+        than can be, and how many flows it may have.
 
         Raises MarkerUnavailable where the kernel does not take it (before 5.17), OSError.
         """
         loaded = BpfObject(
-            shipped_object(OBJECT_NAME), {}, _SET_MASK.pack(sets - 1), maps={"table": state, "overflow": overflow}
+            shipped_object(OBJECT_NAME), {}, _HOME_SHIFT.pack(home_shift), maps={"table": state, "overflow": overflow}
         )
         try:
             # The object itself, of which libbpf keeps all that it has read, is not needed any more.

@@ -10,7 +10,6 @@ was seen with the event before.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
@@ -19,7 +18,9 @@ from typing import Annotated
 import msgspec
 
 from scitags_agent import tcp_info
-from scitags_agent.connections import CONG, INFO, Connection, Departures, Lookup, SockDiagError
+from scitags_agent.connections import CONG, INFO, Connection, SockDiagError
+from scitags_agent.host import OWN, Host, HostDepartures
+from scitags_agent.namespaces import checked
 from scitags_agent.netlink_object import SHAPES, Attributes, Shape
 from scitags_core.flow import FlowEvent, FlowKey, FlowState, Usage
 from scitags_core.roles import EnricherKind
@@ -31,10 +32,14 @@ _DEPARTED = bytes([tcp_info.CLOSE])  # the first octet of tcp_info is the state
 
 
 class SockDiagSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """shape of the object netlink (scitags_agent.netlink_object); how many flows are remembered at most."""
+    """shape of the object netlink (scitags_agent.netlink_object); how many flows are remembered at most.
+
+    namespaces   network namespaces besides the agent's own in which connections are (scitags_agent.namespaces)
+    """
 
     shape: Shape = "lean"
     max_flows: Annotated[int, msgspec.Meta(ge=1)] = 200_000
+    namespaces: list[str] = []
 
 
 class _Seen(msgspec.Struct, frozen=True):
@@ -77,26 +82,25 @@ class SockDiagEnricher:
     def __init__(self, settings: SockDiagSettings) -> None:
         self._shape = SHAPES[settings.shape]
         self._max_flows = settings.max_flows
+        self._namespaces = checked(settings.namespaces)
         self._flows: OrderedDict[FlowKey, _Flow] = OrderedDict()  # that has been silent longest is first
-        self._lookup: Lookup | None = None
-        self._departures: Departures | None = None
+        self._host: Host | None = None
+        self._departures: HostDepartures | None = None
         self._counters: Counter[str] = Counter(found=0, no_socket=0, from_memory=0, forgotten=0)
 
     async def start(self) -> None:
-        self._lookup = Lookup()
+        self._host = Host(self._namespaces)
         try:
-            self._departures = Departures(self._departed)
+            self._departures = HostDepartures(self._host, self._departed)
         except SockDiagError as error:
             log.warning("%s: an end that comes late says what was known before", error)
-            return
-        asyncio.get_running_loop().add_reader(self._departures, self._departures.read)
 
     def enrich(self, event: FlowEvent) -> FlowEvent:
         key = event.key
-        if not key.is_complete or self._lookup is None:
+        if not key.is_complete or self._host is None:
             return event
         flow = self._flows.get(key)
-        live = _find(event, self._lookup)
+        live = _find(event, self._host)
         seen = live
         if live is not None:
             self._counters["found"] += 1
@@ -113,10 +117,9 @@ class SockDiagEnricher:
 
     async def close(self) -> None:
         if self._departures is not None:
-            asyncio.get_running_loop().remove_reader(self._departures)
             self._departures.close()
-        if self._lookup is not None:
-            self._lookup.close()
+        if self._host is not None:
+            self._host.close()
 
     def counters(self) -> Mapping[str, int]:
         lost = self._departures.lost if self._departures is not None else 0
@@ -124,7 +127,7 @@ class SockDiagEnricher:
 
     def _last(self, key: FlowKey, flow: _Flow) -> _Seen | None:
         if self._departures is not None and flow.last[:1] != _DEPARTED:
-            self._departures.read()  # the socket may just have gone
+            self._departures.read(key.namespace)  # the socket may just have gone
         if not flow.last:
             return None
         self._counters["from_memory"] += 1
@@ -151,7 +154,7 @@ class SockDiagEnricher:
             flow.cookie, flow.sent, flow.received, flow.last = connection.cookie, 0, 0, b""
         flow.congestion = _interned(live.attributes.get(CONG, b""))
         flow.inode = connection.inode
-        flow.is_source = connection.key == event.key
+        flow.is_source = _is_source(connection, event.key)
         # Its last word will come as it goes. Until it does, the first is not worth its 300 octets.
         if self._departures is None or event.state is FlowState.ONGOING:
             flow.last = live.attributes.get(INFO, b"")
@@ -159,7 +162,10 @@ class SockDiagEnricher:
 
     def _departed(self, connection: Connection) -> None:
         """A socket has gone: when it was a flow's, keep what it moved until the flow's end is told."""
-        for key in (connection.key, connection.key.reversed()):
+        ends = [connection.key, connection.key.reversed()]
+        if connection.namespace != OWN:  # of some flows it is not known where they are
+            ends += [key.within(OWN) for key in ends]
+        for key in ends:
             flow = self._flows.get(key)
             if flow is None or (flow.cookie and flow.cookie != connection.cookie):
                 continue
@@ -168,7 +174,7 @@ class SockDiagEnricher:
                 continue
             flow.cookie = connection.cookie
             flow.last = connection.attributes().get(INFO, b"")
-            flow.is_source = connection.key == key
+            flow.is_source = _is_source(connection, key)
 
     def _told(self, event: FlowEvent, seen: _Seen, flow: _Flow | None) -> FlowEvent:
         changes: dict[str, object] = {}
@@ -191,10 +197,15 @@ class SockDiagEnricher:
             del self._flows[key]
 
 
-def _find(event: FlowEvent, lookup: Lookup) -> _Seen | None:
+def _is_source(connection: Connection, key: FlowKey) -> bool:
+    """Whether a socket is at the source of a flow, of which it may not be known in which namespace it is."""
+    return connection.key.within(key.namespace) == key
+
+
+def _find(event: FlowEvent, host: Host) -> _Seen | None:
     """The live socket at whichever end of the flow is here; the source's, when both are."""
     for near in (event.key, event.key.reversed()):
-        connection = lookup.find(near, zone=event.zone)
+        connection = host.find(near, zone=event.zone)
         if connection is None:
             continue
         attributes = connection.attributes()
@@ -209,7 +220,7 @@ def _usage(key: FlowKey, seen: _Seen, flow: _Flow | None) -> Usage:
     sent, received = seen.moved
     if flow is not None and flow.cookie == seen.connection.cookie:
         sent, received = sent - flow.sent, received - flow.received
-    if seen.connection.key == key:
+    if _is_source(seen.connection, key):
         return Usage(sent=sent, received=received)
     return Usage(sent=received, received=sent)
 

@@ -15,7 +15,7 @@ import logging
 import math
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -23,9 +23,11 @@ import msgspec
 from scitags_agent import tcp_info
 from scitags_agent.bpf.connections import ConnectionsProgram
 from scitags_agent.bpf.connections_layout import Connection, Event, TcpState
-from scitags_agent.connections import INFO, Lookup, SockDiagError
+from scitags_agent.connections import INFO, SockDiagError
+from scitags_agent.host import OWN, Host
+from scitags_agent.namespaces import checked
 from scitags_agent.rules import Ports, Rule
-from scitags_agent.watch import ConnectionWatch, cgroup_path, check_buffer, details, port_filters, usage_of
+from scitags_agent.watch import ConnectionWatch, cgroup_path, check_buffer, details, placed, port_filters, usage_of
 from scitags_core.flow import FlowEvent, FlowKey, FlowState
 from scitags_core.roles import EnricherKind
 
@@ -39,7 +41,8 @@ class SockOpsEnricherSettings(msgspec.Struct, frozen=True, forbid_unknown_fields
 
     local_ports, remote_ports    of connections that may bear flows; empty: any. Others wake nobody
     cgroup          of the processes that have them, a path below the mount of cgroup2; empty: all
-    all_namespaces  connections of other network namespaces (containers) too
+    namespaces      connections of these network namespaces, too (scitags_agent.namespaces)
+    all_namespaces  of any others as well, without knowing which
     keep_seconds    how long after a connection has closed its `end` may come
     max_closed      connections that are remembered at most
     buffer          octets for what the kernel has reported and we have not read: a power of two, 4 KiB to 1 GiB
@@ -48,6 +51,7 @@ class SockOpsEnricherSettings(msgspec.Struct, frozen=True, forbid_unknown_fields
     local_ports: Ports = []
     remote_ports: Ports = []
     cgroup: str = ""
+    namespaces: list[str] = []
     all_namespaces: bool = False
     keep_seconds: Annotated[float, msgspec.Meta(gt=0)] = 10.0
     max_closed: Annotated[int, msgspec.Meta(ge=1)] = 1 << 16
@@ -70,6 +74,7 @@ class SockOpsEnricher:
     def __init__(self, settings: SockOpsEnricherSettings) -> None:
         """Raises ConfigError for ports that are none."""
         check_buffer(settings.buffer)
+        checked(settings.namespaces)
         self._settings = settings
         ports = Rule(local_ports=settings.local_ports, remote_ports=settings.remote_ports)
         self._filters = port_filters([ports])
@@ -77,7 +82,7 @@ class SockOpsEnricher:
         self._given: OrderedDict[int, tuple[int, int]] = OrderedDict()  # by cookie: of connections that were open
         self._counters = Counter(from_close=0, from_look_up=0, no_connection=0, lost=0)
         self._watch: ConnectionWatch | None = None
-        self._lookup: Lookup | None = None
+        self._host: Host | None = None
 
     async def start(self) -> None:
         """Raises ConnectionsUnavailable."""
@@ -85,12 +90,12 @@ class SockOpsEnricher:
             cgroup_path(self._settings.cgroup),
             filters=self._filters,
             events=(Event.CLOSED,),
-            all_namespaces=self._settings.all_namespaces,
+            all_namespaces=self._settings.all_namespaces or bool(self._settings.namespaces),
             ring_octets=self._settings.buffer,
         )
         self._watch = ConnectionWatch(program, self._hear, self._miss)
         try:
-            self._lookup = Lookup()
+            self._host = Host(self._settings.namespaces)
         except SockDiagError as error:
             log.warning("%s: of a connection that is open when its flow ends nothing will be known", error)
 
@@ -113,13 +118,15 @@ class SockOpsEnricher:
         if self._watch is not None:
             self._watch.close()
             self._watch = None
-        if self._lookup is not None:
-            self._lookup.close()
+        if self._host is not None:
+            self._host.close()
 
     def counters(self) -> Mapping[str, int]:
         return {**self._counters, "closed": len(self._closed)}
 
     def _hear(self, connections: Sequence[Connection]) -> None:
+        if self._host is not None and self._host.namespaces is not None:
+            connections = placed(connections, self._host.namespaces, strange=self._settings.all_namespaces)
         now = time.monotonic()
         for connection in connections:
             self._closed.pop(connection.key, None)
@@ -155,13 +162,13 @@ class SockOpsEnricher:
         return found
 
     def _take_closed(self, key: FlowKey) -> _Counted | None:
-        for one in (key, key.reversed()):
+        for one in self._names_of(key):
             when, connection = self._closed.pop(one, (0.0, None))
             if connection is not None and when >= time.monotonic() - self._settings.keep_seconds:
                 sent, received = self._given.pop(connection.cookie, (0, 0))
                 self._counters["from_close"] += 1
                 return _Counted(
-                    one,
+                    one.within(key.namespace),
                     connection.cookie,
                     max(0, connection.sent - sent),
                     max(0, connection.received - received),
@@ -169,11 +176,18 @@ class SockOpsEnricher:
                 )
         return None
 
+    def _names_of(self, key: FlowKey) -> Iterator[FlowKey]:
+        """Under which its connection may have closed: anywhere, when it is not known where it is."""
+        yield from (key, key.reversed())
+        if key.namespace == OWN and self._host is not None and self._host.namespaces is not None:
+            for number in self._host.namespaces.present:
+                yield from (key.within(number), key.reversed().within(number))
+
     def _look_up(self, event: FlowEvent) -> _Counted | None:
-        if self._lookup is None or not event.key.is_complete:
+        if self._host is None or not event.key.is_complete:
             return None
         for one in (event.key, event.key.reversed()):
-            found = self._lookup.find(one, zone=event.zone)
+            found = self._host.find(one, zone=event.zone)
             info = tcp_info.decode(found.attributes().get(INFO, b"")) if found is not None else {}
             if found is not None and info:
                 moved = tcp_info.payload_sent(info), tcp_info.payload_received(info)

@@ -16,7 +16,7 @@ import logging
 import socket
 from collections import Counter
 from datetime import UTC, datetime
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -28,6 +28,9 @@ from scitags_core.errors import ConfigError, FireflyError, InvalidValue, shown
 from scitags_core.firefly import Firefly
 from scitags_core.flow import FlowEvent, FlowState, Usage, canonical_address
 from scitags_core.roles import EventSink, SourceKind
+
+if TYPE_CHECKING:
+    from scitags_agent.host import Host
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +52,7 @@ class FireflySourceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=T
     only_local     leave flows alone of which neither end is this host
     relay          collectors that each firefly is passed on to
     relay_as       unchanged, or normalised: as the schema has it, in one spelling, with the source as the supplier
+    namespaces     network namespaces besides the agent's own whose addresses are this host's
     """
 
     listen: list[str] = msgspec.field(default_factory=lambda: ["[::1]:10514", "127.0.0.1:10514"])
@@ -57,6 +61,7 @@ class FireflySourceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=T
     only_local: bool = True
     relay: list[str] = []
     relay_as: Literal["unchanged", "normalised"] = "unchanged"
+    namespaces: list[str] = []
 
 
 class FireflySource:
@@ -74,6 +79,7 @@ class FireflySource:
         self._matching: set[asyncio.Task[None]] = set()
         self._relays: dict[int, socket.socket] = {}
         self.relayed: Counter[str] = Counter()
+        self._this_host: Host | None = None
 
     async def run(self, sink: EventSink) -> None:
         """Receive until cancelled. Raises OSError when an address cannot be listened at."""
@@ -81,6 +87,11 @@ class FireflySource:
         receivers: list[socket.socket] = []
         with contextlib.ExitStack() as stack:
             stack.callback(self._close_relays)
+            if self._settings.namespaces:
+                from scitags_agent.host import Host  # noqa: PLC0415  # few agents need it
+
+                self._this_host = Host(self._settings.namespaces)
+                stack.callback(self._this_host.close)
             if self._settings.dialect == "dcache":
                 sink.prepare_to_match()
             for host, port in self._addresses:
@@ -126,7 +137,7 @@ class FireflySource:
         if firefly.is_reversed(event):
             event = msgspec.structs.replace(event, is_reversed=True)
         self._relay(datagram, Firefly(event, found.header))
-        if self._settings.only_local and not (is_local(event.key.src) or is_local(event.key.dst)):
+        if self._settings.only_local and not (self._is_local(event.key.src) or self._is_local(event.key.dst)):
             sink.refuse("neither end of the flow is this host")
             return
         if not is_dcache:
@@ -141,8 +152,11 @@ class FireflySource:
     def _may_send(self, sender: str) -> bool:
         address = canonical_address(sender)
         if not self._allowed:
-            return is_local(address)
+            return self._is_local(address)
         return any(ipaddress.ip_address(address) in network for network in self._allowed)
+
+    def _is_local(self, address: str) -> bool:
+        return is_local(address) if self._this_host is None else self._this_host.is_local(address)
 
     # --- passing on ----------------------------------------------------------------------------------
 

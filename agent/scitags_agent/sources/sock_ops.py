@@ -20,7 +20,8 @@ import msgspec
 
 from scitags_agent.bpf.connections import ConnectionsProgram
 from scitags_agent.bpf.connections_layout import Connection, Event
-from scitags_agent.connections import Lookup
+from scitags_agent.host import Host
+from scitags_agent.namespaces import checked
 from scitags_agent.rules import Candidate, Ports, Rule, Rules
 from scitags_agent.watch import (
     ConnectionWatch,
@@ -28,6 +29,7 @@ from scitags_agent.watch import (
     check_buffer,
     details,
     instant,
+    placed,
     port_filters,
     usage_of,
     zone,
@@ -51,12 +53,14 @@ class Watching(msgspec.Struct, frozen=True, kw_only=True):
     """What both kinds have.
 
     cgroup          watch the processes of this cgroup alone, a path below the mount of cgroup2; empty: all
-    all_namespaces  connections of other network namespaces (containers) too
+    namespaces      connections of these network namespaces, too (scitags_agent.namespaces)
+    all_namespaces  of any others as well, without knowing which
     from_first_packet   an outgoing connection begins with its first SYN, not when it is established
     buffer          octets for what the kernel has reported and we have not read: a power of two, 4 KiB to 1 GiB
     """
 
     cgroup: str = ""
+    namespaces: list[str] = []
     all_namespaces: bool = False
     from_first_packet: bool = True
     buffer: Buffer = DEFAULT_BUFFER
@@ -121,10 +125,11 @@ class SockOps:
         if any(rule.program for rule in rules):
             raise ConfigError("program: at its first packet a connection's program is not known; sock_diag knows it")
         self._settings = settings
+        checked(settings.namespaces)
         self._filters = port_filters(rules)
         self._tagger = tagger
         self._asks_for_socket = any(rule.user is not None or rule.cgroup for rule in rules)
-        self._lookup: Lookup | None = None
+        self._host: Host | None = None
         # What began and has not ended, the oldest first: cookie of the socket to the tag that it was given.
         self._open: OrderedDict[int, Tag | None] = OrderedDict()
 
@@ -135,7 +140,7 @@ class SockOps:
             cgroup_path(self._settings.cgroup),
             filters=self._filters,
             events=(first, Event.PASSIVE, Event.CLOSED),
-            all_namespaces=self._settings.all_namespaces,
+            all_namespaces=self._settings.all_namespaces or bool(self._settings.namespaces),
             ring_octets=self._settings.buffer,
         )
         watch = ConnectionWatch(
@@ -146,14 +151,18 @@ class SockOps:
             ),
         )
         try:
-            self._lookup = Lookup() if self._asks_for_socket else None
+            if self._asks_for_socket or self._settings.namespaces:
+                self._host = Host(self._settings.namespaces)
             await asyncio.get_running_loop().create_future()
         finally:
             watch.close()
-            if self._lookup is not None:
-                self._lookup.close()
+            if self._host is not None:
+                self._host.close()
+                self._host = None
 
     def _hear(self, connections: Sequence[Connection], sink: EventSink) -> None:
+        if self._host is not None and self._host.namespaces is not None:
+            connections = placed(connections, self._host.namespaces, strange=self._settings.all_namespaces)
         events = [event for event in map(self._event_of, connections) if event is not None]
         if events:
             sink.accept_many(events)
@@ -164,34 +173,37 @@ class SockOps:
             # One that was opened under an earlier agent may still be known to the table, which knows its tag too.
             seen = connection.cookie in self._open
             tag = self._open.pop(connection.cookie) if seen else self._tag(connection)
-            return None if tag is None else _event(FlowState.END, connection, tag)
+            return None if tag is None else self._told(FlowState.END, connection, tag)
         tag = self._tag(connection)
         self._open[connection.cookie] = tag
         if len(self._open) > MAX_CONNECTIONS:
             # The report of its end was lost.
             self._open.popitem(last=False)
-        return None if tag is None else _event(FlowState.START, connection, tag)
+        return None if tag is None else self._told(FlowState.START, connection, tag)
+
+    def _told(self, state: FlowState, connection: Connection, tag: Tag) -> FlowEvent:
+        return _event(state, connection, connection.key if self._host is None else self._host.said(connection.key), tag)
 
     def _tag(self, connection: Connection) -> Tag | None:
         return self._tagger.match(self._candidate(connection.key))
 
     def _candidate(self, key: FlowKey) -> Candidate:
         """The connection as the rules look at it; the kernel is asked for more where one wants to know more."""
-        if self._lookup is None:
+        if self._host is None or not self._asks_for_socket:
             return Candidate(key)
         try:
-            found = self._lookup.find(key, details=False)
+            found = self._host.find(key, details=False)
         except OSError as error:
             log.debug("%s: %s", key, error)
             found = None
         return Candidate(key) if found is None else Candidate(key, found.uid, found.cgroup)
 
 
-def _event(state: FlowState, connection: Connection, tag: Tag) -> FlowEvent:
+def _event(state: FlowState, connection: Connection, key: FlowKey, tag: Tag) -> FlowEvent:
     moment, over = instant(connection), state is FlowState.END
     return FlowEvent(
         state=state,
-        key=connection.key,
+        key=key,
         tag=tag,
         start_time=None if over else moment,
         end_time=moment if over else None,

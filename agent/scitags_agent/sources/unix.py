@@ -32,7 +32,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -43,6 +43,9 @@ from scitags_core.flow import FlowEvent, FlowState
 from scitags_core.flow_json import events_of, json_of
 from scitags_core.roles import EventSink, SourceKind
 from scitags_core.syslog import behind_old_header
+
+if TYPE_CHECKING:
+    from scitags_agent.senders import Senders
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +70,7 @@ class UnixSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     users, groups     by name or id, who may send; both empty: whoever the mode lets in
     max_connections   of a seqpacket socket at once
     max_sockets       descriptors of transfers' sockets that wait at once for who acts on them
+    namespaces        network namespaces of senders (scitags_agent.namespaces): what one of them tells is of its own
     """
 
     path: str = "/run/scitags/agent.sock"
@@ -77,6 +81,7 @@ class UnixSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     groups: list[str | int] = []
     max_connections: int = 256
     max_sockets: int = 512
+    namespaces: list[str] = []
 
 
 class Sender(msgspec.Struct, frozen=True):
@@ -101,6 +106,7 @@ class UnixSocket:
         self._sockets = PassedSockets(settings.max_sockets)
         self._connections: set[socket.socket] = set()
         self._answers: set[asyncio.Task[None]] = set()
+        self._senders: Senders | None = None
 
     async def run(self, sink: EventSink) -> None:
         """Receive until cancelled; then the socket's file is gone."""
@@ -109,6 +115,10 @@ class UnixSocket:
         kind = socket.SOCK_DGRAM if is_datagram else socket.SOCK_SEQPACKET
         with socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK) as receiver:
             self._bind(receiver, kind)
+            if self._settings.namespaces:
+                from scitags_agent.senders import Senders  # noqa: PLC0415  # few agents need it
+
+                self._senders = Senders(self._settings.namespaces)
             handle = self._receive if is_datagram else self._admit
             loop.add_reader(receiver, handle, receiver, sink)
             try:
@@ -124,6 +134,9 @@ class UnixSocket:
                 for one in tuple(self._connections):
                     self._dismiss(one)
                 self._sockets.close()
+                if self._senders is not None:
+                    self._senders.close()
+                    self._senders = None
 
     def _bind(self, receiver: socket.socket, kind: socket.SocketKind) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -183,7 +196,8 @@ class UnixSocket:
                     self._dismiss(receiver)
                     return count
                 self._check(sender)
-                self._take(message, descriptors, _answerer(receiver, address), sink)
+                namespace = self._senders.namespace_of(sender.process) if self._senders and sender else 0
+                self._take(message, descriptors, namespace, _answerer(receiver, address), sink)
             except FlowEventError as error:
                 sink.refuse(str(error))
             finally:
@@ -205,13 +219,13 @@ class UnixSocket:
             return
         raise FlowEventError(f"user {sender.user} may not send (process {sender.process})")
 
-    def _take(self, message: bytes, descriptors: list[int], answer: Answer, sink: EventSink) -> None:
+    def _take(self, message: bytes, descriptors: list[int], namespace: int, answer: Answer, sink: EventSink) -> None:
         content = json_of(behind_old_header(message))
         request = content.get("request") if isinstance(content, dict) else None
         if request is None:
-            self._accept(content, descriptors, sink)
+            self._accept(content, descriptors, namespace, sink)
         elif request == "events":
-            accepted, refused = self._accept(content.get("events"), descriptors, sink)
+            accepted, refused = self._accept(content.get("events"), descriptors, namespace, sink)
             task = asyncio.get_running_loop().create_task(_answer_when_settled(accepted, refused, answer, sink))
             self._answers.add(task)
             task.add_done_callback(self._answers.discard)
@@ -226,8 +240,10 @@ class UnixSocket:
         else:
             raise FlowEventError(f"request {shown(request)} is none of events, flows and status")
 
-    def _accept(self, content: Any, descriptors: list[int], sink: EventSink) -> tuple[int, list[str]]:
+    def _accept(self, content: Any, descriptors: list[int], namespace: int, sink: EventSink) -> tuple[int, list[str]]:
         events, refused = events_of(content)
+        if namespace:
+            events = [msgspec.structs.replace(event, key=event.key.within(namespace)) for event in events]
         if descriptors:
             events, more = self._with_sockets(events, descriptors)
             refused += more
@@ -255,6 +271,8 @@ class UnixSocket:
             except FlowEventError as error:
                 refused.append(str(error))
                 continue
+            if self._senders is not None:
+                known = self._senders.placed(known, descriptors[number])
             found.append(known)
             if known.state is FlowState.END:
                 self._sockets.let_go(known.key)
