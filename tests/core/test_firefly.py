@@ -72,18 +72,25 @@ def test_what_is_written_fits_or_is_refused(sent: FlowEvent, host: str, app: str
     assert found.key == sent.key
 
 
-@given(st.lists(st.tuples(events(), st.booleans()), max_size=5), st.integers(300, 1300))
-def test_a_bundle_writes_the_same_octets(sent: list[tuple[FlowEvent, bool]], limit: int) -> None:
+@given(
+    st.lists(st.tuples(events(), st.booleans()), min_size=1, max_size=5),
+    st.lists(st.integers(0, 4), max_size=12),
+    st.integers(300, 1300),
+)
+def test_a_bundle_writes_the_same_octets(sent: list[tuple[FlowEvent, bool]], order: list[int], limit: int) -> None:
+    """Whatever stands beside what; a few events, in any order and again, share their times, tags and applications."""
+    told = [msgspec.structs.replace(one, usage=None, extra={}) if is_plain else one for one, is_plain in sent]
+    told += [told[number % len(told)] for number in order]
     bundle = firefly.Bundle(NOON, "h", "a", limit)
-    for one, is_plain in sent:
-        told = msgspec.structs.replace(one, usage=None, extra={}) if is_plain else one
+    for one, written in zip(told, bundle.encode_all(told), strict=True):
         try:
-            expected = firefly.encode(told, now=NOON, host="h", app="a", max_octets=limit)
-        except InvalidValue:
+            expected = firefly.encode(one, now=NOON, host="h", app="a", max_octets=limit)
+        except InvalidValue as error:
+            assert str(written) == str(error)  # noqa: PT017  (most examples raise nothing)
             with pytest.raises(InvalidValue):
-                bundle.encode(told)
+                bundle.encode(one)
         else:
-            assert bundle.encode(told) == expected
+            assert written == bundle.encode(one) == expected
 
 
 def test_unknown_objects_go_first_and_the_application_next() -> None:
