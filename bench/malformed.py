@@ -197,7 +197,9 @@ def run(one: Target, source: str, count: int, *, seed: int | None = None) -> Res
 def _catch_up(one: Target, source: str, first: tuple[int, int, int], sent: int) -> None:
     """Wait until the agent has counted what was sent: the kernel's buffers for datagrams are small."""
     deadline = time.monotonic() + 20
-    while sum(one.counted(source)[:2]) - sum(first[:2]) < sent and time.monotonic() < deadline:
+    while (counted := sum(one.counted(source)[:2]) - sum(first[:2])) < sent:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{source}: {sent} messages were sent, and {counted} of them counted")
         time.sleep(0.002)
 
 
