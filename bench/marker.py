@@ -39,8 +39,8 @@ from tests.netns import programs
 from tests.netns.crowds import without_a_place
 from tests.netns.namespaces import Namespace, add_address, link
 
-REPEAT = 40_000
-ROUNDS = 9
+REPEAT = 10_000
+ROUNDS = 30
 # Where in memory the kernel puts a program costs or saves up to three nanoseconds, so each is loaded several times.
 LOADS = 7
 FLOWS = (1, 10_000, 100_000)

@@ -83,57 +83,60 @@ enum search {
 
 static __always_inline void count(__u32 outcome)
 {
-	struct state *state = the_state();
+	struct all_counters *counters = the_counters();
 
-	if (state)
-		state->counters[bpf_get_smp_processor_id() & (MAX_CPUS - 1)].packets[outcome]++;
+	if (counters)
+		counters->of[bpf_get_smp_processor_id() & (MAX_CPUS - 1)].packets[outcome]++;
 }
 
-/* The label of a slot if it has this key, else 0. */
-static __always_inline __be32 label_in(struct slot *slot, const __u64 *wanted)
+/* The label of a line if it has this flow, else 0. */
+static __always_inline __be32 label_in(struct line *line, const __u64 *wanted)
 {
-	const __u64 *words = (const void *)&slot->key;
-	__u64 mark = *(volatile __u64 *)&slot->mark;
+	__u64 mark = *(volatile __u64 *)&line->mark;
 
 	barrier();
-	if (words[4] != wanted[4])
+	if (line->words[4] != wanted[4])
 		return 0;
-	if ((words[0] ^ wanted[0]) | (words[1] ^ wanted[1]) | (words[2] ^ wanted[2]) | (words[3] ^ wanted[3]))
+	if ((line->words[0] ^ wanted[0]) | (line->words[1] ^ wanted[1]) | (line->words[2] ^ wanted[2]) |
+	    (line->words[3] ^ wanted[3]))
 		return 0;
 	barrier();
-	/* It may have got another label meanwhile, but not another key. */
-	return *(volatile __u64 *)&slot->mark >> 32 == mark >> 32 ? mark : 0;
+	/* It may have got another label meanwhile, but not another flow. */
+	return *(volatile __u64 *)&line->mark >> 32 == mark >> 32 ? mark : 0;
 }
 
-static __always_inline __be32 find_in_set(struct state *state, __u32 number, const __u64 *wanted)
+static __always_inline __be32 find_in_lines(struct state *state, __u32 number, const __u64 *wanted)
 {
-	struct set *set = &state->sets[number & (SETS - 1)];
-	__be32 label = label_in(&set->first, wanted);
+	struct line *line = &state->lines[number & (LINES - 1)];
+	__be32 label = 0;
 
 #pragma unroll
-	for (int way = 0; way < OTHERS; way++)
+	for (int way = 0; way < WAYS; way++)
 		if (!label)
-			label = label_in(&set->others[way], wanted);
+			label = label_in(line + way, wanted);
 	return label;
 }
 
 /* The label of a flow, wherever it is; 0 when it is not known. */
-static __always_inline __be32 find_label(const __u64 *wanted)
+static __always_inline __be32 find_label(const __u64 *key)
 {
-	__u64 word = wanted[0] ^ wanted[1] ^ wanted[2] ^ wanted[3] ^ wanted[4];
-	__u32 number = set_of(word * MIX);
 	struct state *state = the_state();
+	__u64 words[LINE_WORDS], mixed;
 	__be32 label, *found;
+	struct line *home;
 
 	if (!state)
 		return 0;
-	label = find_in_set(state, number, wanted);
-	if (label || !state->sets[number].elsewhere)
+	fill_words(key, words);
+	mixed = words[1] ^ words[2] ^ words[3] ^ words[4];
+	home = &state->lines[line_of(mixed * MIX) & (LINES - 1)];
+	label = find_in_lines(state, line_of(mixed * MIX), words);
+	if (label || !home->elsewhere)
 		return label;
-	label = find_in_set(state, set_of(word * SECOND_MIX), wanted);
-	if (label || !state->sets[number].in_map)
+	label = find_in_lines(state, line_of(mixed * SECOND_MIX), words);
+	if (label || !home->in_map)
 		return label;
-	found = in_overflow(wanted);
+	found = in_overflow(key);
 	return found ? *found : 0;
 }
 
@@ -305,108 +308,138 @@ static SELDOM int look_closer(struct __sk_buff *skb, int ethernet, int all)
 	return TC_ACT_UNSPEC;
 }
 
-/* The common packet: no tag in it, TCP or UDP next to the IPv6 header, its flow unknown or where it is looked for
- * first. at is where its IPv6 header begins. What it cannot tell is left to look_closer(). */
+/* Ends the program here: what the compiler makes of a return is a jump to one that all share. */
+#ifdef SCITAGS_BCC
+#define LEAVE() return TC_ACT_UNSPEC
+#else
+#define LEAVE()                                         \
+	do {                                            \
+		asm volatile("r0 = -1\n exit" ::: "r0"); \
+		__builtin_unreachable();                \
+	} while (0)
+_Static_assert(TC_ACT_UNSPEC == -1, "LEAVE()");
+#endif
+
+/* The next headers that are looked at closer, beside those of protocols that are left alone there: all extension headers
+ * but Hop-by-Hop (0) are above this, TCP and UDP below. */
+#define HIGHEST_OF_NONE 40
+/* Of the first word of a line: all but the hop limit. */
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#define BUT_HOP_LIMIT (~0xff00ULL)
+#else
+#define BUT_HOP_LIMIT (~(0xffULL << 48))
+#endif
+/* From the IPv6 header to behind the ports. */
+#define LOOKED_AT (sizeof(struct ipv6hdr) + sizeof(__be32))
+/* The packet's octets from there on, counted from the IPv6 header. Read when it is written: the compiler would keep what
+ * is read twice, and pay for the register. */
+#define octets(type, at) (*(volatile type *)(behind - LOOKED_AT + (at)))
+
+/* The common packet: no tag in it, TCP or UDP next to the IPv6 header, its flow unknown or in the line where it is looked
+ * for first. at is where its IPv6 header begins. What it cannot tell is left to look_closer(). */
 static __always_inline int quick(struct __sk_buff *skb, const int at, const int writes_in_place)
 {
-	void *data = (void *)(long)skb->data;
 	void *end = (void *)(long)skb->data_end;
-	struct ipv6hdr *ip = data + at;
-	const __u64 *addresses = (const void *)&ip->saddr;
-	__u64 ports_and_protocol, mixed, mark, other;
+	void *behind = (void *)(long)skb->data;
 	struct state *state = the_state();
-	struct slot *slot;
-	struct set *set;
-	const __u64 *words;
-	__u64 hint;
+	__u64 third, last, mixed, mark, other, hint;
+	struct line *line;
 	__be32 word;
 
 	if (!state)
 		return TC_ACT_UNSPEC;
-	if (unlikely(data + at + sizeof(*ip) + sizeof(__be32) > end))
+	behind += at + LOOKED_AT;
+	opaque(behind);
+	if (unlikely(behind > end))
 		goto closer;
 	/* The protocol and the version, at once. */
-	if (at && unlikely((*(__be32 *)(data + at - 2) & bpf_htonl(0xfffff000)) != bpf_htonl(ETH_P_IPV6 << 16 | 0x6000)))
+	if (at && unlikely((octets(__be32, -2) & bpf_htonl(0xfffff000)) != bpf_htonl(ETH_P_IPV6 << 16 | 0x6000)))
 		goto other_protocol;
-	if (!at && unlikely(ip->version != 6))
+	if (!at && unlikely((octets(__u8, 0) & 0xf0) != 0x60))
 		return TC_ACT_UNSPEC;
-	/* As it stands in struct flow_key. Whether the protocol has ports is shown by that a flow has it. */
-	ports_and_protocol = join(*(__u32 *)(ip + 1), bpf_htonl(ip->nexthdr) | PLACE);
-	mixed = (addresses[0] ^ addresses[1] ^ addresses[2] ^ addresses[3] ^ ports_and_protocol) * MIX;
-	slot = &state->sets[set_of(mixed)].first;
-	opaque(slot);
-	mark = *(volatile __u64 *)&slot->mark;
+	last = octets(__u64, 36);
+	third = octets(__u64, 28);
+	mixed = octets(__u64, 12);
+	mixed ^= octets(__u64, 20);
+	mixed ^= third;
+	mixed ^= last;
+	line = &state->lines[line_of(mixed * MIX)];
+	opaque(line);
+	mark = *(volatile __u64 *)&line->mark;
 	barrier();
-	words = (const void *)&slot->key;
-	if (unlikely(words[4] != ports_and_protocol))
-		goto another_slot;
-addresses:
-	if (unlikely(words[3] != addresses[3]))
+	if (unlikely(line->words[4] != last))
+		goto another_line;
+words:
+	if (unlikely(line->words[0] != ((octets(__u64, 6) & BUT_HOP_LIMIT) | place_in_line(PLACE))))
 		goto closer;
-	if (unlikely(words[2] != addresses[2]))
+	if (unlikely(line->words[2] != octets(__u64, 20)))
 		goto closer;
-	if (unlikely(words[1] != addresses[1]))
+	if (unlikely(line->words[3] != third))
 		goto closer;
-	if (unlikely(words[0] != addresses[0]))
+	if (unlikely(line->words[1] != octets(__u64, 12)))
 		goto closer;
 	barrier();
-	/* Another label, another key: look again. */
-	if (unlikely(*(volatile __u64 *)&slot->mark != mark))
+	/* Another label, another flow: look again. */
+	if (unlikely(*(volatile __u64 *)&line->mark != mark))
 		goto closer;
-	word = labelled(*(__be32 *)ip, mark);
+	word = labelled(octets(__be32, 0), mark);
 	if (writes_in_place) {
-		*(__be32 *)ip = word;
+		octets(__be32, 0) = word;
 		count(OUTCOME_MARKED);
 	} else {
 		write_by_helper(skb, at, word, OUTCOME_MARKED);
 	}
-	return TC_ACT_UNSPEC;
+	LEAVE();
 
-another_slot:
-	other = ip->nexthdr;
+another_line:
+	/* Whether the protocol has ports did not matter so far: a flow has them. */
+	other = octets(__u8, 6);
+	if (unlikely(other > HIGHEST_OF_NONE))
+		goto closer;
 	opaque(other);
-	if (other != IPPROTO_TCP && other != IPPROTO_UDP)
+	if (unlikely(other == IPPROTO_HOPOPTS))
 		goto closer;
 	/* All hints, and whether there are any elsewhere. */
-	set = (void *)slot;
-	if (likely(!*(volatile __u64 *)set->hints))
-		return TC_ACT_UNSPEC;
-	hint = hint_of(ports_and_protocol);
+	if (unlikely(*(volatile __u64 *)line->hints))
+		goto others;
+	LEAVE();
+
+others:
+	hint = hint_of(last);
 	opaque(hint);
 	/* A jump is taken for the hint that fits alone. */
-	if (unlikely(*(volatile __u8 *)&set->hints[0] == hint))
+	if (unlikely(*(volatile __u8 *)&line->hints[0] == hint))
 		goto hinted_0;
-	if (unlikely(*(volatile __u8 *)&set->hints[1] == hint))
+	if (unlikely(*(volatile __u8 *)&line->hints[1] == hint))
 		goto hinted_1;
-	if (unlikely(*(volatile __u8 *)&set->hints[2] == hint))
+	if (unlikely(*(volatile __u8 *)&line->hints[2] == hint))
 		goto hinted_2;
-	if (unlikely(*(volatile __u8 *)&set->hints[3] == hint))
+	if (unlikely(*(volatile __u8 *)&line->hints[3] == hint))
 		goto hinted_3;
-	if (likely(!*(volatile __u32 *)&set->elsewhere))
-		return TC_ACT_UNSPEC;
-	goto closer;
+	if (unlikely(*(volatile __u32 *)&line->elsewhere))
+		goto closer;
+	LEAVE();
 
 hinted_3:
-	slot++;
+	line++;
 hinted_2:
-	slot++;
+	line++;
 hinted_1:
-	slot++;
+	line++;
 hinted_0:
-	slot = (void *)slot + offsetof(struct set, others);
-	mark = *(volatile __u64 *)&slot->mark;
+	line++;
+	opaque(line);
+	mark = *(volatile __u64 *)&line->mark;
 	barrier();
-	words = (const void *)&slot->key;
-	if (words[4] == ports_and_protocol)
-		goto addresses;
+	if (line->words[4] == last)
+		goto words;
 	goto closer;
 
 other_protocol:
-	opaque(data);
-	other = *(__be16 *)(data + at - 2);
+	other = octets(__be16, -2);
 	opaque(other);
 	if (other != ETH_P_8021Q_BE && other != ETH_P_8021AD_BE)
-		return TC_ACT_UNSPEC;
+		LEAVE();
 closer:
 	return look_closer(skb, at != 0, 0);
 }
@@ -418,37 +451,50 @@ closer:
 #define upper_bits(kernel, field) \
 	((__u64)byte_of(kernel, field) << __builtin_preserve_field_info((kernel)->field, BPF_FIELD_LSHIFT_U64))
 
-/* Whether there is nothing to be done before a packet is written to: it is no clone, whose octets others may see, and
- * bears no sum of all its octets, which would have to follow. */
-static __always_inline int can_write_in_place(struct __sk_buff *skb)
+/* Whether a packet bears a sum of all its octets, which would have to follow what is written. */
+static __always_inline int bears_a_sum(const struct sk_buff *kernel)
 {
-	const struct sk_buff *kernel = bpf_cast_to_kern_ctx(skb);
-	__u64 bits = upper_bits(kernel, cloned);
+	__u64 bits = upper_bits(kernel, ip_summed) >> 62;
 
-	if (unlikely(bits))
-		return 0;
-	bits = upper_bits(kernel, ip_summed) >> 62;
 	opaque(bits);
-	return likely(bits != CHECKSUM_COMPLETE);
+	return bits == CHECKSUM_COMPLETE;
 }
 
 /* Go on in another program and do not come back, but where that is not there. The index is a constant in each call, so
- * that the kernel makes a jump of it: the barrier keeps the compiler from making one call of the two. */
-#define go_on(skb, link)                                             \
-	do {                                                         \
-		if (can_write_in_place(skb)) {                       \
-			bpf_tail_call(skb, &programs, IN_PLACE_##link);  \
-			barrier();                                   \
-		} else {                                             \
-			bpf_tail_call(skb, &programs, BY_HELPER_##link); \
-		}                                                    \
+ * that the kernel makes a jump of it: the barrier keeps the compiler from making one call of several. */
+#define tail_call(index)                             \
+	do {                                         \
+		bpf_tail_call(skb, &programs, index); \
+		barrier();                           \
 	} while (0)
+
+/* In place where there is nothing to be done before a packet is written to: it is no clone, whose octets others may see.
+ * Only one that has come in by an interface may bear a sum, and is looked at more closely. */
+static __always_inline int go_on(struct __sk_buff *skb, const int ethernet, const int in_place, const int by_helper)
+{
+	const struct sk_buff *kernel = bpf_cast_to_kern_ctx(skb);
+
+	if (unlikely(skb->ingress_ifindex))
+		goto came_in;
+	if (unlikely(upper_bits(kernel, cloned)))
+		goto by_helper;
+	tail_call(in_place);
+alone:
+	return look_closer(skb, ethernet, 0);
+came_in:
+	if (unlikely(upper_bits(kernel, cloned)) || bears_a_sum(kernel))
+		goto by_helper;
+	tail_call(in_place);
+	goto alone;
+by_helper:
+	tail_call(by_helper);
+	goto alone;
+}
 
 /* Devices with a MAC header, Ethernet's; VLAN tags may stand in it. */
 SEC("tc") int scitags_label(struct __sk_buff *skb)
 {
-	go_on(skb, ETHERNET);
-	return look_closer(skb, 1, 0);
+	return go_on(skb, 1, IN_PLACE_ETHERNET, BY_HELPER_ETHERNET);
 }
 
 /* Devices without one: tun, wireguard, IP tunnels. */
@@ -456,8 +502,7 @@ SEC("tc") int scitags_label_l3(struct __sk_buff *skb)
 {
 	if (skb->protocol != bpf_htons(ETH_P_IPV6))
 		return TC_ACT_UNSPEC;
-	go_on(skb, L3);
-	return look_closer(skb, 0, 0);
+	return go_on(skb, 0, IN_PLACE_L3, BY_HELPER_L3);
 }
 
 SEC("tc") int scitags_in_place(struct __sk_buff *skb)

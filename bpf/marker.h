@@ -29,33 +29,43 @@ enum outcome {
 	OUTCOMES,
 };
 
-/* mark: the label in network order in the lower half, never 0 while the slot has a key; in the upper half a number that
- * is another one for every key that the slot has had. */
-struct slot {
-	struct flow_key key;
-	__u64 mark;
-};
+/* A flow as it is compared, where TCP or UDP is next to the IPv6 header: the packet's octets in words of 64 bits, of which
+ * one overlaps the next so that they are few, and none has to be put together.
+ *   0  next header, hop limit (taken as 0; of another network namespace than the agent's own as its place), source 0..5
+ *   1  source 4..11
+ *   2  source 12..15, destination 0..3
+ *   3  destination 4..11
+ *   4  destination 12..15, both ports
+ * What belongs to a flow's place is all but the first.
+ */
+#define LINE_WORDS 5
 
-/* Flows live in a table of sets of a few slots each, which costs no call to look into. A flow whose set is full goes
- * to a second set, and one for which that is full too goes to the map of flows. What is looked at first, the first
- * slot and which others there are, is one line of the cache. */
+/* Flows live in a table of lines of the cache, one in each, which costs no call to look into. A flow is in the line that it
+ * belongs to, or where another is in that already, in one of the next few. One that finds them all taken goes to where
+ * another hash says, and one for which those are taken too to the map of flows. What is looked at first is one line: the
+ * flow that is in it, and what there is to say of others that belong to it.
+ *
+ * mark: the label in network order in the lower half, never 0 while there is a flow in the line; in the upper half a
+ * number that is another one for every flow that the line has had. */
 #define WAYS 5
 #define OTHERS (WAYS - 1)
-struct set {
-	struct slot first;
-	__u8 hints[OTHERS]; /* of each other slot: some bits of its ports, never 0; 0 for an empty one */
-	__u32 elsewhere;    /* how many flows that belong here are in another set or in the map */
-	__u32 in_map;       /* how many of them in the map */
+struct line {
+	__u64 words[LINE_WORDS];
+	__u64 mark;
+	__u8 hints[OTHERS]; /* some bits of the ports, never 0, of a flow that belongs here and is so many lines on; or 0 */
+	__u32 elsewhere;    /* how many flows that belong here are in none of these lines */
+	__u32 in_map;       /* how many of them are in the map */
 	__u32 unused;
-	struct slot others[OTHERS];
 };
 
 /* Kernels before (about) 5.16 take no more than 4 MiB of global data. */
+#define MAX_LINE_BITS 18
 #ifdef IN_PLACE
-#define SETS 65536
+#define LINE_BITS MAX_LINE_BITS
 #else
-#define SETS 8192
+#define LINE_BITS 15
 #endif
+#define LINES (1 << LINE_BITS)
 
 #define MAX_CPUS 1024 /* two processors whose numbers are that far apart would lose a count now and then */
 
@@ -64,14 +74,17 @@ struct counters {
 	__u64 packets[8]; /* by outcome */
 };
 
-/* What user space reads and writes through a mapping while packets pass.
- * A slot is emptied by its key's last word, which becomes one that no packet has (layout.py: EMPTY), and then gets a
- * new number with label 0. It is filled in this order: the addresses, the label, the last word. The program takes a label
- * only if the mark was the same before and after the comparison of the key, so that it never compares with half a key.
+/* What user space reads and writes through mappings while packets pass.
+ * A line is emptied by its first word, which becomes one that no packet has (layout.py: EMPTY), and then gets a new number
+ * with label 0. It is filled in this order: the other words, the label, the first word. The program takes a label only if
+ * the mark was the same before and after the comparison, so that it never compares with half a flow.
  */
 struct state {
-	struct set sets[SETS];
-	struct counters counters[MAX_CPUS];
+	struct line lines[LINES + OTHERS];
+};
+
+struct all_counters {
+	struct counters of[MAX_CPUS];
 };
 
 /* Where a packet of no known flow goes, for the labels that whatever goes there bears. The interface always counts
@@ -94,9 +107,8 @@ enum go_on_in {
 };
 
 _Static_assert(sizeof(struct static_place) == 24, "layout.py");
-_Static_assert(sizeof(struct flow_key) == KEY_WORDS * sizeof(__u64), "compared as words");
-_Static_assert(sizeof(struct slot) == 48, "layout.py");
-_Static_assert(sizeof(struct set) == 256, "layout.py; whole lines of the cache");
+_Static_assert(sizeof(struct flow_key) == KEY_WORDS * sizeof(__u64), "read as words");
+_Static_assert(sizeof(struct line) == 64, "layout.py; a line of the cache");
 _Static_assert(sizeof(struct counters) >= OUTCOMES * sizeof(__u64), "one for each outcome");
 
 #endif

@@ -7,5 +7,6 @@
 
 const volatile __u32 place;
 
+#define HAS_PLACES
 #define PLACE place
 #include "marker.bpf.c"

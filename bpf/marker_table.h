@@ -6,13 +6,10 @@
 
 #define MIX 0x9e3779b97f4a7c15ULL
 #define SECOND_MIX 0xc2b2ae3d27d4eb4fULL
-/* As high as the number of sets can be. */
-#define SET_BITS 16
-
-/* Where a key belongs, by the exclusive or of its words; layout.py computes the same. */
-static __always_inline __u32 set_of(__u64 mixed)
+/* Where a flow belongs, by the exclusive or of all its words but the first; layout.py computes the same. */
+static __always_inline __u32 line_of(__u64 mixed)
 {
-	return mixed >> (64 - SET_BITS) & (SETS - 1);
+	return mixed >> (64 - LINE_BITS);
 }
 
 /* Two words of a packet, in their order, as one. */
@@ -35,13 +32,51 @@ static __always_inline __u32 first(__u64 word)
 #endif
 }
 
-/* Of the last word of a key: the lower octets of both ports, which are what differs most. Its last bit says nothing:
- * Linux gives connections even ports as long as there are any. */
-static __always_inline __u64 hint_of(__u64 ports_and_protocol)
+/* The second. */
+static __always_inline __u32 second(__u64 word)
 {
-	__u32 ports = first(ports_and_protocol);
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+	return word >> 32;
+#else
+	return word;
+#endif
+}
+
+/* Of the last word of a line: the lower octets of both ports, which are what differs most. Its last bit says nothing:
+ * Linux gives connections even ports as long as there are any. */
+static __always_inline __u64 hint_of(__u64 last)
+{
+	__u32 ports = second(last);
 
 	return (bpf_ntohs((__u16)(ports ^ ports >> 16)) & 0xff) | 1;
+}
+
+/* A place, which tells network namespaces apart: of a key it is the octet before the protocol, here as of its second half
+ * in network order. In the first word of a line it is where the hop limit was. */
+static __always_inline __u64 place_in_line(__be32 place)
+{
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+	return place >> 8;
+#else
+	return (__u64)place << 40;
+#endif
+}
+
+/* The words of a line (marker.h) from those of a key. */
+static __always_inline void fill_words(const __u64 *key, __u64 *words)
+{
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+	words[0] = key[0] << 16 | key[4] >> 56;
+#else
+	words[0] = key[0] >> 16 | key[4] << 56;
+#endif
+#ifdef HAS_PLACES
+	words[0] |= place_in_line(second(key[4]) & bpf_htonl(0xff00));
+#endif
+	words[1] = join(second(key[0]), first(key[1]));
+	words[2] = join(second(key[1]), first(key[2]));
+	words[3] = join(second(key[2]), first(key[3]));
+	words[4] = join(second(key[3]), first(key[4]));
 }
 
 #endif

@@ -13,19 +13,23 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-/* The table of the object that has more sets; set_mask says how many there are. */
+/* The table of the object that has more lines; the settings say how many there are. */
 #define IN_PLACE
+#define HAS_PLACES
 #include "marker_writer.h"
 #include "marker_table.h"
 
 char LICENSE[] SEC("license") = "Apache-2.0";
 
 #define UNUSED __attribute__((unused))
+/* The compiler is not to know what this is: what it has proved it would not show to the verifier. */
+#define opaque(variable) asm volatile("" : "+r"(variable))
 #define NEXT_NUMBER (1ULL << 32)
 #define EMPTY (~0ULL)
 
-/* How many sets the table has, less one: the objects of the marker differ in that. */
-const volatile __u64 set_mask;
+/* How many bits fewer the number of a line has, and how many lines flows belong to, less one: the objects of the marker
+ * differ in that. */
+const volatile __u64 line_shift, line_mask;
 
 /* The loader puts the marker's own in the places of these two. */
 struct {
@@ -46,107 +50,103 @@ struct {
 
 struct requests requests;
 
-static __always_inline int has_key(const struct slot *slot, const __u64 *wanted)
+static __always_inline int has_flow(const struct line *line, const __u64 *wanted)
 {
-	const __u64 *words = (const void *)&slot->key;
-
-	return words[4] == wanted[4] && words[0] == wanted[0] && words[1] == wanted[1] && words[2] == wanted[2] &&
-	       words[3] == wanted[3];
+	return line->words[4] == wanted[4] && line->words[0] == wanted[0] && line->words[1] == wanted[1] &&
+	       line->words[2] == wanted[2] && line->words[3] == wanted[3];
 }
 
-/* The masks say to the verifier what the compiler may have told it otherwise. */
-static __always_inline struct slot *slot_of(struct set *set, __u32 way)
+/* The line that is so many on from where a flow belongs. */
+static __always_inline struct line *line_at(struct line *home, __u32 way)
 {
-	return way ? &set->others[(way - 1) & (OTHERS - 1)] : &set->first;
+	opaque(way);
+	return home + (way < WAYS ? way : 0);
 }
 
-static __always_inline void set_hint(struct set *set, __u32 way, __u8 hint)
+/* In the line that a flow belongs to: what is said of one that is so many lines on. */
+static __always_inline void set_hint(struct line *home, __u32 way, __u8 hint)
 {
 	if (way)
-		*(volatile __u8 *)&set->hints[(way - 1) & (OTHERS - 1)] = hint;
+		*(volatile __u8 *)&home->hints[(way - 1) & (OTHERS - 1)] = hint;
 }
 
-/* Which slot of a set has this key; WAYS for none. */
-static __always_inline __u32 way_of(struct set *set, const __u64 *wanted)
+_Static_assert((OTHERS & (OTHERS - 1)) == 0, "a mask");
+
+/* How many lines on from here this flow is; WAYS for none. */
+static __always_inline __u32 way_of(struct line *home, const __u64 *wanted)
 {
 	for (__u32 way = 0; way < WAYS; way++)
-		if (has_key(slot_of(set, way), wanted))
+		if (has_flow(line_at(home, way), wanted))
 			return way;
 	return WAYS;
 }
 
-/* Which slot of a set has no key; WAYS when all have. */
-static __always_inline __u32 free_way(struct set *set)
+/* How many lines on from here no flow is; WAYS when all are taken. */
+static __always_inline __u32 free_way(struct line *home)
 {
 	for (__u32 way = 0; way < WAYS; way++)
-		if (!(__u32)slot_of(set, way)->mark)
+		if (!(__u32)line_at(home, way)->mark)
 			return way;
 	return WAYS;
 }
 
-_Static_assert((OTHERS & (OTHERS - 1)) == 0, "masks");
-
-static __always_inline void change_label(struct slot *slot, __be32 label)
+static __always_inline void change_label(struct line *line, __be32 label)
 {
-	*(volatile __u64 *)&slot->mark = (slot->mark & ~0ULL << 32) | label;
+	*(volatile __u64 *)&line->mark = (line->mark & ~0ULL << 32) | label;
 }
 
-/* Nobody finds the slot before its key's last word is there. */
-static __always_inline void fill(struct set *set, __u32 way, const __u64 *key, __be32 label)
+/* Nobody finds the flow before its first word is there. */
+static __always_inline void fill(struct line *line, const __u64 *words, __be32 label)
 {
-	struct slot *slot = slot_of(set, way);
-	volatile __u64 *words = (volatile void *)&slot->key;
+	volatile __u64 *to = line->words;
 
-	words[0] = key[0];
-	words[1] = key[1];
-	words[2] = key[2];
-	words[3] = key[3];
-	*(volatile __u64 *)&slot->mark = slot->mark | label;
-	words[4] = key[4];
-	set_hint(set, way, hint_of(key[4]));
+	to[1] = words[1];
+	to[2] = words[2];
+	to[3] = words[3];
+	to[4] = words[4];
+	*(volatile __u64 *)&line->mark = line->mark | label;
+	to[0] = words[0];
 }
 
-static __always_inline void empty(struct set *set, __u32 way)
+static __always_inline void empty(struct line *line)
 {
-	struct slot *slot = slot_of(set, way);
-	volatile __u64 *words = (volatile void *)&slot->key;
-
-	words[4] = EMPTY;
-	*(volatile __u64 *)&slot->mark = (slot->mark & ~0ULL << 32) + NEXT_NUMBER;
-	set_hint(set, way, 0);
+	*(volatile __u64 *)&line->words[0] = EMPTY;
+	*(volatile __u64 *)&line->mark = (line->mark & ~0ULL << 32) + NEXT_NUMBER;
 }
 
-/* Both sets of a key, the same one twice when that is so. */
-static __always_inline int find_sets(const __u64 *key, struct set **home, struct set **second)
+/* Where a flow belongs, and where it goes that finds all taken there; the same line twice when that is so. */
+static __always_inline int find_lines(const __u64 *words, struct line **home, struct line **second)
 {
-	__u64 word = key[0] ^ key[1] ^ key[2] ^ key[3] ^ key[4];
+	__u64 mixed = words[1] ^ words[2] ^ words[3] ^ words[4];
 	__u32 only = 0;
 	struct state *state = bpf_map_lookup_elem(&table, &only);
 
 	if (!state)
 		return 0;
-	*home = &state->sets[set_of(word * MIX) & set_mask];
-	*second = &state->sets[set_of(word * SECOND_MIX) & set_mask];
+	*home = &state->lines[line_of(mixed * MIX) >> line_shift & line_mask];
+	*second = &state->lines[line_of(mixed * SECOND_MIX) >> line_shift & line_mask];
 	return 1;
 }
 
 /* 0, or an errno. */
 static __always_inline int put(const __u64 *key, __be32 label)
 {
-	struct set *home, *second;
+	__u64 words[LINE_WORDS];
+	struct line *home, *second;
 	__u32 way, error;
 
-	if (!find_sets(key, &home, &second))
+	fill_words(key, words);
+	if (!find_lines(words, &home, &second))
 		return EINVAL;
-	way = way_of(home, key);
+	way = way_of(home, words);
 	if (way < WAYS) {
-		change_label(slot_of(home, way), label);
+		change_label(line_at(home, way), label);
 		return 0;
 	}
 	if (home->elsewhere) {
-		way = way_of(second, key);
+		way = way_of(second, words);
 		if (way < WAYS) {
-			change_label(slot_of(second, way), label);
+			change_label(line_at(second, way), label);
 			return 0;
 		}
 		if (home->in_map && !bpf_map_update_elem(&overflow, key, &label, BPF_EXIST))
@@ -156,11 +156,12 @@ static __always_inline int put(const __u64 *key, __be32 label)
 		return E2BIG;
 	way = free_way(home);
 	if (way < WAYS) {
-		fill(home, way, key, label);
+		fill(line_at(home, way), words, label);
+		set_hint(home, way, hint_of(words[4]));
 	} else {
 		way = free_way(second);
 		if (way < WAYS) {
-			fill(second, way, key, label);
+			fill(line_at(second, way), words, label);
 		} else {
 			error = bpf_map_update_elem(&overflow, key, &label, BPF_NOEXIST);
 			if (error)
@@ -176,20 +177,23 @@ static __always_inline int put(const __u64 *key, __be32 label)
 
 static __always_inline void take_out(const __u64 *key)
 {
-	struct set *home, *second;
+	__u64 words[LINE_WORDS];
+	struct line *home, *second;
 	__u32 way;
 
-	if (!find_sets(key, &home, &second))
+	fill_words(key, words);
+	if (!find_lines(words, &home, &second))
 		return;
-	way = way_of(home, key);
+	way = way_of(home, words);
 	if (way < WAYS) {
-		empty(home, way);
+		empty(line_at(home, way));
+		set_hint(home, way, 0);
 	} else {
 		if (!home->elsewhere)
 			return;
-		way = way_of(second, key);
+		way = way_of(second, words);
 		if (way < WAYS) {
-			empty(second, way);
+			empty(line_at(second, way));
 		} else {
 			if (!home->in_map || bpf_map_delete_elem(&overflow, key))
 				return;

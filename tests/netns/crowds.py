@@ -2,36 +2,49 @@
 
 from __future__ import annotations
 
-from functools import cache
+import sys
+from collections.abc import Iterator
+from itertools import islice
 
-from scitags_agent.bpf.layout import WAYS, pack_key, sets_of
+from scitags_agent.bpf.layout import MAX_LINE_BITS, MIX, WAYS, homes_of, mixed_words, pack_key
 from scitags_core.flow import FlowKey
 from tests.netns import packets as p
 
+_HALF = 1 << 32
+_UPPER_BITS_LEFT = 32 - MAX_LINE_BITS
 
-@cache
-def _by_set() -> dict[int, list[FlowKey]]:
-    """Flows of one source port, by the set that they belong to."""
-    found: dict[int, list[FlowKey]] = {}
-    for port in range(1, 65_536):
-        flow = FlowKey.of(p.SRC, 1094, p.DST, port)
-        found.setdefault(sets_of(pack_key(flow))[0], []).append(flow)
-    return found
+
+def belonging(home: int) -> Iterator[FlowKey]:
+    """The flows between the usual addresses that belong to a line, by their ports.
+
+    A line is the upper bits of a product. The ports are the upper half of what is multiplied, so that they do not reach
+    the product's lower half, and what is in its upper half can be divided by the factor again.
+    """
+    assert sys.byteorder == "little"
+    word = mixed_words(pack_key(FlowKey.of(p.SRC, 1, p.DST, 1)))
+    of_lower_half = word % _HALF * MIX >> 32
+    of_addresses = word >> 32 ^ int.from_bytes(b"\0\1\0\1", "little")
+    inverse = pow(MIX, -1, _HALF)
+    for rest in range(1 << _UPPER_BITS_LEFT):
+        upper = ((home << _UPPER_BITS_LEFT | rest) - of_lower_half) * inverse % _HALF
+        ports = (upper ^ of_addresses).to_bytes(4, "little")
+        source, destination = int.from_bytes(ports[:2]), int.from_bytes(ports[2:])
+        if source and destination:
+            yield FlowKey.of(p.SRC, source, p.DST, destination)
 
 
 def crowded(count: int) -> list[FlowKey]:
-    """As many flows that all belong to one set."""
-    return next(crowd[:count] for crowd in _by_set().values() if len(crowd) >= count)
+    """As many flows that all belong to one line."""
+    return list(islice(belonging(1000), count))
 
 
 def without_a_place() -> tuple[list[FlowKey], FlowKey]:
-    """Flows, and another that finds both of its sets full of them."""
-    by_set = _by_set()
-    for home, crowd in by_set.items():
-        for flow in crowd:
-            neighbours = [one for one in crowd if one != flow][:WAYS]
-            _, second = sets_of(pack_key(flow))
-            others = by_set.get(second, [])[:WAYS]
-            if second != home and len(neighbours) == len(others) == WAYS:
-                return neighbours + others, flow
-    raise AssertionError("every flow finds a place")
+    """Flows, and another that finds all lines taken by them that it might be in."""
+    *neighbours, flow = crowded(WAYS + 1)
+    others = islice(belonging(homes_of(pack_key(flow))[1]), WAYS)
+    return [*neighbours, *others], flow
+
+
+def frame(flow: FlowKey) -> bytes:
+    """A packet of such a flow."""
+    return p.ethernet(p.ipv6(p.tcp(flow.src_port, flow.dst_port)))

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scitags_agent.bpf import table_writer
-from scitags_agent.bpf.layout import MAX_REQUESTS, SET_OCTETS, pack_key, pack_request, sets_of
+from scitags_agent.bpf.layout import LINE_OCTETS, MAX_REQUESTS, WAYS, homes_of, pack_key, pack_request
 from scitags_agent.bpf.libbpf import MarkerUnavailable
 from scitags_agent.bpf.loader import MarkerProgram
 from scitags_core import label
@@ -93,18 +93,19 @@ def test_more_at_once_than_fit_into_one_call(bpf: None, in_batches: bool) -> Non
 
 
 def test_what_one_way_has_written_the_other_reads(bpf: None) -> None:
-    """Slots, hints and counts stand where the process that maps the table would have put them."""
+    """Flows, hints and counts stand where the process that maps the table would have put them."""
     states = []
     keys = [*RESIDENTS, HOMELESS, *crowded(3)]
-    sets = sorted({number for key in keys for number in sets_of(pack_key(key))})
+    homes = {number for key in keys for number in homes_of(pack_key(key))}
+    lines = sorted({home + way for home in homes for way in range(WAYS)})
     for in_batches in (True, False):
         program = MarkerProgram(max_flows=64, in_batches=in_batches)
         try:
             program.put([pack_request(key, label.encode(2, 15)) for key in keys])
             program.remove([pack_request(RESIDENTS[1], 0)])
-            octets = (max(sets) + 1) * SET_OCTETS
+            octets = (max(lines) + 1) * LINE_OCTETS
             with mmap.mmap(program.object.global_variables(), octets, mmap.MAP_SHARED, mmap.PROT_READ) as table:
-                states.append([table[number * SET_OCTETS : (number + 1) * SET_OCTETS] for number in sets])
+                states.append([table[number * LINE_OCTETS : (number + 1) * LINE_OCTETS] for number in lines])
         finally:
             program.close()
     assert states[0] == states[1]

@@ -13,7 +13,7 @@ from scitags_agent.bpf.loader import MarkerProgram
 from scitags_core import label
 from tests.netns import packets as p
 from tests.netns.conftest import Pair
-from tests.netns.crowds import without_a_place
+from tests.netns.crowds import frame, without_a_place
 from tests.netns.test_marker_clones import Tap, labels, marking, send
 from tests.netns.test_marker_program import COUNTED, LABEL, LEFT_ALONE, MARKED, PASS_ON, TCP_FLOW, UDP_FLOW, labelled
 
@@ -92,8 +92,7 @@ def test_flows_without_a_place_in_the_table(by_bcc: MarkerProgram) -> None:
         by_bcc.set(flow, label.encode(2, number))
     assert by_bcc.in_map == 1
     for number, flow in enumerate(crowd):
-        packet = p.ethernet(p.ipv6(p.tcp(destination=flow.dst_port)))
-        assert int.from_bytes(by_bcc.test_run(packet).packet[14:18], "big") & 0xFFFFF == label.encode(2, number)
+        assert int.from_bytes(by_bcc.test_run(frame(flow)).packet[14:18], "big") & 0xFFFFF == label.encode(2, number)
         by_bcc.unset(flow)
     assert len(by_bcc) == 0
 

@@ -16,7 +16,7 @@ from scitags_agent.bpf.loader import MarkerProgram
 from scitags_core import label
 from scitags_core.flow import FlowKey
 from tests.netns import packets as p
-from tests.netns.crowds import crowded, without_a_place
+from tests.netns.crowds import crowded, frame, without_a_place
 
 PASS_ON = -1  # TC_ACT_UNSPEC, TCX_NEXT
 LABEL = label.encode(3, 14, 21)
@@ -170,7 +170,7 @@ def test_every_port_can_be_known(program: MarkerProgram) -> None:
 def test_flows_without_a_place_in_the_table_are_marked_all_the_same(program: MarkerProgram) -> None:
     residents, homeless = without_a_place()
     crowd = [*residents, homeless]
-    frames = {flow: p.ethernet(p.ipv6(p.tcp(destination=flow.dst_port))) for flow in crowd}
+    frames = {flow: frame(flow) for flow in crowd}
     for number, flow in enumerate(crowd):
         program.set(flow, label.encode(2, number))
     for number, flow in enumerate(crowd):
@@ -214,7 +214,7 @@ def test_a_flow_is_found_by_every_packet_while_its_neighbours_come_and_go(
     try:
         for _ in range(5):
             for flow in (steady, stranger):
-                program.test_run(p.ethernet(p.ipv6(p.tcp(destination=flow.dst_port))), repeat=200_000)
+                program.test_run(frame(flow), repeat=200_000)
     finally:
         done.set()
         churning.join()
@@ -230,7 +230,7 @@ def test_extension_headers_may_be_long(marking: MarkerProgram) -> None:
     assert {name: count for name, count in marking.outcomes().items() if count} == {"marked": 1, "headers": 1}
 
 
-def test_the_program_and_its_loader_agree_on_every_slot(program: MarkerProgram) -> None:
+def test_the_program_and_its_loader_agree_on_every_line(program: MarkerProgram) -> None:
     """Keys of all kinds are found again, one at a time, so none by way of the overflow map."""
     for number in range(2000):
         flow = FlowKey.of(f"2001:db8::{number:x}", 1 + number * 31 % 65535, f"fd00:{number * 7:x}::{number:x}", 1094)

@@ -24,7 +24,7 @@ from scitags_agent.bpf.system_calls import bpf
 
 SONAME = "libbcc.so.0"
 SOURCE_NAME, MAPS_NAME = "marker.bpf.c", "marker_maps.h"
-MAPS = ("marker_state", "overflow", "static_labels")
+MAPS = ("marker_state", "marker_counters", "overflow", "static_labels")
 PROGRAMS = ("scitags_label", "scitags_label_l3", "scitags_label_all", "scitags_label_all_l3")
 COMPILE_SECONDS = 120.0
 _BPF_PROG_LOAD = 5
@@ -71,6 +71,10 @@ class BccObject:
     def global_variables(self) -> int:
         """The descriptor of the map that holds struct state."""
         return self._descriptors["marker_state"]
+
+    def counters(self) -> int:
+        """The descriptor of the map that holds struct all_counters."""
+        return self._descriptors["marker_counters"]
 
 
 def source_folder() -> Path:

@@ -13,36 +13,35 @@ from scitags_agent.bpf.bcc import BccObject
 from scitags_agent.bpf.layout import (
     BPF_OBJ_GET_INFO_BY_FD,
     COUNTER_WORDS,
-    COUNTERS_OCTETS,
     ELSEWHERE_AT,
     EMPTY,
     FLOW_KEY_OCTETS,
     HINTS_AT,
     IN_MAP_AT,
+    LINE_OCTETS,
+    LINE_WORDS_AT,
+    MARK_AT,
     MAX_CPUS,
+    MAX_LINE_BITS,
     REQUEST_ERROR_AT,
-    SET_OCTETS,
     WAYS,
-    WAYS_AT,
     InfoByFd,
     MapInfo,
     Outcome,
+    first_word,
     hint_of,
-    sets_of,
+    homes_of,
 )
 from scitags_agent.bpf.libbpf import BpfObject, MarkerUnavailable
 from scitags_agent.bpf.system_calls import bpf, delete_from_map, possible_cpus, update_map
 from scitags_agent.bpf.table_writer import TableWriter
 
-# In a slot: the octets of the addresses, and where the words after them are.
-_ADDRESSES = 32
-_PORTS_AT, _MARK_AT = 4, 5
+# In a line, by words and by octets: what is behind the first word and before the mark.
+_SECOND_WORD_AT = 8
+_OCTETS_OF_KEY = slice(LINE_WORDS_AT, LINE_WORDS_AT + MARK_AT - _SECOND_WORD_AT)
 _UPPER_HALF = 0xFFFFFFFF << 32
 _NEXT_NUMBER = 1 << 32
 _OVERFLOWED = -1
-# By the ways of a set that are taken, a bit for each: the first that is free.
-_FREE_WAY = [next((way for way in range(WAYS) if not taken >> way & 1), None) for taken in range(1 << WAYS)]
-_WAY_AT = {at: way for way, at in enumerate(WAYS_AT)}
 
 
 class FlowTable:
@@ -59,41 +58,37 @@ class FlowTable:
         self._max_flows = max_flows
         self._overflow = loaded.map_fd("overflow")
         self._descriptor = loaded.global_variables()
-        octets = value_octets(self._descriptor)
-        sets, rest = divmod(octets - COUNTERS_OCTETS, SET_OCTETS)
-        if sets <= 0 or rest or sets & (sets - 1):
+        self._lines, rest = divmod(value_octets(self._descriptor), LINE_OCTETS)
+        homes = self._lines - (WAYS - 1)
+        if homes <= 0 or rest or homes & (homes - 1):
             raise MarkerUnavailable("the marker's object is of another version than the agent: install again")
-        self._sets = sets
+        line_bits = homes.bit_length() - 1
+        self._home_shift = MAX_LINE_BITS - line_bits
         # A mapping counts whole as memory of this process from the moment that it is made: an agent without flows has
         # none of the table.
         self._mapping: mmap.mmap | None = None
-        self._slots: dict[bytes, int] = {}  # by key: where its slot begins in struct state, or _OVERFLOWED
-        self._counters = mmap.mmap(
-            self._descriptor,
-            min(possible_cpus(), MAX_CPUS) * COUNTER_WORDS * 8,
-            mmap.MAP_SHARED,
-            mmap.PROT_READ,
-            offset=sets * SET_OCTETS,
-        )
-        # Empty slots hold zeros at first, and so does a packet's key that is all zeros; it would be looked for here.
+        self._places: dict[bytes, int] = {}  # by key: the line that it is in, or _OVERFLOWED
+        octets = min(possible_cpus(), MAX_CPUS) * COUNTER_WORDS * 8
+        self._counters = mmap.mmap(loaded.counters(), octets, mmap.MAP_SHARED, mmap.PROT_READ)
+        # Empty lines hold zeros at first, and so does a packet's key that is all zeros; it would be looked for here.
         with mmap.mmap(self._descriptor, mmap.PAGESIZE, mmap.MAP_SHARED) as beginning:
-            beginning[_PORTS_AT * 8 : _PORTS_AT * 8 + 8] = EMPTY.to_bytes(8, sys.byteorder)
+            beginning[:8] = EMPTY.to_bytes(8, sys.byteorder)
         self._writer: TableWriter | None = None
         self.why_not_by_kernel: str | None = "not asked for"
         if by_kernel:
             try:
-                self._writer = TableWriter(self._descriptor, self._overflow, sets=sets, max_flows=max_flows)
+                self._writer = TableWriter(self._descriptor, self._overflow, line_bits=line_bits, max_flows=max_flows)
                 self.why_not_by_kernel = None
             except (MarkerUnavailable, OSError) as error:
                 self.why_not_by_kernel = str(error)
 
     def _map(self) -> None:
-        self._mapping = mmap.mmap(self._descriptor, self._sets * SET_OCTETS, mmap.MAP_SHARED)
+        self._mapping = mmap.mmap(self._descriptor, self._lines * LINE_OCTETS, mmap.MAP_SHARED)
         self._octets = memoryview(self._mapping)
         # Words are stored whole, by one instruction each: a reader sees the old or the new.
         self._words = self._octets.cast("Q")
         self._halves = self._octets.cast("I")
-        self._occupied = bytearray(self._sets)  # a bit for each way
+        self._occupied = bytearray(self._lines)
 
     def close(self) -> None:
         if self._writer is not None:
@@ -107,7 +102,7 @@ class FlowTable:
             self._mapping = None
 
     def __len__(self) -> int:
-        return len(self._slots) if self._writer is None else len(self._writer)
+        return len(self._places) if self._writer is None else len(self._writer)
 
     def counted(self, outcome: Outcome) -> int:
         """Packets with this outcome, on all processors."""
@@ -119,7 +114,7 @@ class FlowTable:
         """How many flows are in the overflow map."""
         if self._writer is not None:
             return self._writer.in_map
-        return sum(self._halves[IN_MAP_AT >> 2 :: SET_OCTETS >> 2]) if self._mapping is not None else 0
+        return sum(self._halves[IN_MAP_AT >> 2 :: LINE_OCTETS >> 2]) if self._mapping is not None else 0
 
     def put(self, requests: Sequence[bytes]) -> Sequence[tuple[int, int]]:
         """Mark directions of connections (layout.pack_request), or give them another label than before.
@@ -148,72 +143,73 @@ class FlowTable:
 
     def _put(self, key: bytes, label: bytes) -> None:
         """Raises OSError."""
-        slot = self._slots.get(key)
-        if slot == _OVERFLOWED:
+        line = self._places.get(key)
+        if line == _OVERFLOWED:
             update_map(self._overflow, key, label)
-        elif slot is not None:
-            mark_at = (slot >> 3) + _MARK_AT
+        elif line is not None:
+            mark_at = line * LINE_OCTETS + MARK_AT >> 3
             self._words[mark_at] = self._words[mark_at] & _UPPER_HALF | int.from_bytes(label, sys.byteorder)
-        elif len(self._slots) >= self._max_flows:
+        elif len(self._places) >= self._max_flows:
             raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
         else:
-            self._slots[key] = self._add(key, label)
+            self._places[key] = self._add(key, label)
 
     def _add(self, key: bytes, label: bytes) -> int:
         """Where a flow is now. Raises OSError."""
-        home, second = (number & self._sets - 1 for number in sets_of(key))
-        way = _FREE_WAY[self._occupied[home]]
-        if way is not None:
-            return self._fill(home, way, key, label)
-        way = _FREE_WAY[self._occupied[second]]
-        if way is not None:
-            slot = self._fill(second, way, key, label)
+        home, second = (number >> self._home_shift for number in homes_of(key))
+        line = self._occupied.find(0, home, home + WAYS)
+        if line >= 0:
+            self._fill(line, key, label)
+            self._hint(home, line, hint_of(key))
+            return line
+        line = self._occupied.find(0, second, second + WAYS)
+        if line >= 0:
+            self._fill(line, key, label)
         else:
             update_map(self._overflow, key, label)
-            slot = _OVERFLOWED
+            line = _OVERFLOWED
             self._count(IN_MAP_AT, home, 1)
         self._count(ELSEWHERE_AT, home, 1)
-        return slot
+        return line
 
     def _remove(self, key: bytes) -> None:
-        slot = self._slots.pop(key, None)
-        if slot is None:
+        line = self._places.pop(key, None)
+        if line is None:
             return
-        home = sets_of(key)[0] & self._sets - 1
-        if slot == _OVERFLOWED:
+        home = homes_of(key)[0] >> self._home_shift
+        if line == _OVERFLOWED:
             delete_from_map(self._overflow, key)
             self._count(IN_MAP_AT, home, -1)
         else:
-            self._empty(slot)
-        if slot == _OVERFLOWED or slot // SET_OCTETS != home:
+            self._empty(line)
+        if home <= line < home + WAYS:
+            self._hint(home, line, 0)
+        else:
             self._count(ELSEWHERE_AT, home, -1)
 
-    def _fill(self, number: int, way: int, key: bytes, label: bytes) -> int:
-        """Put a flow into an empty slot of a set; where that begins."""
-        words = self._words
-        self._occupied[number] |= 1 << way
-        slot = number * SET_OCTETS + WAYS_AT[way]
-        ports_at = (slot >> 3) + _PORTS_AT
-        # Nobody finds the slot before the last store; who has found its last key sees that the number is another.
-        self._octets[slot : slot + _ADDRESSES] = key[:_ADDRESSES]
-        words[ports_at + 1] |= int.from_bytes(label, sys.byteorder)
-        words[ports_at] = int.from_bytes(key[_ADDRESSES:], sys.byteorder)
-        if way:
-            self._octets[number * SET_OCTETS + HINTS_AT + way - 1] = hint_of(key)
-        return slot
+    def _fill(self, line: int, key: bytes, label: bytes) -> None:
+        """Put a flow into an empty line."""
+        self._occupied[line] = 1
+        at = line * LINE_OCTETS
+        # Nobody finds the flow before the last store; who has found its last one sees that the number is another.
+        self._octets[at + _SECOND_WORD_AT : at + MARK_AT] = key[_OCTETS_OF_KEY]
+        self._words[at + MARK_AT >> 3] |= int.from_bytes(label, sys.byteorder)
+        self._words[at >> 3] = first_word(key)
 
-    def _empty(self, slot: int) -> None:
+    def _empty(self, line: int) -> None:
         words = self._words
-        ports_at = (slot >> 3) + _PORTS_AT
-        words[ports_at] = EMPTY
-        words[ports_at + 1] = (words[ports_at + 1] & _UPPER_HALF) + _NEXT_NUMBER & _UPPER_HALF
-        way = _WAY_AT[slot & SET_OCTETS - 1]
-        if way:
-            self._octets[(slot & -SET_OCTETS) + HINTS_AT + way - 1] = 0
-        self._occupied[slot // SET_OCTETS] &= ~(1 << way)
+        at, mark_at = line * LINE_OCTETS >> 3, line * LINE_OCTETS + MARK_AT >> 3
+        words[at] = EMPTY
+        words[mark_at] = (words[mark_at] & _UPPER_HALF) + _NEXT_NUMBER & _UPPER_HALF
+        self._occupied[line] = 0
 
-    def _count(self, field: int, number: int, change: int) -> None:
-        self._halves[number * SET_OCTETS + field >> 2] += change
+    def _hint(self, home: int, line: int, hint: int) -> None:
+        """Say in the line that a flow belongs to which other it is in, if it is in another; 0 when in none any more."""
+        if line != home:
+            self._octets[home * LINE_OCTETS + HINTS_AT + line - home - 1] = hint
+
+    def _count(self, field: int, home: int, change: int) -> None:
+        self._halves[home * LINE_OCTETS + field >> 2] += change
 
 
 def why_refused(error: int, max_flows: int) -> str:

@@ -18,34 +18,37 @@ from scitags_core.flow import FlowKey
 MAX_STATIC = 4096
 MAX_PLACE = 255  # an octet beside the protocol
 FLOW_KEY_OCTETS = 40
-WAYS = 5
-# struct set, in octets.
-SET_OCTETS = 256
+# struct line, in octets.
+LINE_OCTETS = 64
+MARK_AT = 40
 HINTS_AT = 48
 ELSEWHERE_AT = 52
 IN_MAP_AT = 56
-WAYS_AT = (0, 64, 112, 160, 208)
-# struct state: sets, as many as there is room for, and the counters.
+# A flow is in the line that it belongs to, or in one of the next, of so many in all.
+WAYS = 5
+MAX_LINE_BITS = 18
+# struct all_counters.
 MAX_CPUS = 1024
 COUNTER_WORDS = 8
-COUNTERS_OCTETS = MAX_CPUS * COUNTER_WORDS * 8
-SET_BITS = 16
-_MAX_SETS = 1 << SET_BITS
-# The last word of the key of an empty slot: no packet has it.
+# The first word of an empty line: no packet has it.
 EMPTY = (1 << 64) - 1
 
 # The last word of a key: source port, destination port, protocol.
 pack_ports = struct.Struct("!HHI").pack
 PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
 
-_KEY_WORDS = struct.Struct("=5Q")
+_LINE_WORDS_BUT_FIRST = struct.Struct("=4Q")
 _ADDRESS_WORDS = struct.Struct("=4Q")
 _LABEL = struct.Struct("!I")
 _STATIC_KEY = struct.Struct("=II16s")
 _PORTS_AT = 32
-_MIX = 0x9E3779B97F4A7C15
+MIX = 0x9E3779B97F4A7C15
 _SECOND_MIX = 0xC2B2AE3D27D4EB4F
-_SET_SHIFT = 64 - SET_BITS
+_ALL_BITS = (1 << 64) - 1
+_LINE_SHIFT = 64 - MAX_LINE_BITS
+# All words of a line but the first are octets of a key, from here on; of the source, the first word has this many.
+LINE_WORDS_AT = 4
+_SOURCE_OCTETS_IN_FIRST = 6
 
 
 class Outcome(enum.IntEnum):
@@ -129,7 +132,7 @@ def static_entropy(key: bytes) -> int:
     one, two, three, four = words
     ports = int.from_bytes(key[_PORTS_AT : _PORTS_AT + 4], sys.byteorder)
     ports ^= (ports << 16 | ports >> 16) & 0xFFFFFFFF
-    return ((one ^ two ^ three ^ four ^ ports) * _MIX & (1 << 64) - 1) >> 59
+    return ((one ^ two ^ three ^ four ^ ports) * MIX & _ALL_BITS) >> 59
 
 
 def pack_static_key(interface: int, network: ipaddress.IPv6Network) -> bytes:
@@ -148,17 +151,27 @@ def label_word(label: int) -> int:
     return int.from_bytes(_LABEL.pack(label), sys.byteorder)
 
 
+def first_word(key: bytes) -> int:
+    """The first word of the line of a key: next header, the place for the hop limit, and what is left of the source."""
+    return int.from_bytes(key[-1:] + key[-2:-1] + key[:_SOURCE_OCTETS_IN_FIRST], sys.byteorder)
+
+
 def hint_of(key: bytes) -> int:
-    """What stands in the set for a slot with this key, 1..255, as the program computes it."""
+    """What stands in the line that a key belongs to when it is in another, 1..255, as the program computes it."""
     return key[_PORTS_AT + 1] ^ key[_PORTS_AT + 3] | 1
 
 
-def sets_of(key: bytes) -> tuple[int, int]:
-    """The set that a key belongs to, and that of those whose first one is full; where there are as many as can be."""
-    words: tuple[int, int, int, int, int] = _KEY_WORDS.unpack_from(key)
-    one, two, three, four, five = words
-    word = one ^ two ^ three ^ four ^ five
-    return word * _MIX >> _SET_SHIFT & _MAX_SETS - 1, word * _SECOND_MIX >> _SET_SHIFT & _MAX_SETS - 1
+def homes_of(key: bytes) -> tuple[int, int]:
+    """The line that a key belongs to, and where it goes that finds all taken there, of as many as there can be."""
+    mixed = mixed_words(key)
+    return (mixed * MIX & _ALL_BITS) >> _LINE_SHIFT, (mixed * _SECOND_MIX & _ALL_BITS) >> _LINE_SHIFT
+
+
+def mixed_words(key: bytes) -> int:
+    """The exclusive or of the words of a key's line but the first."""
+    words: tuple[int, int, int, int] = _LINE_WORDS_BUT_FIRST.unpack_from(key, LINE_WORDS_AT)
+    one, two, three, four = words
+    return one ^ two ^ three ^ four
 
 
 # --- bpf(2) ------------------------------------------------------------------------------------

@@ -216,6 +216,10 @@ class BpfObject:
         """The descriptor of the map that holds the program's zero-initialised global variables."""
         return self.lib.call("bpf_map__fd", self._variables(".bss"))
 
+    def counters(self) -> int:
+        """The descriptor of the map of the section .bss.counters."""
+        return self.lib.call("bpf_map__fd", self._variables(".counters"))
+
     def program(self, name: str) -> int:
         """libbpf's handle of a program."""
         found = self.lib.pointer("bpf_object__find_program_by_name", self._handle, name.encode())

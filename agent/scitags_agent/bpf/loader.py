@@ -167,7 +167,7 @@ class ElsewhereProgram:
 
     def __init__(self, own: BpfObject, place: int, *, in_place: bool) -> None:
         name = IN_PLACE_ELSEWHERE_OBJECT_NAME if in_place else ELSEWHERE_OBJECT_NAME
-        shared = {".bss": own.global_variables(), "overflow": own.map_fd("overflow")}
+        shared = {".bss": own.global_variables(), ".bss.counters": own.counters(), "overflow": own.map_fd("overflow")}
         self._object = BpfObject(object_path(name), {}, pack_place(place), maps=shared)
         try:
             if in_place:
