@@ -23,8 +23,8 @@
 #include "marker_maps.h"
 #include "marker_table.h"
 
-/* What keys of another network namespace have in the upper octets of their protocol, in network order: two containers may
- * have equal 5-tuples. Nothing here, and a constant of its own in each program of the objects for other namespaces. */
+/* What keys of another network namespace have in the octet before that of their protocol, in network order: two containers
+ * may have equal 5-tuples. Nothing here, and a constant of its own in each program of the objects for other namespaces. */
 #ifndef PLACE
 #define PLACE 0
 #endif
@@ -323,11 +323,13 @@ _Static_assert(TC_ACT_UNSPEC == -1, "LEAVE()");
 /* The next headers that are looked at closer, beside those of protocols that are left alone there: all extension headers
  * but Hop-by-Hop (0) are above this, TCP and UDP below. */
 #define HIGHEST_OF_NONE 40
-/* Of the first word of a line: all but the hop limit. */
+/* Of the first word of a line: all but the hop limit, and what stands there. */
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
 #define BUT_HOP_LIMIT (~0xff00ULL)
+#define PLACE_IN_FIRST ((__u64)PLACE >> 8)
 #else
 #define BUT_HOP_LIMIT (~(0xffULL << 48))
+#define PLACE_IN_FIRST ((__u64)PLACE << 40)
 #endif
 /* From the IPv6 header to behind the ports. */
 #define LOOKED_AT (sizeof(struct ipv6hdr) + sizeof(__be32))
@@ -370,7 +372,7 @@ static __always_inline int quick(struct __sk_buff *skb, const int at, const int 
 	if (unlikely(line->words[4] != last))
 		goto another_line;
 words:
-	if (unlikely(line->words[0] != ((octets(__u64, 6) & BUT_HOP_LIMIT) | place_in_line(PLACE))))
+	if (unlikely(line->words[0] != ((octets(__u64, 6) & BUT_HOP_LIMIT) | PLACE_IN_FIRST)))
 		goto closer;
 	if (unlikely(line->words[2] != octets(__u64, 20)))
 		goto closer;

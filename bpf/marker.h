@@ -31,7 +31,7 @@ enum outcome {
 
 /* A flow as it is compared, where TCP or UDP is next to the IPv6 header: the packet's octets in words of 64 bits, of which
  * one overlaps the next so that they are few, and none has to be put together.
- *   0  next header, hop limit (taken as 0; of another network namespace than the agent's own as its place), source 0..5
+ *   0  next header, instead of the hop limit the place (0 for the agent's own network namespace), source 0..5
  *   1  source 4..11
  *   2  source 12..15, destination 0..3
  *   3  destination 4..11

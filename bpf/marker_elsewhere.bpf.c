@@ -7,6 +7,5 @@
 
 const volatile __u32 place;
 
-#define HAS_PLACES
 #define PLACE place
 #include "marker.bpf.c"

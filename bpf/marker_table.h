@@ -51,27 +51,13 @@ static __always_inline __u64 hint_of(__u64 last)
 	return (bpf_ntohs((__u16)(ports ^ ports >> 16)) & 0xff) | 1;
 }
 
-/* A place, which tells network namespaces apart: of a key it is the octet before the protocol, here as of its second half
- * in network order. In the first word of a line it is where the hop limit was. */
-static __always_inline __u64 place_in_line(__be32 place)
-{
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-	return place >> 8;
-#else
-	return (__u64)place << 40;
-#endif
-}
-
 /* The words of a line (marker.h) from those of a key. */
 static __always_inline void fill_words(const __u64 *key, __u64 *words)
 {
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-	words[0] = key[0] << 16 | key[4] >> 56;
+	words[0] = key[0] << 16 | (key[4] >> 40 & 0xff00) | key[4] >> 56;
 #else
-	words[0] = key[0] >> 16 | key[4] << 56;
-#endif
-#ifdef HAS_PLACES
-	words[0] |= place_in_line(second(key[4]) & bpf_htonl(0xff00));
+	words[0] = key[0] >> 16 | (key[4] & 0xff00) << 40 | key[4] << 56;
 #endif
 	words[1] = join(second(key[0]), first(key[1]));
 	words[2] = join(second(key[1]), first(key[2]));

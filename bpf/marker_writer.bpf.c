@@ -13,23 +13,19 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-/* The table of the object that has more lines; the settings say how many there are. */
+/* The table of the object that has more lines; home_shift says how many there are. */
 #define IN_PLACE
-#define HAS_PLACES
 #include "marker_writer.h"
 #include "marker_table.h"
 
 char LICENSE[] SEC("license") = "Apache-2.0";
 
 #define UNUSED __attribute__((unused))
-/* The compiler is not to know what this is: what it has proved it would not show to the verifier. */
-#define opaque(variable) asm volatile("" : "+r"(variable))
 #define NEXT_NUMBER (1ULL << 32)
 #define EMPTY (~0ULL)
 
-/* How many bits fewer the number of a line has, and how many lines flows belong to, less one: the objects of the marker
- * differ in that. */
-const volatile __u64 line_shift, line_mask;
+/* By how many bits the table's lines have fewer in their numbers: the objects of the marker differ in that. */
+const volatile __u64 home_shift;
 
 /* The loader puts the marker's own in the places of these two. */
 struct {
@@ -56,14 +52,14 @@ static __always_inline int has_flow(const struct line *line, const __u64 *wanted
 	       line->words[2] == wanted[2] && line->words[3] == wanted[3];
 }
 
-/* The line that is so many on from where a flow belongs. */
-static __always_inline struct line *line_at(struct line *home, __u32 way)
+/* The mask, and the look at what the compiler knows, are for the verifier. */
+static __always_inline struct line *line_of_way(struct line *first, __u32 way)
 {
-	opaque(way);
-	return home + (way < WAYS ? way : 0);
+	asm volatile("" : "+r"(way));
+	return way < WAYS ? first + way : first;
 }
 
-/* In the line that a flow belongs to: what is said of one that is so many lines on. */
+/* What its first line says of a flow that is in another. */
 static __always_inline void set_hint(struct line *home, __u32 way, __u8 hint)
 {
 	if (way)
@@ -72,20 +68,20 @@ static __always_inline void set_hint(struct line *home, __u32 way, __u8 hint)
 
 _Static_assert((OTHERS & (OTHERS - 1)) == 0, "a mask");
 
-/* How many lines on from here this flow is; WAYS for none. */
-static __always_inline __u32 way_of(struct line *home, const __u64 *wanted)
+/* How many lines on this flow is; WAYS when it is not there. */
+static __always_inline __u32 way_of(struct line *first, const __u64 *wanted)
 {
 	for (__u32 way = 0; way < WAYS; way++)
-		if (has_flow(line_at(home, way), wanted))
+		if (has_flow(first + way, wanted))
 			return way;
 	return WAYS;
 }
 
-/* How many lines on from here no flow is; WAYS when all are taken. */
-static __always_inline __u32 free_way(struct line *home)
+/* How many lines on there is an empty one; WAYS when there is none. */
+static __always_inline __u32 free_way(struct line *first)
 {
 	for (__u32 way = 0; way < WAYS; way++)
-		if (!(__u32)line_at(home, way)->mark)
+		if (!(__u32)(first + way)->mark)
 			return way;
 	return WAYS;
 }
@@ -95,17 +91,17 @@ static __always_inline void change_label(struct line *line, __be32 label)
 	*(volatile __u64 *)&line->mark = (line->mark & ~0ULL << 32) | label;
 }
 
-/* Nobody finds the flow before its first word is there. */
-static __always_inline void fill(struct line *line, const __u64 *words, __be32 label)
+/* Nobody finds the flow before the first word is there. */
+static __always_inline void fill(struct line *line, const __u64 *wanted, __be32 label)
 {
-	volatile __u64 *to = line->words;
+	volatile __u64 *words = line->words;
 
-	to[1] = words[1];
-	to[2] = words[2];
-	to[3] = words[3];
-	to[4] = words[4];
+	words[1] = wanted[1];
+	words[2] = wanted[2];
+	words[3] = wanted[3];
+	words[4] = wanted[4];
 	*(volatile __u64 *)&line->mark = line->mark | label;
-	to[0] = words[0];
+	words[0] = wanted[0];
 }
 
 static __always_inline void empty(struct line *line)
@@ -114,62 +110,68 @@ static __always_inline void empty(struct line *line)
 	*(volatile __u64 *)&line->mark = (line->mark & ~0ULL << 32) + NEXT_NUMBER;
 }
 
-/* Where a flow belongs, and where it goes that finds all taken there; the same line twice when that is so. */
-static __always_inline int find_lines(const __u64 *words, struct line **home, struct line **second)
+/* Where a flow may be, and its words. */
+struct places {
+	__u64 words[LINE_WORDS];
+	struct line *home;
+	struct line *second; /* the same one where that is so */
+};
+
+static __always_inline int find_places(const __u64 *key, struct places *found)
 {
-	__u64 mixed = words[1] ^ words[2] ^ words[3] ^ words[4];
 	__u32 only = 0;
 	struct state *state = bpf_map_lookup_elem(&table, &only);
+	__u64 mixed;
 
 	if (!state)
 		return 0;
-	*home = &state->lines[line_of(mixed * MIX) >> line_shift & line_mask];
-	*second = &state->lines[line_of(mixed * SECOND_MIX) >> line_shift & line_mask];
+	fill_words(key, found->words);
+	mixed = found->words[1] ^ found->words[2] ^ found->words[3] ^ found->words[4];
+	found->home = &state->lines[line_of(mixed * MIX) >> home_shift];
+	found->second = &state->lines[line_of(mixed * SECOND_MIX) >> home_shift];
 	return 1;
 }
 
 /* 0, or an errno. */
 static __always_inline int put(const __u64 *key, __be32 label)
 {
-	__u64 words[LINE_WORDS];
-	struct line *home, *second;
+	struct places at;
 	__u32 way, error;
 
-	fill_words(key, words);
-	if (!find_lines(words, &home, &second))
+	if (!find_places(key, &at))
 		return EINVAL;
-	way = way_of(home, words);
+	way = way_of(at.home, at.words);
 	if (way < WAYS) {
-		change_label(line_at(home, way), label);
+		change_label(line_of_way(at.home, way), label);
 		return 0;
 	}
-	if (home->elsewhere) {
-		way = way_of(second, words);
+	if (at.home->elsewhere) {
+		way = way_of(at.second, at.words);
 		if (way < WAYS) {
-			change_label(line_at(second, way), label);
+			change_label(line_of_way(at.second, way), label);
 			return 0;
 		}
-		if (home->in_map && !bpf_map_update_elem(&overflow, key, &label, BPF_EXIST))
+		if (at.home->in_map && !bpf_map_update_elem(&overflow, key, &label, BPF_EXIST))
 			return 0;
 	}
 	if (requests.flows >= requests.max_flows)
 		return E2BIG;
-	way = free_way(home);
+	way = free_way(at.home);
 	if (way < WAYS) {
-		fill(line_at(home, way), words, label);
-		set_hint(home, way, hint_of(words[4]));
+		fill(line_of_way(at.home, way), at.words, label);
+		set_hint(at.home, way, hint_of(at.words[4]));
 	} else {
-		way = free_way(second);
+		way = free_way(at.second);
 		if (way < WAYS) {
-			fill(line_at(second, way), words, label);
+			fill(line_of_way(at.second, way), at.words, label);
 		} else {
 			error = bpf_map_update_elem(&overflow, key, &label, BPF_NOEXIST);
 			if (error)
 				return -error;
-			home->in_map++;
+			at.home->in_map++;
 			requests.in_map++;
 		}
-		home->elsewhere++;
+		at.home->elsewhere++;
 	}
 	requests.flows++;
 	return 0;
@@ -177,30 +179,28 @@ static __always_inline int put(const __u64 *key, __be32 label)
 
 static __always_inline void take_out(const __u64 *key)
 {
-	__u64 words[LINE_WORDS];
-	struct line *home, *second;
+	struct places at;
 	__u32 way;
 
-	fill_words(key, words);
-	if (!find_lines(words, &home, &second))
+	if (!find_places(key, &at))
 		return;
-	way = way_of(home, words);
+	way = way_of(at.home, at.words);
 	if (way < WAYS) {
-		empty(line_at(home, way));
-		set_hint(home, way, 0);
+		empty(line_of_way(at.home, way));
+		set_hint(at.home, way, 0);
 	} else {
-		if (!home->elsewhere)
+		if (!at.home->elsewhere)
 			return;
-		way = way_of(second, words);
+		way = way_of(at.second, at.words);
 		if (way < WAYS) {
-			empty(line_at(second, way));
+			empty(line_of_way(at.second, way));
 		} else {
-			if (!home->in_map || bpf_map_delete_elem(&overflow, key))
+			if (!at.home->in_map || bpf_map_delete_elem(&overflow, key))
 				return;
-			home->in_map--;
+			at.home->in_map--;
 			requests.in_map--;
 		}
-		home->elsewhere--;
+		at.home->elsewhere--;
 	}
 	requests.flows--;
 }

@@ -26,7 +26,7 @@ struct requests {
 	__u32 refused;
 	__u32 max_flows;
 	__u32 flows;  /* that are marked */
-	__u32 in_map; /* those of them that are not in the table, as all lines are taken that they might be in */
+	__u32 in_map; /* those of them that are not in the table, as both of their sets are full */
 	__u32 unused[2];
 	struct request all[MAX_REQUESTS];
 };

@@ -42,7 +42,7 @@ def small(bpf: None, request: pytest.FixtureRequest) -> Iterator[MarkerProgram]:
     loaded.close()
 
 
-# Flows that want the same two sets, more than those have room for, and more than the table may have.
+# Flows that want the same lines, more than those have room for, and more than the table may have.
 RESIDENTS, HOMELESS = without_a_place()
 CROWD = [*RESIDENTS, HOMELESS, *(flow(port) for port in range(1, 8))]
 STEPS = st.lists(
@@ -93,11 +93,10 @@ def test_more_at_once_than_fit_into_one_call(bpf: None, in_batches: bool) -> Non
 
 
 def test_what_one_way_has_written_the_other_reads(bpf: None) -> None:
-    """Flows, hints and counts stand where the process that maps the table would have put them."""
+    """Lines, hints and counts stand where the process that maps the table would have put them."""
     states = []
     keys = [*RESIDENTS, HOMELESS, *crowded(3)]
-    homes = {number for key in keys for number in homes_of(pack_key(key))}
-    lines = sorted({home + way for home in homes for way in range(WAYS)})
+    lines = sorted({home + way for key in keys for home in homes_of(pack_key(key)) for way in range(WAYS)})
     for in_batches in (True, False):
         program = MarkerProgram(max_flows=64, in_batches=in_batches)
         try:

@@ -95,6 +95,7 @@ def test_everything_that_leaves_bears_the_tag(pair: Pair, arrivals: Arrivals, bp
             send_udp(pair, octets=5000)  # in four fragments
             with suppress(TimeoutError):
                 ping(pair)
+            before = marker.counters()["packets_static"]
             everything = arrivals.take()
             # What an interface says of itself when it comes up may have left before the program was there.
             assert {protocol for _, protocol, value in everything if not value} <= {0, ICMPV6}
@@ -108,7 +109,8 @@ def test_everything_that_leaves_bears_the_tag(pair: Pair, arrivals: Arrivals, bp
             assert protocols[socket.IPPROTO_TCP] > 20
             assert protocols[ICMPV6] > 0
             counters = marker.counters()
-            assert counters["packets_static"] == found.total()
+            # The host may say something by itself at any time.
+            assert before <= found.total() <= counters["packets_static"]
             assert counters["packets_marked"] == 0
         transfer(pair, 40002)
         assert {value for _, protocol, value in arrivals.take() if protocol == socket.IPPROTO_TCP} == {0}

@@ -62,12 +62,11 @@ class FlowTable:
         homes = self._lines - (WAYS - 1)
         if homes <= 0 or rest or homes & (homes - 1):
             raise MarkerUnavailable("the marker's object is of another version than the agent: install again")
-        line_bits = homes.bit_length() - 1
-        self._home_shift = MAX_LINE_BITS - line_bits
+        self._home_shift = MAX_LINE_BITS + 1 - homes.bit_length()
         # A mapping counts whole as memory of this process from the moment that it is made: an agent without flows has
         # none of the table.
         self._mapping: mmap.mmap | None = None
-        self._places: dict[bytes, int] = {}  # by key: the line that it is in, or _OVERFLOWED
+        self._placed: dict[bytes, int] = {}  # by key: the number of its line, or _OVERFLOWED
         octets = min(possible_cpus(), MAX_CPUS) * COUNTER_WORDS * 8
         self._counters = mmap.mmap(loaded.counters(), octets, mmap.MAP_SHARED, mmap.PROT_READ)
         # Empty lines hold zeros at first, and so does a packet's key that is all zeros; it would be looked for here.
@@ -77,7 +76,9 @@ class FlowTable:
         self.why_not_by_kernel: str | None = "not asked for"
         if by_kernel:
             try:
-                self._writer = TableWriter(self._descriptor, self._overflow, line_bits=line_bits, max_flows=max_flows)
+                self._writer = TableWriter(
+                    self._descriptor, self._overflow, home_shift=self._home_shift, max_flows=max_flows
+                )
                 self.why_not_by_kernel = None
             except (MarkerUnavailable, OSError) as error:
                 self.why_not_by_kernel = str(error)
@@ -102,7 +103,7 @@ class FlowTable:
             self._mapping = None
 
     def __len__(self) -> int:
-        return len(self._places) if self._writer is None else len(self._writer)
+        return len(self._placed) if self._writer is None else len(self._writer)
 
     def counted(self, outcome: Outcome) -> int:
         """Packets with this outcome, on all processors."""
@@ -143,16 +144,16 @@ class FlowTable:
 
     def _put(self, key: bytes, label: bytes) -> None:
         """Raises OSError."""
-        line = self._places.get(key)
+        line = self._placed.get(key)
         if line == _OVERFLOWED:
             update_map(self._overflow, key, label)
         elif line is not None:
             mark_at = line * LINE_OCTETS + MARK_AT >> 3
             self._words[mark_at] = self._words[mark_at] & _UPPER_HALF | int.from_bytes(label, sys.byteorder)
-        elif len(self._places) >= self._max_flows:
+        elif len(self._placed) >= self._max_flows:
             raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
         else:
-            self._places[key] = self._add(key, label)
+            self._placed[key] = self._add(key, label)
 
     def _add(self, key: bytes, label: bytes) -> int:
         """Where a flow is now. Raises OSError."""
@@ -160,7 +161,8 @@ class FlowTable:
         line = self._occupied.find(0, home, home + WAYS)
         if line >= 0:
             self._fill(line, key, label)
-            self._hint(home, line, hint_of(key))
+            if line != home:
+                self._octets[home * LINE_OCTETS + HINTS_AT + line - home - 1] = hint_of(key)
             return line
         line = self._occupied.find(0, second, second + WAYS)
         if line >= 0:
@@ -173,7 +175,7 @@ class FlowTable:
         return line
 
     def _remove(self, key: bytes) -> None:
-        line = self._places.pop(key, None)
+        line = self._placed.pop(key, None)
         if line is None:
             return
         home = homes_of(key)[0] >> self._home_shift
@@ -182,31 +184,26 @@ class FlowTable:
             self._count(IN_MAP_AT, home, -1)
         else:
             self._empty(line)
-        if home <= line < home + WAYS:
-            self._hint(home, line, 0)
-        else:
+        if home < line < home + WAYS:
+            self._octets[home * LINE_OCTETS + HINTS_AT + line - home - 1] = 0
+        elif line != home:
             self._count(ELSEWHERE_AT, home, -1)
 
     def _fill(self, line: int, key: bytes, label: bytes) -> None:
         """Put a flow into an empty line."""
+        words, at = self._words, line * LINE_OCTETS
         self._occupied[line] = 1
-        at = line * LINE_OCTETS
         # Nobody finds the flow before the last store; who has found its last one sees that the number is another.
         self._octets[at + _SECOND_WORD_AT : at + MARK_AT] = key[_OCTETS_OF_KEY]
-        self._words[at + MARK_AT >> 3] |= int.from_bytes(label, sys.byteorder)
-        self._words[at >> 3] = first_word(key)
+        words[at + MARK_AT >> 3] |= int.from_bytes(label, sys.byteorder)
+        words[at >> 3] = first_word(key)
 
     def _empty(self, line: int) -> None:
-        words = self._words
-        at, mark_at = line * LINE_OCTETS >> 3, line * LINE_OCTETS + MARK_AT >> 3
-        words[at] = EMPTY
+        words, at = self._words, line * LINE_OCTETS
+        words[at >> 3] = EMPTY
+        mark_at = at + MARK_AT >> 3
         words[mark_at] = (words[mark_at] & _UPPER_HALF) + _NEXT_NUMBER & _UPPER_HALF
         self._occupied[line] = 0
-
-    def _hint(self, home: int, line: int, hint: int) -> None:
-        """Say in the line that a flow belongs to which other it is in, if it is in another; 0 when in none any more."""
-        if line != home:
-            self._octets[home * LINE_OCTETS + HINTS_AT + line - home - 1] = hint
 
     def _count(self, field: int, home: int, change: int) -> None:
         self._halves[home * LINE_OCTETS + field >> 2] += change

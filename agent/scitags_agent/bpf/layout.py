@@ -147,12 +147,12 @@ def pack_label(label: int) -> bytes:
 
 @lru_cache(maxsize=1 << 12)
 def label_word(label: int) -> int:
-    """The lower half of a slot's mark: the label in network order. The upper half is which key of the slot it is."""
+    """The lower half of a line's mark: the label in network order. The upper half is which flow of the line it is."""
     return int.from_bytes(_LABEL.pack(label), sys.byteorder)
 
 
 def first_word(key: bytes) -> int:
-    """The first word of the line of a key: next header, the place for the hop limit, and what is left of the source."""
+    """The first word of a key's line: protocol, place, and as much of the source as no other word has."""
     return int.from_bytes(key[-1:] + key[-2:-1] + key[:_SOURCE_OCTETS_IN_FIRST], sys.byteorder)
 
 
@@ -161,17 +161,17 @@ def hint_of(key: bytes) -> int:
     return key[_PORTS_AT + 1] ^ key[_PORTS_AT + 3] | 1
 
 
-def homes_of(key: bytes) -> tuple[int, int]:
-    """The line that a key belongs to, and where it goes that finds all taken there, of as many as there can be."""
-    mixed = mixed_words(key)
-    return (mixed * MIX & _ALL_BITS) >> _LINE_SHIFT, (mixed * _SECOND_MIX & _ALL_BITS) >> _LINE_SHIFT
-
-
 def mixed_words(key: bytes) -> int:
     """The exclusive or of the words of a key's line but the first."""
     words: tuple[int, int, int, int] = _LINE_WORDS_BUT_FIRST.unpack_from(key, LINE_WORDS_AT)
     one, two, three, four = words
     return one ^ two ^ three ^ four
+
+
+def homes_of(key: bytes) -> tuple[int, int]:
+    """The line that a key belongs to, and that of those who find none there; where there are as many as can be."""
+    word = mixed_words(key)
+    return (word * MIX & _ALL_BITS) >> _LINE_SHIFT, (word * _SECOND_MIX & _ALL_BITS) >> _LINE_SHIFT
 
 
 # --- bpf(2) ------------------------------------------------------------------------------------

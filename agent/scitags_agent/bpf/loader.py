@@ -140,7 +140,7 @@ class MarkerProgram:
 
     @property
     def in_map(self) -> int:
-        """How many flows are not in the table, as both of their sets are full. Looks at the whole table."""
+        """How many flows are not in the table, as all lines where they may be are taken. Looks at the whole table."""
         return self._table.in_map
 
     @property
@@ -167,7 +167,11 @@ class ElsewhereProgram:
 
     def __init__(self, own: BpfObject, place: int, *, in_place: bool) -> None:
         name = IN_PLACE_ELSEWHERE_OBJECT_NAME if in_place else ELSEWHERE_OBJECT_NAME
-        shared = {".bss": own.global_variables(), ".bss.counters": own.counters(), "overflow": own.map_fd("overflow")}
+        shared = {
+            ".bss": own.global_variables(),
+            ".bss.counters": own.counters(),
+            "overflow": own.map_fd("overflow"),
+        }
         self._object = BpfObject(object_path(name), {}, pack_place(place), maps=shared)
         try:
             if in_place:

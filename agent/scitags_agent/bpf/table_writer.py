@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 from scitags_agent.bpf.layout import (
     BPF_PROG_TEST_RUN,
-    MAX_LINE_BITS,
     MAX_REQUESTS,
     REQUEST_ERROR_AT,
     REQUEST_OCTETS,
@@ -26,19 +25,21 @@ from scitags_agent.bpf.libbpf import BpfObject, shipped_object
 from scitags_agent.bpf.system_calls import bpf
 
 OBJECT_NAME = "marker_writer.bpf.o"
-_SETTINGS = struct.Struct("=QQ")
+_HOME_SHIFT = struct.Struct("=Q")
 
 
 class TableWriter:
     """The program, loaded beside the marker's and sharing its maps."""
 
-    def __init__(self, state: int, overflow: int, *, line_bits: int, max_flows: int) -> None:
-        """The descriptors of the marker's maps, and how many flows it may have; they belong to 2 ** line_bits lines.
+    def __init__(self, state: int, overflow: int, *, home_shift: int, max_flows: int) -> None:
+        """The descriptors of the marker's maps, by how many bits its table has fewer lines
+        than can be, and how many flows it may have.
 
         Raises MarkerUnavailable where the kernel does not take it (before 5.17), OSError.
         """
-        settings = _SETTINGS.pack(MAX_LINE_BITS - line_bits, (1 << line_bits) - 1)
-        loaded = BpfObject(shipped_object(OBJECT_NAME), {}, settings, maps={"table": state, "overflow": overflow})
+        loaded = BpfObject(
+            shipped_object(OBJECT_NAME), {}, _HOME_SHIFT.pack(home_shift), maps={"table": state, "overflow": overflow}
+        )
         try:
             # The object itself, of which libbpf keeps all that it has read, is not needed any more.
             self._program = os.dup(loaded.program_fd("scitags_write_table"))
