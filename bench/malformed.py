@@ -22,7 +22,7 @@ from typing import Any
 
 import msgspec
 
-from bench.pipe import wait_for
+from bench.pipe import START_SECONDS, wait_for
 from scitags_agent.client import AgentClient
 
 COUNT = 1_000_000
@@ -92,6 +92,9 @@ class Target:
         self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         self.client = AgentClient(directory / "agent.sock")
         wait_for(self.client)
+        # Each source begins by itself: of what is sent to a port that nobody listens at yet, nobody is told.
+        for table, port in zip(("udp6", "tcp"), self.ports, strict=True):
+            _wait_until_taken(table, port)
 
     def close(self) -> None:
         self.client.close()
@@ -201,6 +204,14 @@ def _catch_up(one: Target, source: str, first: tuple[int, int, int], sent: int) 
         if time.monotonic() > deadline:
             raise TimeoutError(f"{source}: {sent} messages were sent, and {counted} of them counted")
         time.sleep(0.002)
+
+
+def _wait_until_taken(table: str, port: int) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while f":{port:04X} " not in Path("/proc/net", table).read_text():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"nobody listens at port {port}")
+        time.sleep(0.01)
 
 
 def _free_port(kind: socket.SocketKind) -> int:
