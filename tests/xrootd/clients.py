@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,20 @@ def here(*command: str | Path, statuses: Sequence[int] = (0,)) -> str:
 
 def xrdcp(namespace: Namespace, *arguments: str | Path) -> str:
     return run(namespace, [*XRDCP, *arguments])
+
+
+def logged(log: Path, command: Sequence[str | Path]) -> list[str | Path]:
+    """A command of XRootD's client, which then says into a file what it does."""
+    return ["env", "XRD_LOGLEVEL=Debug", f"XRD_LOGFILE={log}", *command]
+
+
+def connections_made(log: Path) -> int:
+    """How many a client that was logged has had to the one server that it asked.
+
+    A server that is asked to bind several streams at the same moment refuses some now and then ("kXR_bind request
+    failed"), and the client goes on without them.
+    """
+    return len(set(re.findall(r"Stream (\d+) connected", log.read_text())))
 
 
 def curl(namespace: Namespace, authority: Authority, *arguments: str | Path) -> str:
