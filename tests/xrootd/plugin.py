@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import subprocess
 import sys
-import tarfile
 from collections.abc import Iterator, Sequence
 from importlib.metadata import distributions
 from pathlib import Path
