@@ -42,7 +42,7 @@ from scitags_agent.connections import OPEN_STATES, Connection, SockDiagError, du
 from scitags_agent.host import Host
 from scitags_agent.matched import Matched
 from scitags_agent.presence import Presence, find_alive
-from scitags_agent.used_again import is_used_again
+from scitags_agent.used_again import has_moved, is_used_again
 from scitags_agent.waiting import Options, Waiting, came_just_now, could_mean
 from scitags_core.flow import FlowEvent, FlowKey, FlowState, Transport
 from scitags_core.roles import Expectation
@@ -499,8 +499,31 @@ class Matcher:
             return msgspec.structs.replace(event, key=key)
         if self.is_exact(event.key, event.zone):
             return event
+        if not event.key.src_port or not event.key.dst_port:
+            told = await self._match_end_alone(event)
+            if told is not None:
+                return told
         self._count_out(event.key)
         return None
+
+    async def _match_end_alone(self, event: FlowEvent) -> FlowEvent | None:
+        """The only connection by which its octets can have gone: dCache tells of what it pushes when that is over."""
+        place = place_of(event.key, self._host)
+        usage = event.usage
+        if place is None or usage is None or not (usage.sent or usage.received):
+            return None
+        moved = usage.sent or 0, usage.received or 0
+        sent, received = moved if place.is_source else moved[::-1]
+        try:
+            there = await self._open_ones(place.protocol, place.near_port, place.far_port)
+        except SockDiagError:
+            self._counters["failed_looks"] += 1
+            return None
+        fitting = {one.cookie: one.key for one in there if place.fits(one.key) and has_moved(one, sent, received)}
+        if len(self._free(fitting)) != 1 or len(fitting) != 1:
+            return None
+        self._counters["matched"] += 1
+        return msgspec.structs.replace(event, key=place.told(*fitting.values()))
 
     def _count_out(self, key: FlowKey) -> None:
         is_here = self._host.is_local(key.src, key.namespace) or self._host.is_local(key.dst, key.namespace)

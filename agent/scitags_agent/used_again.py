@@ -49,3 +49,9 @@ async def is_used_again(host: Host, one: Waiting, key: FlowKey, cookie: int, is_
 def is_the_same(found: Connection | None, cookie: int) -> bool:
     """Whether a connection is there still, and no other one with its 5-tuple."""
     return found is not None and found.cookie == cookie and found.state in OPEN_STATES
+
+
+def has_moved(connection: Connection, sent: int, received: int) -> bool:
+    """Whether so many octets can have gone over it, of this end and of the other."""
+    was = as_it_is(connection)
+    return was.sent >= sent and was.received >= received

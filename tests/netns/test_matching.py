@@ -22,7 +22,7 @@ from scitags_agent.connections import SockDiagError
 from scitags_agent.host import Host
 from scitags_agent.matching import Matcher
 from scitags_agent.waiting import Waiting, could_mean
-from scitags_core.flow import FlowEvent, FlowKey, FlowState
+from scitags_core.flow import FlowEvent, FlowKey, FlowState, Usage
 from scitags_core.tag import Tag
 from tests.netns.conftest import ALICE, BOB, Pair
 
@@ -390,6 +390,32 @@ def test_one_that_is_in_use_by_somebody_else_is_not_taken(run: Run) -> None:
             await asyncio.sleep(0.01)
         assert await start is None
         assert site.matcher.counters()["unmatched"] == 1
+
+    run(test)
+
+
+def test_an_end_alone_means_the_only_connection_that_can_have_moved_so_much(run: Run) -> None:
+    """Of what a pool pushes to another storage it tells when that is over, and does not know its own port."""
+
+    async def test(site: Site) -> None:
+        links = [site.connect(), site.connect()]
+
+        def end(octets: int, link: Link) -> FlowEvent:
+            key = FlowKey.of(BOB, 0, ALICE, link.key.src_port)
+            return FlowEvent(state=FlowState.END, key=key, tag=PRODUCTION, usage=Usage(sent=0, received=octets))
+
+        links[0].move(5000)
+        told = await site.matcher.match(end(5000, links[0]))
+        assert told is not None
+        assert told.key == links[0].key.reversed()
+        assert await site.matcher.match(end(5001, links[0])) is None
+        assert await site.matcher.match(end(0, links[1])) is None
+        # To a port to which there are two connections, who is meant cannot be said.
+        links[1].move(5000)
+        either = FlowEvent(
+            state=FlowState.END, key=FlowKey.of(BOB, POOL, ALICE, 0), tag=PRODUCTION, usage=Usage(received=5000)
+        )
+        assert await site.matcher.match(either) is None
 
     run(test)
 

@@ -246,12 +246,20 @@ def _as_dcache_means_it(event: FlowEvent) -> FlowEvent:
         return msgspec.structs.replace(event, usage=usage)
     latest = event.current_time or datetime.now(UTC)
     end_time = min(event.end_time, latest) if event.end_time is not None else latest
-    return msgspec.structs.replace(event, usage=usage, start_time=None, end_time=end_time)
+    start_time = None
+    if not event.key.is_complete and event.start_time is not None and event.end_time is not None:
+        # What it pushes has no start: by how far the end lies ahead is how long it took.
+        start_time = end_time - (event.end_time - event.start_time)
+    return msgspec.structs.replace(event, usage=usage, start_time=start_time, end_time=end_time)
 
 
 async def _match(event: FlowEvent, sent: float | None, sink: EventSink) -> None:
     """Accept an event for the connection that it means; as it is, where that cannot be said."""
-    sink.accept(await sink.match(event, sent=sent) or event)
+    found = await sink.match(event, sent=sent)
+    if found is None:
+        # Without its ports it cannot be announced by itself.
+        found = msgspec.structs.replace(event, start_time=None) if event.state is FlowState.END else event
+    sink.accept(found)
 
 
 async def _listen(host: str, port: int) -> list[socket.socket]:
