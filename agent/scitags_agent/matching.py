@@ -42,7 +42,7 @@ from scitags_agent.connections import OPEN_STATES, Connection, SockDiagError, du
 from scitags_agent.host import Host
 from scitags_agent.matched import Matched
 from scitags_agent.presence import Presence, find_alive
-from scitags_agent.used_again import has_moved, is_used_again
+from scitags_agent.used_again import Kept, has_moved, is_used_again, kept
 from scitags_agent.waiting import Options, Waiting, came_just_now, could_mean
 from scitags_core.flow import FlowEvent, FlowKey, FlowState, Transport
 from scitags_core.roles import Expectation
@@ -204,6 +204,7 @@ class Matcher:
     # --- starts -------------------------------------------------------------------------------------
 
     async def _wait_for(self, one: Waiting) -> FlowEvent | None:
+        again = self._begin_to_await_use(one)
         self._waiting.append(one)
         self._somebody_came.set()
         self.begin_to_watch()
@@ -213,8 +214,6 @@ class Matcher:
             self._decide_soon()
         if self._looking is None or self._looking.done():
             self._looking = asyncio.get_running_loop().create_task(self._look_while_waiting())
-        last = self._matched.latest(one.event.key) if one.event.state is FlowState.START else None
-        again = asyncio.get_running_loop().create_task(self._await_use(one, *last)) if last is not None else None
         try:
             key = await one.found
         finally:
@@ -223,17 +222,23 @@ class Matcher:
                 again.cancel()
         return None if key is None else msgspec.structs.replace(one.event, key=key)
 
-    async def _await_use(self, one: Waiting, key: FlowKey, cookie: int) -> None:
+    def _begin_to_await_use(self, one: Waiting) -> asyncio.Task[None] | None:
         """The connection of its client's last transfer may be used again (scitags_agent.used_again)."""
+        last = self._matched.latest(one.event.key) if one.event.state is FlowState.START else None
+        before = kept(self._host, one, *last) if last is not None else None
+        if before is None:
+            return None
+        return asyncio.get_running_loop().create_task(self._await_use(one, before))
 
+    async def _await_use(self, one: Waiting, before: Kept) -> None:
         def is_free() -> bool:
             rivals = (other.event.tag for other in self._waiting if other.place == one.place)
             is_alone = all(tag == one.event.tag for tag in rivals)
-            return is_alone and bool(self._free((cookie,))) and not self._may_have_come(one)
+            return is_alone and bool(self._free((before.cookie,))) and not self._may_have_come(one)
 
         try:
-            if await is_used_again(self._host, one, key, cookie, is_free) and not one.found.done():
-                self._take(one, key, cookie)
+            if await is_used_again(self._host, one, before, is_free) and not one.found.done():
+                self._take(one, before.key, before.cookie)
         except SockDiagError:  # it goes on waiting for another
             self._counters["failed_looks"] += 1
 

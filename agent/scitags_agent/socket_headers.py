@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from scitags_agent.accepted import fits, is_accepted
 from scitags_agent.bpf.namespaces import entered
 from scitags_agent.connections import OPEN_STATES, SYN_RECV, SYN_SENT, Lookup, SockDiagError
 from scitags_agent.live_socket import LiveSockets
@@ -26,6 +27,7 @@ OPTIONS = {
     "hop-by-hop": (IPV6_HOPOPTS,),
     "both": (IPV6_HOPOPTS, IPV6_DSTOPTS),
 }
+_NO_ROOM = "the kernel makes no room for it in the packets of a connection that it has accepted"
 _MOST_OCTETS = 1024  # of the options of a socket that are looked at; ours are 8
 
 
@@ -37,6 +39,7 @@ class Outcome(enum.Enum):
     OWN_OPTIONS = "own_options"
     NO_RIGHT = "no_right"
     REFUSED = "kernel_refused"
+    ACCEPTED = "accepted"
 
 
 class Job(msgspec.Struct):
@@ -107,12 +110,20 @@ class SocketHeaders:
             if not all(_is_ours(octets) for octets in present.values()):
                 job.outcome, job.reason = Outcome.OWN_OPTIONS, "the application has set options of its own"
                 return
+            is_new = job.tag is not None and not any(present.values())
+            if is_new and is_accepted(one):
+                job.outcome, job.reason = Outcome.ACCEPTED, _NO_ROOM
+                return
             for option in self._options:
                 if job.tag is not None:
                     one.setsockopt(socket.IPPROTO_IPV6, option, exthdr.encode(job.tag.experiment, job.tag.activity, 0))
                 elif present[option]:
                     one.setsockopt(socket.IPPROTO_IPV6, option, None, 0)
             job.outcome = Outcome.DONE
+            if is_new and not fits(one, exthdr.HEADER_OCTETS * len(self._options)):
+                for option in self._options:
+                    one.setsockopt(socket.IPPROTO_IPV6, option, None, 0)
+                job.outcome, job.reason = Outcome.ACCEPTED, _NO_ROOM
 
 
 def _is_ours(octets: bytes) -> bool:

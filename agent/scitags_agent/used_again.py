@@ -14,6 +14,8 @@ import asyncio
 import time
 from collections.abc import Callable
 
+import msgspec
+
 from scitags_agent.candidates import GRACE_SECONDS, as_it_is
 from scitags_agent.connections import OPEN_STATES, Connection
 from scitags_agent.host import Host
@@ -25,30 +27,38 @@ SOON_SECONDS = 0.003
 LATER_SECONDS = 0.05
 
 
-async def is_used_again(host: Host, one: Waiting, key: FlowKey, cookie: int, is_free: Callable[[], bool]) -> bool:
-    """Wait until octets come by the connection with this key and cookie; False once it is gone.
+class Kept(msgspec.Struct, frozen=True):
+    """A connection that its client keeps, as a flow named it, its cookie, and the octets that had come by it."""
 
-    is_free says whether they would be those of the start that waits.
-    """
+    key: FlowKey
+    cookie: int
+    received: int
+
+
+def kept(host: Host, one: Waiting, key: FlowKey, cookie: int) -> Kept | None:
+    """The connection of an earlier flow as it is now; None once it is gone. Raises SockDiagError."""
     near = key if one.place.is_source else key.reversed()
-    before: int | None = None
+    found = host.find(near)
+    if found is None or found.cookie != cookie or found.state not in OPEN_STATES:
+        return None
+    return Kept(key, cookie, as_it_is(found).received)
+
+
+async def is_used_again(host: Host, one: Waiting, before: Kept, is_free: Callable[[], bool]) -> bool:
+    """Wait until more octets have come by the connection than before; False once it is gone.
+
+    is_free says whether they would be those of the start that waits. Raises SockDiagError.
+    """
     while True:
-        found = host.find(near)
-        if not is_the_same(found, cookie):
+        now = kept(host, one, before.key, before.cookie)
+        if now is None:
             return False
-        assert found is not None
-        received = as_it_is(found).received
-        if before is None or not is_free():
-            before = received
-        elif received > before:
+        if not is_free():
+            before = now
+        elif now.received > before.received:
             return True
         soon = time.monotonic() - one.arrived < GRACE_SECONDS
         await asyncio.sleep(SOON_SECONDS if soon else LATER_SECONDS)
-
-
-def is_the_same(found: Connection | None, cookie: int) -> bool:
-    """Whether a connection is there still, and no other one with its 5-tuple."""
-    return found is not None and found.cookie == cookie and found.state in OPEN_STATES
 
 
 def has_moved(connection: Connection, sent: int, received: int) -> bool:

@@ -196,6 +196,31 @@ def test_no_packet_outgrows_the_mtu_and_none_is_cut_in_two(pair: Pair, mtu: int,
         tap.close()
 
 
+@pytest.mark.parametrize("is_listening", [True, False])
+def test_one_that_was_accepted_is_left_alone_and_goes_on(pair: Pair, tap: Tap, is_listening: bool) -> None:
+    """The kernel would make no room for the header: full segments would not leave any more."""
+
+    async def test() -> None:
+        with contextlib.ExitStack() as stack:
+            with pair.alice.entered():
+                server = stack.enter_context(socket.create_server((ALICE, FLOW.src_port), family=socket.AF_INET6))
+            with pair.bob.entered():
+                client = stack.enter_context(socket.socket(socket.AF_INET6))
+                client.bind((BOB, FLOW.dst_port))
+                client.connect((ALICE, FLOW.src_port))
+            accepted = stack.enter_context(server.accept()[0])
+            if not is_listening:
+                server.close()
+            async with bearing(pair.alice) as backend:
+                await backend.handle([start()])
+                await until(backend, "unmarked_accepted")
+                deliver(accepted, client)
+                assert accepted.getsockopt(socket.IPPROTO_IPV6, IPV6_DSTOPTS, 64) == b""
+        assert headers_of(tap.packets()) == {()}
+
+    run(test())
+
+
 def test_a_start_may_come_before_its_connection(pair: Pair, tap: Tap) -> None:
     async def scenario() -> None:
         async with bearing(pair.alice) as backend:
