@@ -69,7 +69,8 @@ class Whereabouts:
         key = event.key
         near, far = set(self._host.homes(key.src)), set(self._host.homes(key.dst))
         if not near and not far:
-            # One of them may just have been given to somebody.
+            # One of them may just have been given to somebody, or its container have come.
+            self._namespaces.hurry()
             near = set(self._host.homes(key.src, within=STRANGE_SECONDS))
             far = set(self._host.homes(key.dst, within=STRANGE_SECONDS))
         possible = near | far

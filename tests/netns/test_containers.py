@@ -181,6 +181,17 @@ def test_one_that_comes_later_is_found_by_its_name_and_again_by_the_next_agent(s
         assert [event.state for event in agent.announced(2)] == [FlowState.START, FlowState.END]
 
 
+def test_one_that_comes_is_marked_at_once(start: Start, bpf: None) -> None:
+    """Its interface is not left for the marker's next look."""
+    with Container("one") as one, ExitStack() as stack:
+        agent = start([f"scitags-{os.getpid()}-late*"], '[[backend]]\nkind = "marker"\nrescan = 600\n')
+        connection = stack.enter_context(one.connect())
+        agent.write(f"start tcp {STORAGE} {PORT} {FLOW.dst} {FLOW.dst_port} {ATLAS.experiment} {ATLAS.activity}")
+        until(agent.flows, "the flow")
+        stack.enter_context(named(one, "late"))
+        until(lambda: connection.tags() == {ATLAS}, "the mark")
+
+
 def test_labels_by_the_kernel_itself_are_those_of_each_container(start: Start, bpf: None) -> None:
     kernels = f"{MARKED}label = 'kernel'\n"
     with Container("one", labels=True) as one, Container("other", labels=True) as other:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -11,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from scitags_agent import namespaces
+from scitags_agent import namespaces, open_namespaces
 from scitags_agent.bpf.namespaces import enter, in_passing_thread
-from scitags_agent.namespaces import Finder
+from scitags_agent.host import Host
+from scitags_agent.namespaces import Finder, own_number
 from scitags_core.cli import main
 from scitags_core.errors import ConfigError
 from tests.netns.cgroups import cgroup
@@ -59,16 +61,17 @@ def test_by_process_path_name_and_all_of_them(pair: Pair) -> None:
 def test_by_cgroup_and_those_below(pair: Pair) -> None:
     code = "import sys; open(sys.argv[1], 'w').write('0'); print('in', flush=True); sys.stdin.read()"
     with cgroup() as top:
-        below = top / "pod"
+        below = top / f"docker-{'0123456789ab' * 5}cdef.scope"
         below.mkdir()
         command = [sys.executable, "-S", "-c", code, str(below / "cgroup.procs")]
         process = pair.alice.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == "in\n"
-            for pattern in (top.name, f"/{top.name}/pod", f"{top.name[:-1]}?", f"{top.name}/p*"):
+            for pattern in (top.name, f"/{top.name}/{below.name}", f"{top.name[:-1]}?", f"{top.name}/d*"):
                 [found] = Finder([f"cgroup:{pattern}"]).find().values()
-                assert (found.number, found.name) == (number(pair.alice), f"pid:{process.pid}")
+                assert (found.number, found.name) == (number(pair.alice), "docker-0123456789ab.scope")
+                assert found.path == f"/proc/{process.pid}/ns/net"
             assert Finder([f"cgroup:{top.name}/other"]).find() == {}
         finally:
             process.communicate()
@@ -104,6 +107,28 @@ def test_whoever_enters_one_comes_alone(pair: Pair) -> None:
     thread.join()
     assert found == [home]
     assert namespaces.own_number() == home == namespaces.of_process(os.getpid())
+
+
+def test_who_has_just_come_is_known_before_the_next_look(root: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By an address (a firefly's sender), and by its number (who tells at the Unix socket)."""
+    monkeypatch.setattr(open_namespaces, "LOOK_SECONDS", 600.0)
+    monkeypatch.setattr(open_namespaces, "HURRIED_SHARE", 1e9)
+
+    async def come(one: Container, other: Container) -> None:
+        host = Host([f"scitags-{os.getpid()}-late-*"])
+        assert host.namespaces is not None
+        try:
+            assert not host.is_local(one.storage)
+            with named(one, "late-1"):
+                assert host.has_just_got(one.storage)
+            with named(other, "late-2"):
+                assert host.namespaces.by_number(number(other.inside)) is not None
+                assert host.namespaces.by_number(own_number()) is None
+        finally:
+            host.close()
+
+    with Container("one", storage="fd00:7::2") as one, Container("other") as other:
+        asyncio.run(come(one, other))
 
 
 @pytest.fixture
