@@ -127,6 +127,10 @@ class Namespaces:
         """By their numbers."""
         return self._open
 
+    def may_be_there(self, number: int) -> bool:
+        """Whether there is one with this number, or that cannot be said."""
+        return number in self._open or number in self._refused or self._finder.is_denied
+
     def begin(self) -> None:
         """One more uses this. Those that are there are open from then on, the others as they come."""
         self._users += 1

@@ -52,6 +52,10 @@ class Whereabouts:
             "unsure": self._unsure,
         }
 
+    def may_be_there(self, namespace: int) -> bool:
+        """Whether this is the number of one that is meant, also if it cannot be looked into."""
+        return self._namespaces.may_be_there(namespace)
+
     def placed(self, events: Iterable[FlowEvent]) -> list[FlowEvent]:
         """The events with the namespaces of their flows, as far as that can be said. Raises SockDiagError.
 

@@ -159,6 +159,22 @@ def test_a_container_that_goes_takes_its_flows_along_and_is_not_held(start: Star
         until(lambda: "client0" not in links(one), "the end of the namespace")
 
 
+def test_one_that_goes_while_there_is_no_agent_takes_its_flows_along(
+    two: tuple[Container, Container], start: Start
+) -> None:
+    """Also flows whose connections no agent has seen yet."""
+    one, other = two
+    agent = start([f"pid:{one.inside.pid}", other.inside.path])
+    one.say(agent, event(ATLAS))
+    other.say(agent, event(CMS))
+    until(lambda: len(agent.flows()) == 2, "both flows")
+    agent.end(signal.SIGKILL)
+    one.inside.close()
+    agent.start()
+    assert agent.places() == [other.inside.path]
+    assert [(event.state, event.tag) for event in agent.announced(3)[2:]] == [(FlowState.END, ATLAS)]
+
+
 def links(container: Container) -> str:
     with container.outside.entered():
         return Path("/proc/thread-self/net/dev").read_text()

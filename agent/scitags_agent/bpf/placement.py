@@ -189,11 +189,11 @@ class Placement:
             self._try(interface)
 
     def _tell_of_loss(self, interface: Interface, *, is_there: bool) -> None:
-        """That of a container goes with it, which is no surprise."""
+        """That of a container goes with it, and so does its other end: no surprise."""
         if is_there:
             log.warning("interface %s: our program was taken away", self._shown(interface))
         else:
-            level = logging.INFO if interface.namespace else logging.WARNING
+            level = logging.WARNING if self._namespaces is None else logging.INFO
             log.log(level, "interface %s: has gone", self._shown(interface))
 
     def _try(self, interface: Interface) -> None:
