@@ -137,9 +137,10 @@ class Finder:
     def _matching(self, pattern: str) -> Iterator[Found]:
         if pattern == ALL:
             yield from self._files(NAMED, "*")
-            yield from self._of_processes((int(one), "") for one in os.listdir(_PROC) if one.isdigit())  # noqa: PTH208
+            every = (int(one) for one in os.listdir(_PROC) if one.isdigit())  # noqa: PTH208
+            yield from self._of_processes((one, "") for one in every)
         elif pattern.startswith(_OF_PROCESS):
-            yield from self._of_processes([(int(pattern.removeprefix(_OF_PROCESS)), "")])
+            yield from self._of_processes([(int(pattern.removeprefix(_OF_PROCESS)), pattern)])
         elif pattern.startswith(_OF_CGROUP):
             yield from self._of_processes(_processes_in(pattern.removeprefix(_OF_CGROUP).strip("/")))
         elif pattern.startswith("/"):
@@ -161,7 +162,7 @@ class Finder:
                 yield Found(number, path.name if path.parent in _NAMED_ALSO else str(path), str(path))
 
     def _of_processes(self, processes: Iterable[tuple[int, str]]) -> Iterator[Found]:
-        """Of processes with the names of what they belong to, if those are known."""
+        """Of processes with the names that their namespaces go by; those of their containers where none are given."""
         seen: set[int] = set()
         for process, name in processes:
             try:
@@ -173,7 +174,7 @@ class Finder:
                 continue
             if number not in seen:
                 seen.add(number)
-                yield Found(number, name or f"pid:{process}", f"/proc/{process}/ns/net")
+                yield Found(number, name or _container_of(process), f"/proc/{process}/ns/net")
 
 
 def _number_of_network(path: Path) -> int:
@@ -211,6 +212,15 @@ def _processes_in(pattern: str) -> Iterator[tuple[int, str]]:
                 continue
             name = _name_of(Path(directory).relative_to(mount)) if mount is not None else ""
             yield from ((int(line), name) for line in lines if line != "0")
+
+
+def _container_of(process: int) -> str:
+    """By its cgroup; pid:1234 for one that is in no container, or has ended."""
+    try:
+        cgroups = Path(f"/proc/{process}/cgroup").read_text().splitlines()
+    except OSError:
+        cgroups = []
+    return next((_name_of(Path(one)) for one in cgroups if _CONTAINER.search(one)), f"{_OF_PROCESS}{process}")
 
 
 def _name_of(cgroup: Path) -> str:

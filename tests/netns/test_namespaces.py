@@ -72,6 +72,8 @@ def test_by_cgroup_and_those_below(pair: Pair) -> None:
                 [found] = Finder([f"cgroup:{pattern}"]).find().values()
                 assert (found.number, found.name) == (number(pair.alice), "docker-0123456789ab.scope")
                 assert found.path == f"/proc/{process.pid}/ns/net"
+            pair.alice.close()  # its first process, which is in no container
+            assert Finder(["all"]).find()[found.number].name == "docker-0123456789ab.scope"
             assert Finder([f"cgroup:{top.name}/other"]).find() == {}
         finally:
             process.communicate()
