@@ -183,3 +183,29 @@ def doctor(config: Path) -> list[dict[str, str]]:
     assert done.returncode == 1, done.stderr
     findings = json.loads(done.stdout)["findings"]
     return [one for one in findings if "namespace" in one["subject"] and "nowhere" not in one["subject"]]
+
+
+BRIDGED = """
+import subprocess
+from pyroute2 import IPRoute
+from scitags_agent import doctor
+subprocess.run(["mount", "-t", "sysfs", "sysfs", "/sys"], check=True)
+with IPRoute() as netlink:
+    netlink.link("add", ifname="bridge0", kind="bridge")
+    netlink.link("add", ifname="port0", kind="veth", peer={"ifname": "free0"})
+    bridge, port = (netlink.link_lookup(ifname=name)[0] for name in ("bridge0", "port0"))
+    netlink.link("set", index=port, master=bridge)
+for one in doctor.examine(None):
+    if one.subject in ("port0", "free0"):
+        print(one.subject, one.verdict, one.text.rpartition(", ")[2], bool(one.remedy))
+"""
+
+
+def test_the_doctor_has_nothing_to_say_of_the_host_s_ends_of_containers(root: None) -> None:
+    """Ports of a bridge have no addresses, and there is one for each container."""
+    command = ["unshare", "--net", "--mount", sys.executable, "-c", BRIDGED]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert sorted(done.stdout.splitlines()) == [
+        "free0 note no global IPv6 address True",
+        "port0 good a port of bridge0 False",
+    ]
