@@ -214,7 +214,7 @@ class Switched:
 
 
 def measured(plan: Plan, mtu: int) -> list[Speed]:
-    """Every way at one MTU. Raises MarkerUnavailable, OSError; RuntimeError where a mark changes segments as none does."""
+    """Every way at one MTU. Raises MarkerUnavailable, OSError; RuntimeError where segments do not follow a mark."""
     names = tuple(dict.fromkeys((UNMARKED, *plan.ways, *plan.peers)))
     chance = random.Random(1)
     pairs: dict[str, list[tuple[Slice, Slice]]] = {name: [] for name in names}
