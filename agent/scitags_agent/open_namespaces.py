@@ -181,14 +181,12 @@ class Namespaces:
         began = time.monotonic()
         if began < self._next_hurried or self._is_busy or not self._users:
             return False
-        took = time.thread_time()
         try:
-            found, opened, more = in_passing_thread(self._timed_look).result()
+            self._apply(*in_passing_thread(self._look).result())
         except (OSError, RuntimeError):
             return False
-        self._apply(found, opened)
-        # Of the processor: on a busy machine nobody is to wait for longer.
-        self._next_hurried = began + (time.thread_time() - took + more) / HURRIED_SHARE
+        finally:
+            self._next_hurried = began + (time.monotonic() - began) / HURRIED_SHARE
         return True
 
     async def _keep_looking(self) -> None:
