@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import cast
 
 from scitags_agent import socket_labels
@@ -54,9 +55,12 @@ def test_short_transfers_cost_the_kernel_nothing_however_many_there_are() -> Non
         idle_walks = kernel.walks
         # All of them were looked at: one that lasts does not have to wait behind those that are over.
         under_way.add(flow(1))
+        until = time.monotonic() + socket_labels.PATIENCE_SECONDS
         labels.offer(flow(1))
         await asyncio.sleep(socket_labels.PATIENCE_SECONDS / 2)
         early = len(kernel.labels)
+        if time.monotonic() >= until:  # the machine is too busy to tell
+            early = 0
         await asyncio.sleep(2 * socket_labels.PATIENCE_SECONDS)
         await labels.close(give_back=0)
         return idle_walks, early

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import stat
-from array import array
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from scitags_agent.client import AgentClient, AgentUnavailable
 from scitags_core.flow import FlowState, Usage
 from tests.agent.conftest import Agent, Collector, wait_for
 from tests.agent.events import ANALYSIS, NOON, PRODUCTION, end, seconds, start
+from tests.agent.sockets import answered_beside
 
 ONE = {"state": "start", "src": "2001:db8::1", "src_port": 1, "dst": "2001:db8::2", "dst_port": 2, "scitag": 143}
 
@@ -79,14 +79,7 @@ def test_a_sender_never_waits_and_is_told_nothing_without_an_agent(tmp_path: Pat
 @pytest.mark.parametrize("request_", [b'{"request": "status"}', b'{"request": "events", "events": []}'])
 def test_a_request_is_answered_on_the_socket_that_comes_along(agent: Agent, request_: bytes) -> None:
     """By which an agent answers that is another user's, or sees other files or another network than its sender."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-        with theirs:
-            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [theirs.fileno()]).tobytes())
-            sender.sendmsg([request_], [rights], 0, os.fspath(agent.socket))
-        ours.settimeout(10)
-        assert msgspec.json.decode(ours.recv(1 << 18))
-        assert ours.recv(1) == b""  # the agent keeps no end of it
+    assert msgspec.json.decode(answered_beside(agent.socket, request_))
 
 
 def test_a_stale_socket_is_replaced_and_a_living_one_is_not(make_agent: Callable[..., Agent]) -> None:
