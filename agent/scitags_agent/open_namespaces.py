@@ -127,6 +127,10 @@ class Namespaces:
         """By their numbers."""
         return self._open
 
+    def may_be_there(self, number: int) -> bool:
+        """Whether there is one with this number, or that cannot be said."""
+        return number in self._open or number in self._refused or self._finder.is_denied
+
     def begin(self) -> None:
         """One more uses this. Those that are there are open from then on, the others as they come."""
         self._users += 1
@@ -158,21 +162,32 @@ class Namespaces:
 
     def by_cookie(self, cookie: int) -> OpenNamespace | None:
         """That with the kernel's cookie; one that is not known yet is looked for at once, as often as may be."""
-        found = self._by_cookie.get(cookie)
-        if found is None and cookie not in self._strangers:
-            self.hurry()
-            found = self._by_cookie.get(cookie)
+        return self._known_or_new(self._by_cookie, cookie)
+
+    def by_number(self, number: int) -> OpenNamespace | None:
+        """That with a number; likewise."""
+        return self._known_or_new(self._open, number)
+
+    def _known_or_new(self, known: Mapping[int, OpenNamespace], name: int) -> OpenNamespace | None:
+        found = known.get(name)
+        if found is None and name not in self._strangers and self.hurry():
+            found = known.get(name)
             if found is None:
-                self._strangers.add(cookie)
+                self._strangers.add(name)
         return found
 
-    def hurry(self) -> None:
-        """Look now, when that was not done too often."""
+    def hurry(self) -> bool:
+        """Look now, when that was not done too often; whether it was done."""
         began = time.monotonic()
-        if began >= self._next_hurried and not self._is_busy and self._users:
-            with contextlib.suppress(OSError, RuntimeError):
-                self._apply(*in_passing_thread(self._look).result())
+        if began < self._next_hurried or self._is_busy or not self._users:
+            return False
+        try:
+            self._apply(*in_passing_thread(self._look).result())
+        except (OSError, RuntimeError):
+            return False
+        finally:
             self._next_hurried = began + (time.monotonic() - began) / HURRIED_SHARE
+        return True
 
     async def _keep_looking(self) -> None:
         pause = LOOK_SECONDS

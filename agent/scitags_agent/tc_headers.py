@@ -21,6 +21,7 @@ from scitags_agent.bpf.attach import Way
 from scitags_agent.bpf.header_program import Header, HeaderProgram, room_of
 from scitags_agent.bpf.namespaces import entered
 from scitags_agent.bpf.placement import Placement
+from scitags_agent.looks import Looks
 from scitags_agent.namespaces import number_of
 from scitags_agent.reserved_routes import ROUTES, Place, ReservedRoutes, Room
 from scitags_agent.too_big import TooBigMessages
@@ -85,6 +86,7 @@ class TcHeaders:
         # A thread of our own, as it is in the network namespace in which it was made, whoever leaves that meanwhile.
         self._worker = ThreadPoolExecutor(1, "scitags-routes")
         self._too_big: dict[str, TooBigMessages] = {}  # by the file of the namespace
+        self._looks: Looks | None = None
         self._chores: list[asyncio.Task[None]] = []
         self._due = asyncio.Event()
         self._has_room = asyncio.Event()  # some flow
@@ -130,6 +132,7 @@ class TcHeaders:
     async def start(self) -> None:
         """Attach, with the flows that are known by now. MarkerUnavailable where it cannot be attached to any."""
         loop = asyncio.get_running_loop()
+        self._looks = Looks(self._settings.rescan, self._settings.namespaces)
         await self._placement.start()
         if self._routes is not None:
             for listener in self._routes.listeners:
@@ -138,7 +141,8 @@ class TcHeaders:
                 loop.add_reader(one, self._hear_too_big, one, _number_of(namespace))
             # What an earlier agent left, and no flow that is under way has asked for.
             await self._in_thread(self._routes.forget_left)
-        self._chores = [asyncio.create_task(chore()) for chore in (self._keep_looking, self._watch_peers)]
+        chores = (self._keep_placed(self._looks), self._keep_looking(), self._watch_peers())
+        self._chores = [asyncio.create_task(chore) for chore in chores]
 
     def put(self, key: FlowKey, tag: Tag) -> None:
         """Mark a connection's packets from now on. Raises OSError (E2BIG) when there is no room for it in the map."""
@@ -203,6 +207,8 @@ class TcHeaders:
         for chore in self._chores:
             chore.cancel()
         await asyncio.gather(*self._chores, return_exceptions=True)
+        if self._looks is not None:
+            self._looks.close()
         loop = asyncio.get_running_loop()
         for one in self._too_big.values():
             loop.remove_reader(one)
@@ -317,14 +323,17 @@ class TcHeaders:
         ends = (flow.key, flow.key.reversed())
         return [self._program.peer_mtu(one, place=place) for place in self._places_of(flow.key) for one in ends]
 
-    async def _keep_looking(self) -> None:
-        """At interfaces and routes: when something has changed, and every so often."""
+    async def _keep_placed(self, looks: Looks) -> None:
         while True:
-            try:
-                await asyncio.wait_for(self._due.wait(), self._settings.rescan)
-                await asyncio.sleep(CHANGE_SECONDS)
-            except TimeoutError:
-                await self._placement.look()
+            await looks.next()
+            await self._placement.look()
+            self._due.set()
+
+    async def _keep_looking(self) -> None:
+        """At routes: when something has changed, and after each look at interfaces."""
+        while True:
+            await self._due.wait()
+            await asyncio.sleep(CHANGE_SECONDS)
             self._due.clear()
             try:
                 await self._follow_namespaces()

@@ -33,6 +33,7 @@ from scitags_agent.bpf.layout import FLOW_KEY_OCTETS, label_word
 from scitags_agent.bpf.libbpf import MarkerUnavailable
 from scitags_agent.bpf.loader import DEFAULT_MAX_FLOWS, Loader, MarkerProgram
 from scitags_agent.bpf.placement import Placement
+from scitags_agent.looks import Looks
 from scitags_agent.marks import Mark, MarkMaker
 from scitags_agent.socket_labels import SocketLabels, Wanted
 from scitags_agent.unmarked import shown_reason, why_unmarked
@@ -148,6 +149,7 @@ class Marker:
         self._counters: Counter[str] = Counter()
         self._by_kernel = 0
         self._why_not_kernel = ""
+        self._looks: Looks | None = None
         self._watch: asyncio.Task[None] | None = None
         self._home: Path | None = None
         self._maker = MarkMaker(
@@ -184,11 +186,13 @@ class Marker:
                 from scitags_agent.namespaces import Finder  # noqa: PLC0415
 
                 finder = Finder(settings.namespaces)
+                self._looks = Looks(settings.rescan, settings.namespaces)
                 await self._follow(self._elsewhere, finder)
-                self._watch = asyncio.create_task(self._keep_following(self._elsewhere, finder))
+                self._watch = asyncio.create_task(self._keep_following(self._looks, self._elsewhere, finder))
             return
+        self._looks = Looks(settings.rescan, settings.namespaces)
         await placement.start()
-        self._watch = asyncio.create_task(self._keep_looking(placement))
+        self._watch = asyncio.create_task(self._keep_looking(self._looks, placement))
 
     async def handle(self, changes: Sequence[FlowChange]) -> None:
         if self._places is not None:
@@ -235,6 +239,8 @@ class Marker:
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
+        if self._looks is not None:
+            self._looks.close()
         if self._remover is not None:
             self._remover.cancel()
         self._marks.clear()
@@ -470,9 +476,9 @@ class Marker:
                 del self._unmarked[key]
         mark.removal = 0.0
 
-    async def _keep_following(self, elsewhere: MarkerElsewhere, finder: Finder) -> None:
+    async def _keep_following(self, looks: Looks, elsewhere: MarkerElsewhere, finder: Finder) -> None:
         while True:
-            await asyncio.sleep(self._settings.rescan)
+            await looks.next()
             await self._follow(elsewhere, finder)
 
     async def _follow(self, elsewhere: MarkerElsewhere, finder: Finder) -> None:
@@ -483,9 +489,9 @@ class Marker:
             if self._counters["failed_scans"] == 1:
                 log.error("the namespaces cannot be looked at: %s (said once, counted from here)", error)
 
-    async def _keep_looking(self, placement: Placement) -> None:
+    async def _keep_looking(self, looks: Looks, placement: Placement) -> None:
         while True:
-            await asyncio.sleep(self._settings.rescan)
+            await looks.next()
             self._maker.forget_addresses()
             await placement.look()
 

@@ -85,6 +85,7 @@ class Placement:
         self._elsewhere = elsewhere
         self._programs: dict[int, Program] = {}  # of other namespaces, by their numbers
         self._numbers: dict[str, int] = {}  # by their files
+        self._names: dict[str, str] = {}
         self._name = name
         self._way = way
         self._home = home
@@ -174,8 +175,7 @@ class Placement:
         present = self._present()
         for interface, attachment in list(self._attached.items()):
             if interface not in present or not _is_alive(interface, attachment):
-                what = "our program was taken away" if interface in present else "has gone"
-                log.warning("interface %s: %s", _shown(interface), what)
+                self._tell_of_loss(interface, is_there=interface in present)
                 _detach(interface, self._attached.pop(interface))
         for gone in self._unattachable.keys() - present:
             del self._unattachable[gone]
@@ -188,6 +188,14 @@ class Placement:
         for interface in sorted(present - self._attached.keys(), key=lambda one: one.index):
             self._try(interface)
 
+    def _tell_of_loss(self, interface: Interface, *, is_there: bool) -> None:
+        """That of a container goes with it, and so does its other end: no surprise."""
+        if is_there:
+            log.warning("interface %s: our program was taken away", self._shown(interface))
+        else:
+            level = logging.WARNING if self._namespaces is None else logging.INFO
+            log.log(level, "interface %s: has gone", self._shown(interface))
+
     def _try(self, interface: Interface) -> None:
         """Attach to an interface, if that can be."""
         try:
@@ -196,14 +204,14 @@ class Placement:
             if interface.namespace and isinstance(error, FileNotFoundError | ProcessLookupError):
                 return  # the namespace has gone again
             if interface not in self._unattachable:
-                log.error("interface %s cannot be attached to, and is tried again: %s", _shown(interface), error)
+                log.error("interface %s cannot be attached to, and is tried again: %s", self._shown(interface), error)
             self._unattachable[interface] = str(error)
             return
         self._unattachable.pop(interface, None)
         self._attached[interface] = attached
         if self._home is not None and attached.way == "clsact":
             (self._home / CLSACT).touch()
-        log.info("interface %s: packets are marked at tc egress (%s)", _shown(interface), attached.way)
+        log.info("interface %s: packets are marked at tc egress (%s)", self._shown(interface), attached.way)
 
     def _attach(self, interface: Interface) -> Attachment:
         with entered(interface.namespace):
@@ -224,7 +232,10 @@ class Placement:
             return present
         closed: dict[str, str] = {}
         self._numbers.clear()
-        for one in self._namespaces.find().values():
+        namespaces = self._namespaces.find().values()
+        attached = {one.namespace: self._names.get(one.namespace, "") for one in self._attached}
+        self._names = attached | {one.path: one.name for one in namespaces}
+        for one in namespaces:
             try:
                 with entered(one.path):
                     found = matching(self._patterns, one.path)
@@ -240,6 +251,10 @@ class Placement:
             log.error("namespace %s cannot be looked into, and is tried again: %s", name, closed[name])
         self._closed_namespaces = set(closed)
         return present
+
+    def _shown(self, interface: Interface) -> str:
+        where = self._names.get(interface.namespace) or interface.namespace
+        return f"{interface.name} in {where}" if where else interface.name
 
     def _have_program(self, namespace: Found) -> None:
         """Raises MarkerUnavailable, OSError."""
@@ -261,7 +276,3 @@ def _detach(interface: Interface, attachment: Attachment) -> None:
     # A namespace that has gone has taken everything with it.
     with contextlib.suppress(OSError), entered(interface.namespace):
         attachment.detach()
-
-
-def _shown(interface: Interface) -> str:
-    return f"{interface.name} in {interface.namespace}" if interface.namespace else interface.name
