@@ -19,9 +19,7 @@ import msgspec
 
 from scitags_agent.bpf.attach import Way
 from scitags_agent.bpf.header_program import Header, HeaderProgram, room_of
-from scitags_agent.bpf.namespaces import entered
 from scitags_agent.bpf.placement import Placement
-from scitags_agent.namespaces import number_of
 from scitags_agent.reserved_routes import ROUTES, Place, ReservedRoutes, Room
 from scitags_agent.too_big import TooBigMessages
 from scitags_core.flow import FlowKey
@@ -84,7 +82,7 @@ class TcHeaders:
         self.why_no_routes = "" if settings.reserve else "not asked for"
         # A thread of our own, as it is in the network namespace in which it was made, whoever leaves that meanwhile.
         self._worker = ThreadPoolExecutor(1, "scitags-routes")
-        self._too_big: dict[str, TooBigMessages] = {}  # by the file of the namespace
+        self._too_big: dict[int, TooBigMessages] = {}  # by the number of the namespace
         self._chores: list[asyncio.Task[None]] = []
         self._due = asyncio.Event()
         self._has_room = asyncio.Event()  # some flow
@@ -119,7 +117,7 @@ class TcHeaders:
                 ReservedRoutes, room_of(settings.header), settings.namespaces, self._placement.covers
             )
             for namespace in self._routes.namespaces:
-                self._too_big[namespace] = await self._in_thread(_open_too_big, namespace)
+                self._too_big[namespace] = await self._in_thread(_open_too_big, self._routes, namespace)
         except OSError as error:
             routes, self._routes = self._routes, None
             if routes is not None:
@@ -135,7 +133,7 @@ class TcHeaders:
             for listener in self._routes.listeners:
                 loop.add_reader(listener, self._hear)
             for namespace, one in self._too_big.items():
-                loop.add_reader(one, self._hear_too_big, one, _number_of(namespace))
+                loop.add_reader(one, self._hear_too_big, one, namespace)
             # What an earlier agent left, and no flow that is under way has asked for.
             await self._in_thread(self._routes.forget_left)
         self._chores = [asyncio.create_task(chore()) for chore in (self._keep_looking, self._watch_peers)]
@@ -351,8 +349,8 @@ class TcHeaders:
             self._too_big.pop(gone).close()
         for namespace in [one for one in present if one not in self._too_big]:
             with suppress(OSError):  # it may be gone again
-                one = self._too_big[namespace] = await self._in_thread(_open_too_big, namespace)
-                loop.add_reader(one, self._hear_too_big, one, number_of(namespace))
+                one = self._too_big[namespace] = await self._in_thread(_open_too_big, routes, namespace)
+                loop.add_reader(one, self._hear_too_big, one, namespace)
 
     async def _follow_routes(self) -> None:
         routes = self._routes
@@ -383,16 +381,9 @@ def _reserve(routes: ReservedRoutes, keys: Sequence[FlowKey], now: float) -> lis
     return found
 
 
-def _number_of(namespace: str) -> int:
-    """Of the file of one; 0 of our own, and of what has just gone."""
-    try:
-        return number_of(namespace) if namespace else 0
-    except OSError:
-        return 0
-
-
-def _open_too_big(namespace: str) -> TooBigMessages:
-    with entered(namespace):
+def _open_too_big(routes: ReservedRoutes, namespace: int) -> TooBigMessages:
+    """Raises OSError."""
+    with routes.inside(namespace):
         return TooBigMessages()
 
 

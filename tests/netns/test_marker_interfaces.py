@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from scitags_agent.backends.marker import Marker, MarkerSettings, StaticMark
-from scitags_agent.bpf import placement
+from scitags_agent.bpf import namespaces
 from scitags_agent.bpf.interfaces import matching
 from scitags_agent.rtnetlink import Link, RouteSocket
 from scitags_core.errors import ConfigError
@@ -63,7 +63,7 @@ def test_a_namespace_that_cannot_be_entered_is_said(
         async with running(pair.alice, namespaces=[pair.bob.path, "no-such-namespace"]) as marker:
             assert marker.counters()["interfaces"] == 1
 
-    monkeypatch.setattr(placement, "entered", denied)
+    monkeypatch.setattr(namespaces, "entered", denied)
     run(scenario())
     assert f"namespace {pair.bob.path} cannot be looked into, and is tried again: [Errno 1] not for you" in caplog.text
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from scitags_agent.namespaces import Found
 
 Answer = TypeVar("Answer")
 
@@ -29,6 +33,24 @@ def entered(path: str) -> Iterator[None]:
             _set(home)
     finally:
         os.close(home)
+
+
+@contextlib.contextmanager
+def inside(number: int, known: Mapping[int, Found]) -> Iterator[None]:
+    """This thread inside one of these namespaces, by its number; 0 is the one that it is in.
+
+    Raises OSError: FileNotFoundError where it has gone, and the file by which it was found leads elsewhere or nowhere.
+    """
+    if not number:
+        yield
+        return
+    found = known.get(number)
+    if found is None:
+        raise FileNotFoundError(errno.ENOENT, f"net:[{number}] is not there")
+    with entered(found.path):
+        if os.stat("/proc/thread-self/ns/net").st_ino != number:  # noqa: PTH116  # as in scitags_agent.namespaces
+            raise FileNotFoundError(errno.ENOENT, f"{found.path} is another namespace by now")
+        yield
 
 
 def enter(path: str) -> None:
