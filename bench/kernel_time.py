@@ -28,7 +28,6 @@ from bench.speed import (
     FIXED_OCTETS,
     HEADER_OCTETS,
     PORT,
-    SHORT,
     TAG,
     UNMARKED,
     Turns,
@@ -40,7 +39,7 @@ from scitags_agent.bpf.kernel_label import probe
 from scitags_core.flow import FlowKey
 from tests.netns.conftest import ALICE
 
-HEADER = "header, on the socket"
+SHORT, HEADER = "unmarked, shorter segments", "header, on the socket"
 NAMES = (UNMARKED, SHORT, HEADER)
 MTUS = (1500, 9000, 9008)
 ROUNDS, SLICES = 4, 30
@@ -86,7 +85,7 @@ def measured(mtu: int, rounds: int, slices: int) -> list[Spent]:
                 # There and back, so that what changes steadily hits all alike.
                 for number in range(len(NAMES)) if round_number % 2 == 0 else reversed(range(len(NAMES))):
                     found[number] += _looked_at(turns, number, slices, directory / "perf.data")
-            sizes = turns.segment_octets()
+            sizes = [turns.segment_octets(number) for number in range(len(NAMES))]
     finally:
         os.sched_setaffinity(0, allowed)
     return [

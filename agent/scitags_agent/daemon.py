@@ -178,6 +178,9 @@ class Daemon:
             for one, options, backend in backends:
                 await self._start_backend(one, options, backend, changes)
             self._begin_ledger()
+            if self._config.table.gone_seconds:
+                # Later, when a flow is there to be looked for, it would keep the next start waiting for 40 ms.
+                import scitags_agent.matching  # noqa: F401, PLC0415
             for one, source in sources:
                 self._start_source(one, source)
             to_do = (self._expire, self._report, self._look_for_gone, self._close_unclaimed, self._notifier.keep_alive)

@@ -11,7 +11,7 @@ from scitags_core.flow import FlowKey, Transport
 
 # Fewer flows than that are looked up one by one.
 FEW_FLOWS = 1000
-SOCKETS_AT_ONCE = 256
+SOCKETS_AT_ONCE = 16  # less than a millisecond: a start may come meanwhile
 ALIVE = OPEN_STATES | {SYN_SENT}
 
 
