@@ -38,9 +38,12 @@ class MarkerElsewhere:
         places: Places,
         labels: SocketLabels | None,
         carry_out: Callable[[Sequence[FlowChange]], Awaitable[None]],
+        forget: Callable[[int], None],
     ) -> None:
-        """carry_out is called in the event loop, with changes that are spread already."""
-        self._places, self._labels, self._carry_out = places, labels, carry_out
+        """carry_out is called in the event loop, with changes that are spread already; forget(number) with a namespace
+        whose flows are to be marked there no more.
+        """
+        self._places, self._labels, self._carry_out, self._forget = places, labels, carry_out, forget
         self._followed: set[int] = set()
         self.programs = ProgramsElsewhere(program.elsewhere, self._came, self._gone)
         self.why_not_kernel: dict[int, str] = {}  # writes labels in a namespace, where it does elsewhere
@@ -75,6 +78,7 @@ class MarkerElsewhere:
 
     async def _gone(self, number: int) -> None:
         await self._carry_out(self._places.gone(number))
+        self._forget(number)
         self.why_not_kernel.pop(number, None)
         if self._labels is not None:
             self._labels.set_place(number, 0, 0)

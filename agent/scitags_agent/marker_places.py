@@ -46,8 +46,8 @@ class Places:
             remembered = self._astray if key.namespace != OWN else self._anywhere
             if change.users:
                 remembered[key] = change
-            else:
-                remembered.pop(key, None)
+            elif remembered.pop(key, None) is None and key.namespace != OWN:
+                continue  # its mark went with its namespace, and an equal flow in our own is another
             found.append(change if key.namespace == OWN else _within(OWN, change))
             if key.namespace == OWN:
                 found += [_within(namespace, change) for namespace in self._places]
@@ -66,7 +66,9 @@ class Places:
         return found
 
     def gone(self, namespace: int) -> list[FlowChange]:
-        """The opposite. The flows that were there alone end by themselves."""
+        """The opposite, of flows that may be anywhere. Of those that were there alone nothing is to be carried out any
+        more, and they end by themselves.
+        """
         self._places.pop(namespace, None)
         return [_ended(_within(namespace, change)) for change in self._anywhere.values()]
 

@@ -165,7 +165,9 @@ class Marker:
         if self._places is not None and self._program.loader == "libbpf":
             from scitags_agent.marker_elsewhere import MarkerElsewhere  # noqa: PLC0415
 
-            self._elsewhere = MarkerElsewhere(self._program, self._places, self._socket_labels, self._carry_out)
+            self._elsewhere = MarkerElsewhere(
+                self._program, self._places, self._socket_labels, self._carry_out, self._forget_namespace
+            )
         settings = self._settings
         self._placement = placement = Placement(
             self._program,
@@ -412,6 +414,15 @@ class Marker:
         if mark.is_offered and self._socket_labels is not None:
             self._set_by_kernel(mark, False)
             self._socket_labels.put(mark.name)
+
+    def _forget_namespace(self, number: int) -> None:
+        """Mark the flows of a namespace there no more: what is told of them later is of none that is looked into."""
+        marks = [mark for name, mark in self._marks.items() if name.namespace == number]
+        self._remove(marks)
+        for mark in marks:
+            mark.removal = 0.0
+        for key in [key for key in self._unmarked if key.namespace == number]:
+            del self._unmarked[key]
 
     async def _ask_the_kernel(self) -> SocketLabels | None:
         """Have the kernel label sockets, if that is wanted. MarkerUnavailable when nothing else is, and it cannot."""
