@@ -123,9 +123,16 @@ class ReservedRoutes:
         """This thread inside one of them. Raises OSError."""
         return inside(namespace, self._others)
 
-    def follow_namespaces(self) -> None:
-        """Open those that have come, and leave those that have gone, or are not meant any more."""
-        self._find()
+    def doubt(self) -> None:
+        """Where there is no route of ours, there may be one to be had by now: the next look tries."""
+        self._stale.update(place for place, one in list(self._reservations.items()) if one.route is None)
+
+    def follow_namespaces(self, *, anew: bool = False) -> None:
+        """Open those that have come, and leave those that have gone, or are not meant any more.
+
+        As of the last second, or as of now.
+        """
+        self._find(anew=anew)
         present = self.namespaces
         for namespace in present:
             if namespace not in self._asked:
@@ -133,9 +140,9 @@ class ReservedRoutes:
         for gone in self._asked.keys() - set(present):
             self._leave(gone)
 
-    def _find(self) -> None:
+    def _find(self, *, anew: bool = False) -> None:
         if self._finder is not None:
-            self._others = self._finder.recent()
+            self._others = self._finder.find() if anew else self._finder.recent()
 
     def _leave(self, namespace: int) -> None:
         for place, one in self._reservations.items():

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -85,12 +86,15 @@ class TcHeaders:
         self._too_big: dict[int, TooBigMessages] = {}  # by the number of the namespace
         self._chores: list[asyncio.Task[None]] = []
         self._due = asyncio.Event()
+        self._is_stranger = False  # there is a flow in a namespace that is not looked into: look at interfaces, too
         self._has_room = asyncio.Event()  # some flow
         self._failures: Counter[str] = Counter()
         if settings.namespaces:
-            from scitags_agent.programs_elsewhere import ProgramsElsewhere  # noqa: PLC0415  # few agents need it
+            from scitags_agent.marker_places import Strangers  # noqa: PLC0415  # few agents need it
+            from scitags_agent.programs_elsewhere import ProgramsElsewhere  # noqa: PLC0415
 
             self._elsewhere = ProgramsElsewhere(self._program.elsewhere, self._came, self._gone)
+            self._strangers = Strangers(self._hurry)
         try:
             self._placement = Placement(
                 self._program,
@@ -146,6 +150,8 @@ class TcHeaders:
             flow = _Flow(name, {key: tag})
             self._write(flow)
             self._flows[name] = flow
+            if key.namespace and self._elsewhere is not None and key.namespace not in self._places:
+                self._strangers.note(key.namespace)
         elif flow.tags.get(key) != tag:
             flow.tags.pop(key, None)
             flow.tags[key] = tag
@@ -272,6 +278,7 @@ class TcHeaders:
 
     async def _gone(self, number: int) -> None:
         place = self._places.pop(number)
+        self._strangers.forget(number)
         for flow in self._flows.values():
             if flow.key.namespace in (0, number):
                 self._forget(flow, [place])
@@ -318,21 +325,45 @@ class TcHeaders:
     async def _keep_looking(self) -> None:
         """At interfaces and routes: when something has changed, and every so often."""
         while True:
+            is_time = False
             try:
                 await asyncio.wait_for(self._due.wait(), self._settings.rescan)
                 await asyncio.sleep(CHANGE_SECONDS)
             except TimeoutError:
-                await self._placement.look()
+                is_time = True
             self._due.clear()
+            more = (is_time or self._is_stranger) and await self._has_more_interfaces()
             try:
-                await self._follow_namespaces()
+                await self._follow_namespaces(anew=more)
+                if more:
+                    await self._try_again()
                 await self._follow_routes()
             except OSError as error:
                 self._failures["failed_looks_at_routes"] += 1
                 if self._failures["failed_looks_at_routes"] == 1:
                     log.error("the routes cannot be looked at: %s (said once, counted from here)", error)
 
-    async def _follow_namespaces(self) -> None:
+    def _hurry(self) -> None:
+        self._is_stranger = True
+        self._due.set()
+
+    async def _has_more_interfaces(self) -> bool:
+        """Look at them; whether the program is on any on which it was not."""
+        self._is_stranger = False
+        before = self._placement.attached
+        await self._placement.look()
+        return not self._placement.attached <= before
+
+    async def _try_again(self) -> None:
+        """Flows that got no room may get it by the interfaces that have come."""
+        if self._routes is not None:
+            self._routes.doubt()
+        without = [flow for flow in self._flows.values() if flow.is_asked and flow.place is None]
+        for flow in without:
+            flow.is_asked = False
+        await self.reserve([flow.key for flow in without])
+
+    async def _follow_namespaces(self, *, anew: bool) -> None:
         """Hear of those that have come, and keep none that has gone."""
         routes = self._routes
         if routes is None or not self._settings.namespaces:
@@ -340,7 +371,7 @@ class TcHeaders:
         loop = asyncio.get_running_loop()
         for listener in routes.listeners:
             loop.remove_reader(listener)
-        await self._in_thread(routes.follow_namespaces)
+        await self._in_thread(partial(routes.follow_namespaces, anew=anew))
         for listener in routes.listeners:
             loop.add_reader(listener, self._hear)
         present = routes.namespaces

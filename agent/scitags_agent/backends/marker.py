@@ -116,6 +116,7 @@ class Marker:
         """Raises ConfigError for static tags and networks that are none."""
         self._settings = settings
         self._is_kernels_alone = settings.label == "kernel"
+        self._look_due = asyncio.Event()  # sooner than by `rescan`
         self._places: Places | None = None
         for pattern in settings.interfaces:
             check_pattern(pattern)
@@ -129,7 +130,7 @@ class Marker:
             from scitags_agent.namespaces import checked  # noqa: PLC0415
 
             checked(settings.namespaces)
-            self._places = Places()
+            self._places = Places(self._look_due.set)
         self._static = [_static_label(one) for one in settings.static]
         self._program: MarkerProgram | None = None
         self._socket_labels: SocketLabels | None = None
@@ -483,7 +484,7 @@ class Marker:
 
     async def _keep_following(self, elsewhere: MarkerElsewhere, finder: Finder) -> None:
         while True:
-            await asyncio.sleep(self._settings.rescan)
+            await self._until_look_is_due()
             await self._follow(elsewhere, finder)
 
     async def _follow(self, elsewhere: MarkerElsewhere, finder: Finder) -> None:
@@ -496,9 +497,14 @@ class Marker:
 
     async def _keep_looking(self, placement: Placement) -> None:
         while True:
-            await asyncio.sleep(self._settings.rescan)
+            await self._until_look_is_due()
             self._maker.forget_addresses()
             await placement.look()
+
+    async def _until_look_is_due(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._look_due.wait(), self._settings.rescan)
+        self._look_due.clear()
 
     def _set_static(self, present: set[Interface]) -> None:
         if self._static:

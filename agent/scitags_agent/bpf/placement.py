@@ -103,6 +103,11 @@ class Placement:
         """On how many interfaces it is."""
         return len(self._attached)
 
+    @property
+    def attached(self) -> frozenset[Interface]:
+        """Those interfaces."""
+        return frozenset(self._attached)
+
     def covers(self, namespace: int, index: int) -> bool:
         """Whether the program is on this interface (Interface); before the start, whether that cannot be said yet."""
         attached = list(self._attached)
