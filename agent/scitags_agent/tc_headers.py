@@ -21,7 +21,7 @@ import msgspec
 from scitags_agent.bpf.attach import Way
 from scitags_agent.bpf.header_program import Header, HeaderProgram, room_of
 from scitags_agent.bpf.placement import Placement
-from scitags_agent.reserved_routes import ROUTES, Place, ReservedRoutes, Room
+from scitags_agent.reserved_routes import OWN, ROUTES, Place, ReservedRoutes, Room
 from scitags_agent.too_big import TooBigMessages
 from scitags_core.flow import FlowKey
 from scitags_core.tag import Tag
@@ -120,8 +120,8 @@ class TcHeaders:
             self._routes = await self._in_thread(
                 ReservedRoutes, room_of(settings.header), settings.namespaces, self._placement.covers
             )
-            for namespace in self._routes.namespaces:
-                self._too_big[namespace] = await self._in_thread(_open_too_big, self._routes, namespace)
+            self._too_big[OWN] = await self._in_thread(_open_too_big, self._routes, OWN)
+            await self._listen_elsewhere(self._routes)
         except OSError as error:
             routes, self._routes = self._routes, None
             if routes is not None:
@@ -136,8 +136,8 @@ class TcHeaders:
         if self._routes is not None:
             for listener in self._routes.listeners:
                 loop.add_reader(listener, self._hear)
-            for namespace, one in self._too_big.items():
-                loop.add_reader(one, self._hear_too_big, one, namespace)
+            own = self._too_big[OWN]
+            loop.add_reader(own, self._hear_too_big, own, OWN)
             # What an earlier agent left, and no flow that is under way has asked for.
             await self._in_thread(self._routes.forget_left)
         self._chores = [asyncio.create_task(chore()) for chore in (self._keep_looking, self._watch_peers)]
@@ -374,14 +374,17 @@ class TcHeaders:
         await self._in_thread(partial(routes.follow_namespaces, anew=anew))
         for listener in routes.listeners:
             loop.add_reader(listener, self._hear)
-        present = routes.namespaces
-        for gone in self._too_big.keys() - set(present):
+        for gone in self._too_big.keys() - set(routes.namespaces):
             loop.remove_reader(self._too_big[gone])
             self._too_big.pop(gone).close()
-        for namespace in [one for one in present if one not in self._too_big]:
-            with suppress(OSError):  # it may be gone again
+        await self._listen_elsewhere(routes)
+
+    async def _listen_elsewhere(self, routes: ReservedRoutes) -> None:
+        """In namespaces that have come; in one that cannot be entered, or is gone again, it is tried again."""
+        for namespace in [one for one in routes.namespaces if one not in self._too_big]:
+            with suppress(OSError):
                 one = self._too_big[namespace] = await self._in_thread(_open_too_big, routes, namespace)
-                loop.add_reader(one, self._hear_too_big, one, namespace)
+                asyncio.get_running_loop().add_reader(one, self._hear_too_big, one, namespace)
 
     async def _follow_routes(self) -> None:
         routes = self._routes
