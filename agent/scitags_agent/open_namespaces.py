@@ -87,6 +87,7 @@ class OpenNamespace:
         self.lookup.close()
         self._routes.close()
         os.close(self._door)
+        self._door = -1  # its number may be another's at once, of another namespace even
         while self._spare:
             self._spare.pop().close()
 

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from scitags_agent import namespaces
+from scitags_agent.bpf.connections import namespace_of
 from scitags_agent.bpf.namespaces import enter, in_passing_thread
 from scitags_agent.namespaces import Finder
+from scitags_agent.open_namespaces import OpenNamespace
 from scitags_core.cli import main
 from scitags_core.errors import ConfigError
 from tests.netns.cgroups import cgroup
@@ -104,6 +106,30 @@ def test_whoever_enters_one_comes_alone(pair: Pair) -> None:
     thread.join()
     assert found == [home]
     assert namespaces.own_number() == home == namespaces.of_process(os.getpid())
+
+
+def opened(host: Namespace) -> OpenNamespace:
+    [found] = Finder([host.path]).find().values()
+
+    def inside() -> OpenNamespace:
+        enter(found.path)
+        return OpenNamespace(found)
+
+    return in_passing_thread(inside).result()
+
+
+def test_one_that_is_closed_is_not_taken_for_the_next(pair: Pair) -> None:
+    """Whose door has its number."""
+    alice = opened(pair.alice)
+    with alice.borrow() as netlink:
+        assert namespace_of(netlink) == alice.cookie
+    alice.close()
+    bob = opened(pair.bob)
+    try:
+        with pytest.raises(FileNotFoundError), alice.borrow():
+            pass
+    finally:
+        bob.close()
 
 
 @pytest.fixture
