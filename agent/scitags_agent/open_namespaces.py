@@ -129,13 +129,13 @@ class Namespaces:
         return self._open
 
     def begin(self) -> None:
-        """One more uses this. Those that are there are open from then on, the others as they come."""
-        self._users += 1
-        if self._users == 1:
+        """One more uses this. Those that are there are open from then on, the others as they come. Raises OSError."""
+        if not self._users:
             self._apply(*in_passing_thread(self._look).result())
             self._looking = asyncio.get_running_loop().create_task(self._keep_looking())
             for pattern in self._finder.missing():
                 log.warning("namespace %s: there is none now, and it is waited for", pattern)
+        self._users += 1
 
     def end(self) -> None:
         """One less."""
@@ -171,7 +171,7 @@ class Namespaces:
         """Look now, when that was not done too often."""
         began = time.monotonic()
         if began >= self._next_hurried and not self._is_busy and self._users:
-            with contextlib.suppress(OSError, RuntimeError):
+            with contextlib.suppress(OSError):
                 self._apply(*in_passing_thread(self._look).result())
             self._next_hurried = began + (time.monotonic() - began) / HURRIED_SHARE
 
@@ -183,7 +183,7 @@ class Namespaces:
             self._is_busy = True
             try:
                 looked = await self._looked_in_thread()
-            except (OSError, RuntimeError) as error:  # there may be no thread to be had
+            except OSError as error:
                 log.debug("namespaces cannot be looked for: %s", error)
                 continue
             finally:

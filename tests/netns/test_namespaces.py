@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ from scitags_agent import namespaces
 from scitags_agent.bpf.connections import namespace_of
 from scitags_agent.bpf.namespaces import enter, in_passing_thread
 from scitags_agent.namespaces import Finder
-from scitags_agent.open_namespaces import OpenNamespace
+from scitags_agent.open_namespaces import Namespaces, OpenNamespace
 from scitags_core.cli import main
 from scitags_core.errors import ConfigError
 from tests.netns.cgroups import cgroup
@@ -130,6 +131,25 @@ def test_one_that_is_closed_is_not_taken_for_the_next(pair: Pair) -> None:
             pass
     finally:
         bob.close()
+
+
+def test_without_a_thread_they_cannot_be_looked_into_and_are_when_there_is_one(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def scenario() -> None:
+        found = Namespaces([pair.alice.path])
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", none)
+            with pytest.raises(BlockingIOError, match="can't start new thread"):
+                found.begin()
+        found.begin()
+        assert found.present.keys() == {number(pair.alice)}
+        found.end()
+
+    asyncio.run(scenario())
 
 
 @pytest.fixture

@@ -63,10 +63,15 @@ def enter(path: str) -> None:
 
 
 def in_passing_thread(function: Callable[[], Answer]) -> Future[Answer]:
-    """Call in a thread that ends with the call: it may enter namespaces and need not come back."""
+    """Call in a thread that ends with the call: it may enter namespaces and need not come back.
+
+    Raises OSError (EAGAIN) when there is no thread to be had, as under TasksMax=.
+    """
     executor = ThreadPoolExecutor(1, "scitags-namespaces")
     try:
         return executor.submit(function)
+    except RuntimeError as error:
+        raise OSError(errno.EAGAIN, str(error)) from None
     finally:
         executor.shutdown(wait=False)
 
