@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from scitags_agent import namespaces
+from scitags_agent import cleaning, namespaces
 from scitags_agent.bpf.attach import tcx_programs
 from scitags_agent.bpf.loader import MarkerProgram
 from scitags_agent.bpf.namespaces import enter, in_passing_thread
 from scitags_agent.bpf.placement import Placement
-from scitags_agent.namespaces import Finder
+from scitags_agent.namespaces import Finder, Found
 from scitags_agent.reserved_routes import PROTOCOL, ReservedRoutes, Room
 from scitags_agent.rtnetlink import RouteSocket
 from tests.netns.conftest import ALICE, Pair
@@ -165,3 +165,19 @@ def test_routes_in_a_namespace_that_is_not_meant_any_more_are_taken_away(
     routes.follow_namespaces()
     assert our_routes(second) == {}
     routes.close(keep=False)
+
+
+def test_a_namespace_that_goes_meanwhile_does_not_keep_the_rest_from_being_cleaned(
+    pair: Pair, agents: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Finder.find
+
+    def found(finder: Finder) -> dict[int, Found]:
+        there = whole(finder)
+        pair.bob.close()
+        return there
+
+    monkeypatch.setattr(Finder, "find", found)
+    directory = tmp_path / "state"
+    directory.mkdir()
+    assert cleaning.clean(directory, [pair.bob.path]) == [f"{directory} removed"]
