@@ -7,43 +7,19 @@ leaves the agent's own. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import msgspec
 
 from scitags_core.flow import FlowChange, FlowKey
 
 OWN = 0
-STRANGERS_REMEMBERED = 1 << 12
-
-
-class Strangers:
-    """Namespaces in which there are flows, and that are not looked into: each is worth one look out of turn."""
-
-    def __init__(self, hurry: Callable[[], None]) -> None:
-        self._hurry = hurry
-        self._known: set[int] = set()
-
-    def note(self, namespace: int) -> None:
-        """A flow is in it."""
-        if namespace in self._known:
-            return
-        if len(self._known) >= STRANGERS_REMEMBERED:
-            self._known.clear()
-        self._known.add(namespace)
-        self._hurry()
-
-    def forget(self, namespace: int) -> None:
-        """It has gone: the next with its number is another."""
-        self._known.discard(namespace)
 
 
 class Places:
     """By the numbers of namespaces (scitags_core.flow.FlowKey), what stands for each in keys of the kernel's maps."""
 
-    def __init__(self, hurry: Callable[[], None] = lambda: None) -> None:
-        """hurry is called when there is a flow in a namespace that is not looked into."""
-        self._strangers = Strangers(hurry)
+    def __init__(self) -> None:
         self._places: dict[int, int] = {}
         # Of flows that are under way, the change that has told of their mark: those that may be anywhere, and those
         # that are where the marker does not look.
@@ -65,8 +41,6 @@ class Places:
             remembered = self._astray if key.namespace != OWN else self._anywhere
             if change.users:
                 remembered[key] = change
-                if key.namespace != OWN:
-                    self._strangers.note(key.namespace)
             elif remembered.pop(key, None) is None and key.namespace != OWN:
                 continue  # its mark went with its namespace, and an equal flow in our own is another
             found.append(change if key.namespace == OWN else _within(OWN, change))
@@ -91,7 +65,6 @@ class Places:
         more, and they end by themselves.
         """
         self._places.pop(namespace, None)
-        self._strangers.forget(namespace)
         return [_ended(_within(namespace, change)) for change in self._anywhere.values()]
 
 

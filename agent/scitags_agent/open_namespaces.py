@@ -116,7 +116,7 @@ class Namespaces:
         self._looking: asyncio.Task[None] | None = None
         self._strangers: set[int] = set()
         self._next_hurried = 0.0
-        self._is_busy = False
+        self._under_way: Future[_Looked] | None = None  # a look, of which nothing is applied yet
 
     @property
     def refused(self) -> int:
@@ -170,35 +170,46 @@ class Namespaces:
     def hurry(self) -> None:
         """Look now, when that was not done too often."""
         began = time.monotonic()
-        if began >= self._next_hurried and not self._is_busy and self._users:
-            with contextlib.suppress(OSError):
-                self._apply(*in_passing_thread(self._look).result())
-            self._next_hurried = began + (time.monotonic() - began) / HURRIED_SHARE
+        if began < self._next_hurried or not self._users:
+            return
+        with contextlib.suppress(OSError):
+            if self._under_way is not None:  # and may have begun too early
+                self._take(self._under_way)
+            self._apply(*in_passing_thread(self._look).result())
+        self._next_hurried = began + (time.monotonic() - began) / HURRIED_SHARE
 
     async def _keep_looking(self) -> None:
         pause = LOOK_SECONDS
         while True:
             await asyncio.sleep(pause)
             began = time.thread_time()
-            self._is_busy = True
             try:
-                looked = await self._looked_in_thread()
+                took = await self._look_in_thread()
             except OSError as error:
                 log.debug("namespaces cannot be looked for: %s", error)
                 continue
-            finally:
-                self._is_busy = False
-            self._apply(looked[0], looked[1])
-            pause = max(LOOK_SECONDS, (time.thread_time() - began + looked[2]) / LOOK_SHARE)
+            pause = max(LOOK_SECONDS, (time.thread_time() - began + took) / LOOK_SHARE)
 
-    async def _looked_in_thread(self) -> _Looked:
-        """What is there, what of it is new, and the seconds that it took."""
-        future = in_passing_thread(self._timed_look)
+    async def _look_in_thread(self) -> float:
+        """The seconds of processor time that the thread took."""
+        future = self._under_way = in_passing_thread(self._timed_look)
         try:
-            return await asyncio.wrap_future(future)
+            await asyncio.wrap_future(future)
+            return self._take(future)
         except asyncio.CancelledError:
-            future.add_done_callback(_close_opened)
+            if self._under_way is future:
+                future.add_done_callback(_close_opened)
             raise
+        finally:
+            self._under_way = None
+
+    def _take(self, look: Future[_Looked]) -> float:
+        """Wait for a look and apply what it has found, once; the seconds that it took. Raises OSError."""
+        found, opened, took = look.result()
+        if self._under_way is look:
+            self._under_way = None
+            self._apply(found, opened)
+        return took
 
     def _timed_look(self) -> _Looked:
         return *self._look(), time.thread_time()
@@ -251,6 +262,33 @@ def _close_opened(future: Future[_Looked]) -> None:
     if not future.cancelled() and future.exception() is None:
         for one in future.result()[1].values():
             one.close()
+
+
+class NamespaceWatch:
+    """Calls somebody whenever a namespace has come or gone. To be used in one event loop alone."""
+
+    def __init__(self, patterns: Sequence[str], changed: Callable[[], None]) -> None:
+        """changed is called for those that are there, too. Raises ConfigError."""
+        self._namespaces = shared(patterns)
+        self._changed = changed
+        try:
+            self._namespaces.begin()
+        except OSError as error:
+            log.warning("of namespaces that come nobody will hear at once: %s", error)
+            self._is_open = False
+            return
+        self._is_open = True
+        self._namespaces.watch(self._note, self._note)
+
+    def close(self) -> None:
+        """Watch no more."""
+        if self._is_open:
+            self._is_open = False
+            self._namespaces.unwatch(self._note)
+            self._namespaces.end()
+
+    def _note(self, _: OpenNamespace) -> None:
+        self._changed()
 
 
 _shared: dict[tuple[str, ...], Namespaces] = {}

@@ -28,6 +28,7 @@ from scitags_core.tag import Tag
 
 if TYPE_CHECKING:
     from scitags_agent.namespaces import Found
+    from scitags_agent.open_namespaces import NamespaceWatch
     from scitags_agent.programs_elsewhere import ProgramsElsewhere
 
 Answer = TypeVar("Answer")
@@ -86,15 +87,14 @@ class TcHeaders:
         self._too_big: dict[int, TooBigMessages] = {}  # by the number of the namespace
         self._chores: list[asyncio.Task[None]] = []
         self._due = asyncio.Event()
-        self._is_stranger = False  # there is a flow in a namespace that is not looked into: look at interfaces, too
+        self._watch: NamespaceWatch | None = None
+        self._has_namespace_changed = False
         self._has_room = asyncio.Event()  # some flow
         self._failures: Counter[str] = Counter()
         if settings.namespaces:
-            from scitags_agent.marker_places import Strangers  # noqa: PLC0415  # few agents need it
-            from scitags_agent.programs_elsewhere import ProgramsElsewhere  # noqa: PLC0415
+            from scitags_agent.programs_elsewhere import ProgramsElsewhere  # noqa: PLC0415  # few agents need it
 
             self._elsewhere = ProgramsElsewhere(self._program.elsewhere, self._came, self._gone)
-            self._strangers = Strangers(self._hurry)
         try:
             self._placement = Placement(
                 self._program,
@@ -133,6 +133,10 @@ class TcHeaders:
         """Attach, with the flows that are known by now. MarkerUnavailable where it cannot be attached to any."""
         loop = asyncio.get_running_loop()
         await self._placement.start()
+        if self._settings.namespaces:
+            from scitags_agent.open_namespaces import NamespaceWatch  # noqa: PLC0415
+
+            self._watch = NamespaceWatch(self._settings.namespaces, self._look_at_all)
         if self._routes is not None:
             for listener in self._routes.listeners:
                 loop.add_reader(listener, self._hear)
@@ -150,8 +154,6 @@ class TcHeaders:
             flow = _Flow(name, {key: tag})
             self._write(flow)
             self._flows[name] = flow
-            if key.namespace and self._elsewhere is not None and key.namespace not in self._places:
-                self._strangers.note(key.namespace)
         elif flow.tags.get(key) != tag:
             flow.tags.pop(key, None)
             flow.tags[key] = tag
@@ -207,6 +209,8 @@ class TcHeaders:
         for chore in self._chores:
             chore.cancel()
         await asyncio.gather(*self._chores, return_exceptions=True)
+        if self._watch is not None:
+            self._watch.close()
         loop = asyncio.get_running_loop()
         for one in self._too_big.values():
             loop.remove_reader(one)
@@ -278,7 +282,6 @@ class TcHeaders:
 
     async def _gone(self, number: int) -> None:
         place = self._places.pop(number)
-        self._strangers.forget(number)
         for flow in self._flows.values():
             if flow.key.namespace in (0, number):
                 self._forget(flow, [place])
@@ -332,7 +335,7 @@ class TcHeaders:
             except TimeoutError:
                 is_time = True
             self._due.clear()
-            more = (is_time or self._is_stranger) and await self._has_more_interfaces()
+            more = (is_time or self._has_namespace_changed) and await self._has_more_interfaces()
             try:
                 await self._follow_namespaces(anew=more)
                 if more:
@@ -343,13 +346,13 @@ class TcHeaders:
                 if self._failures["failed_looks_at_routes"] == 1:
                     log.error("the routes cannot be looked at: %s (said once, counted from here)", error)
 
-    def _hurry(self) -> None:
-        self._is_stranger = True
+    def _look_at_all(self) -> None:
+        self._has_namespace_changed = True
         self._due.set()
 
     async def _has_more_interfaces(self) -> bool:
         """Look at them; whether the program is on any on which it was not."""
-        self._is_stranger = False
+        self._has_namespace_changed = False
         before = self._placement.attached
         await self._placement.look()
         return not self._placement.attached <= before

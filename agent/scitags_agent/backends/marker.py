@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from scitags_agent.marker_elsewhere import MarkerElsewhere
     from scitags_agent.marker_places import Places
     from scitags_agent.namespaces import Finder
+    from scitags_agent.open_namespaces import NamespaceWatch
 
 log = logging.getLogger(__name__)
 
@@ -130,12 +131,13 @@ class Marker:
             from scitags_agent.namespaces import checked  # noqa: PLC0415
 
             checked(settings.namespaces)
-            self._places = Places(self._look_due.set)
+            self._places = Places()
         self._static = [_static_label(one) for one in settings.static]
         self._program: MarkerProgram | None = None
         self._socket_labels: SocketLabels | None = None
         self._placement: Placement | None = None
         self._elsewhere: MarkerElsewhere | None = None
+        self._namespaces: NamespaceWatch | None = None
         self._marks: dict[FlowKey, Mark] = {}  # by name
         self._removals: deque[tuple[float, list[Mark]]] = deque()  # the next first
         self._remover: asyncio.TimerHandle | None = None
@@ -180,6 +182,10 @@ class Marker:
             home=self._home,
             looked=self._set_static,
         )
+        if settings.namespaces:
+            from scitags_agent.open_namespaces import NamespaceWatch  # noqa: PLC0415
+
+            self._namespaces = NamespaceWatch(settings.namespaces, self._look_due.set)
         # All that is under way is marked by our program before it takes an earlier one's place.
         await self.handle(inheritance.under_way)
         if settings.label == "kernel":
@@ -235,6 +241,8 @@ class Marker:
             self._unmarked.pop(key, None)
 
     async def close(self) -> None:
+        if self._namespaces is not None:
+            self._namespaces.close()
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
