@@ -29,21 +29,22 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 
 import msgspec
 
 from scitags_agent.arrivals import Arrival, Arrivals
+from scitags_agent.assignment import Assignment
 from scitags_agent.bpf.connections import ConnectionsUnavailable
-from scitags_agent.candidates import GRACE_SECONDS, YOUNG_SECONDS, Place, Ports, as_it_is, place_of
-from scitags_agent.connections import OPEN_STATES, Connection, dump
+from scitags_agent.candidates import GRACE_SECONDS, YOUNG_SECONDS, Place, as_it_is, place_of
+from scitags_agent.connections import Connection
 from scitags_agent.host import Host
 from scitags_agent.matched import Matched
 from scitags_agent.presence import Presence, find_alive
+from scitags_agent.sightings import Sightings
 from scitags_agent.waiting import Options, Waiting, came_just_now, could_mean
-from scitags_core.flow import FlowEvent, FlowKey, FlowState, Transport
+from scitags_core.flow import FlowEvent, FlowKey, FlowState
 from scitags_core.roles import Expectation
 from scitags_core.tag import Tag
 
@@ -57,14 +58,9 @@ SELDOM_LOOK_SECONDS = 0.1
 LOOK_SHARE = 0.1
 # Whoever comes while others wait is worth an earlier look, but not for more than this share of the time.
 EARLY_LOOK_SHARE = 0.3
-# With more ports in question than that, one look at everything costs less.
-PORTS_ASKED_FOR = 4
-DISPUTES_REMEMBERED = 1 << 14
-SOCKETS_AT_ONCE = 256
 # The event loop's turns from a datagram that is there to the start that waits: it is read, a task begins with it.
 TURNS_TO_A_START = 3
 
-_FOREVER_AGO = float("-inf")
 Expect = Callable[[FlowKey, Tag, float, float], Sequence[Expectation]]
 IsAnnounced = Callable[[FlowKey, float], bool]
 
@@ -102,11 +98,10 @@ class Matcher:
         self._waiting: list[Waiting] = []
         self._looking: asyncio.Task[None] | None = None
         self._somebody_came = asyncio.Event()
-        # When each connection was first seen, by our clock and by cookie, while something waited for its ports.
-        self._sightings: dict[Ports, dict[int, float]] = {}
-        self._disputed: OrderedDict[int, None] = OrderedDict()
+        self._sightings = Sightings(host)
         self._matched = Matched()
         self._counters: Counter[str] = Counter(exact=0, matched=0, ambiguous=0, unmatched=0, elsewhere=0)
+        self._assignment = Assignment(self._matched, self._counters)
 
     async def close(self) -> None:
         """Let all that wait go unmatched, and look no more."""
@@ -229,24 +224,23 @@ class Matcher:
             now = time.monotonic()
             for one in self._waiting:
                 if now - one.arrived >= self._wait:
-                    self._give_up(one)
+                    self._assignment.give_up(one)
             early = (now - began) / EARLY_LOOK_SHARE
             await asyncio.sleep(early)
             with contextlib.suppress(TimeoutError):
                 often = LOOK_SECONDS if self._arrivals is None else SELDOM_LOOK_SECONDS
                 pause = max(often, (now - began) / LOOK_SHARE) - early
                 await asyncio.wait_for(self._somebody_came.wait(), pause)
-        self._sightings.clear()  # what comes while nobody waits is not seen coming
+        self._sightings.forget()  # what comes while nobody waits is not seen coming
 
     async def _look(self) -> None:
         """One look at the ports in question, and what follows from it."""
         waiting = list(self._waiting)
         asked = {one.place.ports for one in waiting}
-        present = await self._present(asked)
+        present = await self._sightings.look(asked)
         if self._arrivals is not None:
             self._arrivals.catch_up()  # all that is present is there too, but for what was before we watched
-        now = time.monotonic()
-        self._sightings = {ports: self._sighted(ports, present[ports], now) for ports in asked}
+        self._sightings.note(present, time.monotonic())
         fitting = {
             place: {c.cookie: c for c in present[place.ports] if place.fits(c.key)}
             for place in {one.place for one in waiting}
@@ -259,66 +253,29 @@ class Matcher:
             here = [one for one in waiting if one.place == place]
             # New connections first: what they leave may mean one that was there before.
             for choose in (self._new_ones, self._used_again):
-                self._assign([(one, choose(one, connections)) for one in here if not one.found.done()])
-            self._release(here, connections.keys())
-
-    async def _present(self, asked: set[Ports]) -> dict[Ports, list[Connection]]:
-        """The open connections with these ports."""
-        present: dict[Ports, list[Connection]] = {ports: [] for ports in asked}
-        if len(asked) <= PORTS_ASKED_FOR:
-            for protocol, near_port, far_port in asked:
-                present[protocol, near_port, far_port] = await self._open_ones(protocol, near_port, far_port)
-            return present
-        for protocol in {ports[0] for ports in asked}:
-            for one in await self._open_ones(protocol):
-                for ports in ((protocol, one.local_port, 0), (protocol, 0, one.remote_port)):
-                    if ports in present:
-                        present[ports].append(one)
-        return present
-
-    async def _open_ones(self, protocol: Transport, near_port: int = 0, far_port: int = 0) -> list[Connection]:
-        """This host's open connections, by port where given; read in steps, so that others get their turn."""
-        found = []
-        for place in self._host.places:
-            dumped = dump(protocol, local_port=near_port, remote_port=far_port, details=True, place=place)
-            for count, one in enumerate(dumped, 1):
-                if one.state in OPEN_STATES:
-                    found.append(one)
-                if count % SOCKETS_AT_ONCE == 0:
-                    await asyncio.sleep(0)
-            await asyncio.sleep(0)
-        return found
-
-    def _sighted(self, ports: Ports, connections: list[Connection], now: float) -> dict[int, float]:
-        """When each was first seen; at the first look at these ports only what is young counts as seen coming."""
-        known = self._sightings.get(ports)
-        if known is None:
-            return {one.cookie: now if as_it_is(one).is_young else _FOREVER_AGO for one in connections}
-        return {one.cookie: known.get(one.cookie, now) for one in connections}
+                self._assignment.assign([(one, choose(one, connections)) for one in here if not one.found.done()])
+            self._assignment.release(here, connections.keys())
 
     def _new_ones(self, one: Waiting, connections: Mapping[int, Connection]) -> Options:
         """Those that have been seen coming; what the kernel has told of is dealt with by its time."""
-        seen = self._sightings[one.place.ports]
+        seen = self._sightings.of(one.place.ports)
         since = one.arrived - YOUNG_SECONDS
         others = (one.before or {}) if one.is_prompt else {}
         told: Container[int] = self._arrivals if self._arrivals is not None else ()
         return {
             cookie: connections[cookie].key
-            for cookie in self._free(connections)
+            for cookie in self._assignment.free(connections)
             if seen[cookie] >= since and cookie not in others and cookie not in told
         }
 
     def _used_again(self, one: Waiting, connections: Mapping[int, Connection]) -> Options:
-        free = self._free(connections)
+        free = self._assignment.free(connections)
         if time.monotonic() - one.arrived < GRACE_SECONDS or len(free) != 1:
             return {}
         (cookie,) = free
         was = (one.before or {}).get(cookie)
         is_meant = was is not None and was.is_unused and as_it_is(connections[cookie]).moved > was.moved
         return {cookie: connections[cookie].key} if is_meant else {}
-
-    def _free(self, cookies: Iterable[int]) -> list[int]:
-        return [one for one in cookies if not self._matched.is_claimed(one) and one not in self._disputed]
 
     # --- what the kernel tells of -------------------------------------------------------------------
 
@@ -343,12 +300,12 @@ class Matcher:
         come = self._come(place, until)
         fitting = [one for one in come if not self._is_known_otherwise(one)]
         for arrival in fitting:
-            if self._free((arrival.cookie,)):
-                free = set(self._free(one.cookie for one in fitting))
+            if self._assignment.free((arrival.cookie,)):
+                free = set(self._assignment.free(one.cookie for one in fitting))
                 unsure = [one for one in fitting if one.cookie in free]
-                self._assign([(one, one.meant_by(arrival, unsure)) for one in could_mean(here, arrival)])
+                self._assignment.assign([(one, one.meant_by(arrival, unsure)) for one in could_mean(here, arrival)])
         told = {one.cookie for one in come}
-        self._release(here, told)
+        self._assignment.release(here, told)
         for start in here:
             if not start.found.done():
                 self._expect_again(start, told)
@@ -402,49 +359,11 @@ class Matcher:
     def _has_come(self, one: Waiting, until: float) -> bool:
         """Whether something that it may mean came until then, and has not been given to anybody."""
         return any(
-            one.sent <= arrival.stood and self._free((arrival.cookie,)) and not self._is_known_otherwise(arrival)
+            one.sent <= arrival.stood
+            and self._assignment.free((arrival.cookie,))
+            and not self._is_known_otherwise(arrival)
             for arrival in self._come(one.place, until)
         )
-
-    def _assign(self, choices: list[tuple[Waiting, Options]]) -> None:
-        """Give each start its connection, where there is no doubt."""
-        for one, options in choices:
-            own = {cookie: options[cookie] for cookie in self._free(options)}  # others may have taken some
-            if not own:
-                continue
-            rivals = [other for other, theirs in choices if not other.found.done() and theirs.keys() & own.keys()]
-            # As many starts as connections, all with the same tag: which is which makes no difference.
-            if all(other.event.tag == one.event.tag for other in rivals) and len(own) <= len(rivals):
-                cookie, near_key = next(iter(own.items()))
-                key = one.place.told(near_key)
-                self._counters["matched"] += 1
-                self._matched.add(one.event.key, key, cookie)
-                one.settle(key, cookie)
-                continue
-            for other in rivals:
-                other.ambiguous = True
-            self._dispute(own)
-
-    def _dispute(self, cookies: Iterable[int]) -> None:
-        for cookie in cookies:
-            self._disputed[cookie] = None
-            if len(self._disputed) > DISPUTES_REMEMBERED:
-                self._disputed.popitem(last=False)
-
-    def _release(self, waiting: list[Waiting], cookies: AbstractSet[int]) -> None:
-        """Let those go whose connections have come, though which is whose cannot be said.
-
-        Until then each start goes on waiting, as the next connection may be its own and not that of a later start.
-        """
-        stuck = [one for one in waiting if one.ambiguous and not one.found.done()]
-        if len(stuck) <= len(cookies & self._disputed.keys()):
-            for one in stuck:
-                self._give_up(one)
-
-    def _give_up(self, one: Waiting) -> None:
-        if not one.found.done():
-            self._counters["ambiguous" if one.ambiguous else "unmatched"] += 1
-            one.settle(None)
 
     # --- ends, and what is remembered ---------------------------------------------------------------
 
@@ -459,7 +378,7 @@ class Matcher:
         if early is not None and (early.found.done() or event.key not in self._matched):
             # It is over before its connection was found; or that was found just now, and has not been acted on.
             was_found = early.found.done()
-            self._give_up(early)
+            self._assignment.give_up(early)
             await early.acted_on.wait()
             if not was_found:
                 return None
