@@ -38,8 +38,8 @@ from scitags_agent.arrivals import Arrival, Arrivals
 from scitags_agent.assignment import Assignment
 from scitags_agent.bpf.connections import ConnectionsUnavailable
 from scitags_agent.candidates import GRACE_SECONDS, YOUNG_SECONDS, Place, as_it_is, place_of
-from scitags_agent.connections import Connection
 from scitags_agent.host import Host
+from scitags_agent.inet_diag import Connection
 from scitags_agent.matched import Matched
 from scitags_agent.presence import Presence, find_alive
 from scitags_agent.sightings import Sightings

@@ -20,7 +20,8 @@ from concurrent.futures import Future
 
 from scitags_agent.bpf.connections import namespace_of, own_namespace
 from scitags_agent.bpf.namespaces import enter, in_passing_thread
-from scitags_agent.connections import Lookup, open_netlink
+from scitags_agent.connections import Lookup
+from scitags_agent.inet_diag import open_netlink
 from scitags_agent.namespaces import Finder, Found, own_number
 from scitags_agent.rtnetlink import RouteSocket
 

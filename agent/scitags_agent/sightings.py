@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Collection, Mapping
 
 from scitags_agent.candidates import Ports, as_it_is
-from scitags_agent.connections import OPEN_STATES, Connection, dump
+from scitags_agent.connections import dump
 from scitags_agent.host import Host
+from scitags_agent.inet_diag import OPEN_STATES, Connection
 from scitags_core.flow import Transport
 
 # With more ports in question than that, one look at everything costs less.

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import msgspec
 
 from scitags_agent.bpf.namespaces import inside
-from scitags_agent.connections import OPEN_STATES, SYN_RECV, SYN_SENT, Lookup, SockDiagError
+from scitags_agent.connections import Lookup
+from scitags_agent.inet_diag import OPEN_STATES, SYN_RECV, SYN_SENT, SockDiagError
 from scitags_agent.live_socket import LiveSockets
 from scitags_agent.namespaces import Finder
 from scitags_agent.passed_sockets import identified
