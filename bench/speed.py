@@ -125,18 +125,15 @@ def hosts(mtu: int, bits_per_second: float) -> Iterator[tuple[Namespace, Namespa
 class Turns:
     """Open connections that take turns in sending a slice each; the far end is a process of its own."""
 
-    def __init__(self, alice: Namespace, bob: Namespace, segments: Sequence[int]) -> None:
-        """A connection for each of these sizes that segments may have at most, 0 for no such limit."""
+    def __init__(self, alice: Namespace, bob: Namespace, connections: int) -> None:
         self._stack = ExitStack()
         with bob.entered():
             server = socket.create_server(("::", PORT), family=socket.AF_INET6)
         ends = []
         self.senders: list[socket.socket] = []
         with server, alice.entered():
-            for number, octets in enumerate(segments):
+            for number in range(connections):
                 sender = self._stack.enter_context(socket.socket(socket.AF_INET6))
-                if octets:
-                    sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, octets)
                 sender.bind((ALICE, FIRST_CLIENT_PORT + number))
                 sender.connect((far_address(number), PORT))
                 self.senders.append(sender)
@@ -234,7 +231,7 @@ def _slices(
         with ExitStack() as stack:
             alice, bob = stack.enter_context(hosts(mtu, plan.bits_per_second))
             ways = opened(stack, names, alice, "alice0", plan.peers)
-            turns = stack.enter_context(Turns(alice, bob, [0] * len(names)))
+            turns = stack.enter_context(Turns(alice, bob, len(names)))
             connections = {name: Switched(turns, number, ways[name], mtu) for number, name in enumerate(names)}
             for round_number in range(-WARM_UP_ROUNDS, rounds):
                 for name in chance.sample(names, len(names)):
