@@ -41,7 +41,7 @@ def _kernel_grants_slices() -> None:
         pytest.skip("this kernel does not show how it schedules (/proc/PID/sched)")
 
 
-def test_the_agent_has_the_shortest_slice_that_the_kernel_grants(tmp_path: Path) -> None:
+def test_the_agent_has_the_slice_that_it_asks_for(tmp_path: Path) -> None:
     agent = Agent(tmp_path, SILENT)
     agent.start()
     try:
