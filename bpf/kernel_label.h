@@ -52,7 +52,7 @@ enum canonical {
 	CANONICAL_BY_PORT, /* from the end with the lower one */
 };
 
-#define MAX_EXPECTED 8
+#define MAX_EXPECTED 32
 
 /* All that are expected at one place. */
 struct expectations {

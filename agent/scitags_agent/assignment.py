@@ -12,6 +12,7 @@ from collections.abc import Set as AbstractSet
 
 from scitags_agent.matched import Matched
 from scitags_agent.waiting import Options, Waiting
+from scitags_core.flow import FlowKey
 
 DISPUTES_REMEMBERED = 1 << 14
 
@@ -39,14 +40,17 @@ class Assignment:
             # As many starts as connections, all with the same tag: which is which makes no difference.
             if all(other.event.tag == one.event.tag for other in rivals) and len(own) <= len(rivals):
                 cookie, near_key = next(iter(own.items()))
-                key = one.place.told(near_key)
-                self._counters["matched"] += 1
-                self._matched.add(one.event.key, key, cookie)
-                one.settle(key, cookie)
+                self.take(one, one.place.told(near_key), cookie)
                 continue
             for other in rivals:
                 other.ambiguous = True
             self._dispute(own)
+
+    def take(self, one: Waiting, key: FlowKey, cookie: int) -> None:
+        """A start means this connection, of whose key its flow has the direction."""
+        self._counters["matched"] += 1
+        self._matched.add(one.event.key, key, cookie)
+        one.settle(key, cookie)
 
     def release(self, waiting: Iterable[Waiting], cookies: AbstractSet[int]) -> None:
         """Let those go whose connections have come, though which is whose cannot be said.

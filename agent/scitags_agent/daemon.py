@@ -178,6 +178,7 @@ class Daemon:
             for one, options, backend in backends:
                 await self._start_backend(one, options, backend, changes)
             self._begin_ledger()
+            self._end_in_gone_namespaces()
             if self._config.table.gone_seconds:
                 # Later, when a flow is there to be looked for, it would keep the next start waiting for 40 ms.
                 import scitags_agent.matching  # noqa: F401, PLC0415
@@ -652,6 +653,14 @@ class Daemon:
     def _end_namespace(self, number: int) -> None:
         """End what is left of the flows of a namespace that has gone, its sockets with it."""
         self.end_connections([key for key, _ in self.table.flows() if key.namespace == number])
+
+    def _end_in_gone_namespaces(self) -> None:
+        """The same at the start, for those that went while there was no agent, or are not looked into any more."""
+        if self._whereabouts is None and self._config.agent.namespaces:
+            return  # they could not be looked for
+        for number in {key.namespace for key, _ in self.table.flows() if key.namespace}:
+            if self._whereabouts is None or not self._whereabouts.may_be_there(number):
+                self._end_namespace(number)
 
     async def _close_matching(self) -> None:
         """Let go of all that looks at connections; what waits for one goes unmatched."""

@@ -118,6 +118,10 @@ class Host:
         homes = self.homes(address)
         return namespace in homes if namespace else bool(homes)
 
+    def has_just_got(self, address: str) -> bool:
+        """Whether an address that was not local is so by now, in a namespace that nobody has looked for yet."""
+        return self.namespaces is not None and self.namespaces.hurry() and self.is_local(address)
+
     def _forget_homes(self, _: OpenNamespace) -> None:
         self._homes.clear()
         self._came = time.monotonic()

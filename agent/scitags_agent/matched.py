@@ -7,6 +7,8 @@ from collections import Counter, OrderedDict, deque
 from scitags_core.flow import FlowKey
 
 MATCHES_REMEMBERED = 1 << 17
+# Of flows that have ended: their connections may be used again.
+ENDED_REMEMBERED = 1 << 14
 
 
 class Matched:
@@ -16,6 +18,7 @@ class Matched:
         self._known: OrderedDict[FlowKey, deque[tuple[FlowKey, int]]] = OrderedDict()
         self._claimed: Counter[int] = Counter()  # cookies of the connections of flows under way
         self._stood_for: Counter[FlowKey] = Counter()  # the 5-tuples of those
+        self._ended: OrderedDict[FlowKey, tuple[FlowKey, int]] = OrderedDict()  # the last of each
 
     def __len__(self) -> int:
         return len(self._known)
@@ -47,6 +50,11 @@ class Matched:
         known = self._known.get(reported)
         return known[0][0] if known else None
 
+    def latest(self, reported: FlowKey) -> tuple[FlowKey, int] | None:
+        """The connection's 5-tuple and cookie of the flow that began last, though it may have ended."""
+        known = self._known.get(reported)
+        return known[-1] if known else self._ended.get(reported)
+
     def take(self, reported: FlowKey) -> FlowKey | None:
         """The same, as that flow ends."""
         known = self._known.get(reported)
@@ -56,6 +64,10 @@ class Matched:
         self._release(key, cookie)
         if not known:
             del self._known[reported]
+            self._ended[reported] = key, cookie
+            self._ended.move_to_end(reported)
+            if len(self._ended) > ENDED_REMEMBERED:
+                self._ended.popitem(last=False)
         return key
 
     def _release(self, key: FlowKey, cookie: int) -> None:

@@ -39,10 +39,11 @@ from scitags_agent.assignment import Assignment
 from scitags_agent.bpf.connections import ConnectionsUnavailable
 from scitags_agent.candidates import GRACE_SECONDS, YOUNG_SECONDS, Place, as_it_is, place_of
 from scitags_agent.host import Host
-from scitags_agent.inet_diag import Connection
+from scitags_agent.inet_diag import Connection, SockDiagError
 from scitags_agent.matched import Matched
 from scitags_agent.presence import Presence, find_alive
 from scitags_agent.sightings import Sightings
+from scitags_agent.used_again import has_moved, is_used_again
 from scitags_agent.waiting import Options, Waiting, came_just_now, could_mean
 from scitags_core.flow import FlowEvent, FlowKey, FlowState
 from scitags_core.roles import Expectation
@@ -207,11 +208,29 @@ class Matcher:
             self._decide_soon()
         if self._looking is None or self._looking.done():
             self._looking = asyncio.get_running_loop().create_task(self._look_while_waiting())
+        last = self._matched.latest(one.event.key) if one.event.state is FlowState.START else None
+        again = asyncio.get_running_loop().create_task(self._await_use(one, *last)) if last is not None else None
         try:
             key = await one.found
         finally:
             self._waiting.remove(one)
+            if again is not None:
+                again.cancel()
         return None if key is None else msgspec.structs.replace(one.event, key=key)
+
+    async def _await_use(self, one: Waiting, key: FlowKey, cookie: int) -> None:
+        """The connection of its client's last transfer may be used again (scitags_agent.used_again)."""
+
+        def is_free() -> bool:
+            rivals = (other.event.tag for other in self._waiting if other.place == one.place)
+            is_alone = all(tag == one.event.tag for tag in rivals)
+            return is_alone and bool(self._assignment.free((cookie,))) and not self._may_have_come(one)
+
+        try:
+            if await is_used_again(self._host, one, key, cookie, is_free) and not one.found.done():
+                self._assignment.take(one, key, cookie)
+        except SockDiagError:  # it goes on waiting for another
+            self._counters["failed_looks"] += 1
 
     async def _look_while_waiting(self) -> None:
         while self._waiting:
@@ -299,11 +318,14 @@ class Matcher:
         here = [one for one in self._waiting if one.place == place]
         come = self._come(place, until)
         fitting = [one for one in come if not self._is_known_otherwise(one)]
+        # With one tag it makes no difference which is which, but to the label that the kernel has given already.
+        met = {cookie: one for one in here for cookie in one.met_by} if len(here) > 1 else {}
         for arrival in fitting:
             if self._assignment.free((arrival.cookie,)):
                 free = set(self._assignment.free(one.cookie for one in fitting))
                 unsure = [one for one in fitting if one.cookie in free]
-                self._assignment.assign([(one, one.meant_by(arrival, unsure)) for one in could_mean(here, arrival)])
+                starts = sorted(could_mean(here, arrival), key=lambda one: one is not met.get(arrival.cookie))
+                self._assignment.assign([(one, one.meant_by(arrival, unsure)) for one in starts])
         told = {one.cookie for one in come}
         self._assignment.release(here, told)
         for start in here:
@@ -356,6 +378,13 @@ class Matcher:
         if not one.expected and not self._has_come(one, time.monotonic()):
             self._expect(one)
 
+    def _may_have_come(self, one: Waiting) -> bool:
+        """Whether there is a new connection that it may mean, for all that is known."""
+        if self._arrivals is None:
+            return False  # looked for, and given out, in _look
+        self._arrivals.catch_up()
+        return self._has_come(one, time.monotonic())
+
     def _has_come(self, one: Waiting, until: float) -> bool:
         """Whether something that it may mean came until then, and has not been given to anybody."""
         return any(
@@ -387,8 +416,31 @@ class Matcher:
             return msgspec.structs.replace(event, key=key)
         if self.is_exact(event.key, event.zone):
             return event
+        if not event.key.src_port or not event.key.dst_port:
+            told = await self._match_end_alone(event)
+            if told is not None:
+                return told
         self._count_out(event.key)
         return None
+
+    async def _match_end_alone(self, event: FlowEvent) -> FlowEvent | None:
+        """The only connection by which its octets can have gone: dCache tells of what it pushes when that is over."""
+        place = place_of(event.key, self._host)
+        usage = event.usage
+        if place is None or usage is None or not (usage.sent or usage.received):
+            return None
+        moved = usage.sent or 0, usage.received or 0
+        sent, received = moved if place.is_source else moved[::-1]
+        try:
+            there = await self._sightings.open_ones(place.protocol, place.near_port, place.far_port)
+        except SockDiagError:
+            self._counters["failed_looks"] += 1
+            return None
+        fitting = {one.cookie: one.key for one in there if place.fits(one.key) and has_moved(one, sent, received)}
+        if len(self._assignment.free(fitting)) != 1 or len(fitting) != 1:
+            return None
+        self._counters["matched"] += 1
+        return msgspec.structs.replace(event, key=place.told(*fitting.values()))
 
     def _count_out(self, key: FlowKey) -> None:
         is_here = self._host.is_local(key.src, key.namespace) or self._host.is_local(key.dst, key.namespace)

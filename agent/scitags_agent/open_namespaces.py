@@ -129,6 +129,10 @@ class Namespaces:
         """By their numbers."""
         return self._open
 
+    def may_be_there(self, number: int) -> bool:
+        """Whether there is one with this number, or that cannot be said."""
+        return number in self._open or number in self._refused or self._finder.is_denied
+
     def begin(self) -> None:
         """One more uses this. Those that are there are open from then on, the others as they come. Raises OSError."""
         if not self._users:
@@ -160,24 +164,34 @@ class Namespaces:
 
     def by_cookie(self, cookie: int) -> OpenNamespace | None:
         """That with the kernel's cookie; one that is not known yet is looked for at once, as often as may be."""
-        found = self._by_cookie.get(cookie)
-        if found is None and cookie not in self._strangers:
-            self.hurry()
-            found = self._by_cookie.get(cookie)
+        return self._known_or_new(self._by_cookie, cookie)
+
+    def by_number(self, number: int) -> OpenNamespace | None:
+        """That with a number; likewise."""
+        return self._known_or_new(self._open, number)
+
+    def _known_or_new(self, known: Mapping[int, OpenNamespace], name: int) -> OpenNamespace | None:
+        found = known.get(name)
+        if found is None and name not in self._strangers and self.hurry():
+            found = known.get(name)
             if found is None:
-                self._strangers.add(cookie)
+                self._strangers.add(name)
         return found
 
-    def hurry(self) -> None:
-        """Look now, when that was not done too often."""
+    def hurry(self) -> bool:
+        """Look now, when that was not done too often; whether it was done."""
         began = time.monotonic()
         if began < self._next_hurried or not self._users:
-            return
-        with contextlib.suppress(OSError):
+            return False
+        try:
             if self._under_way is not None:  # and may have begun too early
                 self._take(self._under_way)
             self._apply(*in_passing_thread(self._look).result())
-        self._next_hurried = began + (time.monotonic() - began) / HURRIED_SHARE
+        except OSError:
+            return False
+        finally:
+            self._next_hurried = began + (time.monotonic() - began) / HURRIED_SHARE
+        return True
 
     async def _keep_looking(self) -> None:
         pause = LOOK_SECONDS
@@ -263,33 +277,6 @@ def _close_opened(future: Future[_Looked]) -> None:
     if not future.cancelled() and future.exception() is None:
         for one in future.result()[1].values():
             one.close()
-
-
-class NamespaceWatch:
-    """Calls somebody whenever a namespace has come or gone. To be used in one event loop alone."""
-
-    def __init__(self, patterns: Sequence[str], changed: Callable[[], None]) -> None:
-        """changed is called for those that are there, too. Raises ConfigError."""
-        self._namespaces = shared(patterns)
-        self._changed = changed
-        try:
-            self._namespaces.begin()
-        except OSError as error:
-            log.warning("of namespaces that come nobody will hear at once: %s", error)
-            self._is_open = False
-            return
-        self._is_open = True
-        self._namespaces.watch(self._note, self._note)
-
-    def close(self) -> None:
-        """Watch no more."""
-        if self._is_open:
-            self._is_open = False
-            self._namespaces.unwatch(self._note)
-            self._namespaces.end()
-
-    def _note(self, _: OpenNamespace) -> None:
-        self._changed()
 
 
 _shared: dict[tuple[str, ...], Namespaces] = {}

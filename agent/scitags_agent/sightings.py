@@ -31,10 +31,10 @@ class Sightings:
         present: dict[Ports, list[Connection]] = {ports: [] for ports in asked}
         if len(asked) <= PORTS_ASKED_FOR:
             for protocol, near_port, far_port in asked:
-                present[protocol, near_port, far_port] = await self._open_ones(protocol, near_port, far_port)
+                present[protocol, near_port, far_port] = await self.open_ones(protocol, near_port, far_port)
             return present
         for protocol in {ports[0] for ports in asked}:
-            for one in await self._open_ones(protocol):
+            for one in await self.open_ones(protocol):
                 for ports in ((protocol, one.local_port, 0), (protocol, 0, one.remote_port)):
                     if ports in present:
                         present[ports].append(one)
@@ -59,7 +59,7 @@ class Sightings:
             return {one.cookie: now if as_it_is(one).is_young else _FOREVER_AGO for one in connections}
         return {one.cookie: known.get(one.cookie, now) for one in connections}
 
-    async def _open_ones(self, protocol: Transport, near_port: int = 0, far_port: int = 0) -> list[Connection]:
+    async def open_ones(self, protocol: Transport, near_port: int = 0, far_port: int = 0) -> list[Connection]:
         """This host's open connections, by port where given; read in steps, so that others get their turn."""
         found = []
         for place in self._host.places:

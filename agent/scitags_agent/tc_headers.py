@@ -22,13 +22,13 @@ from scitags_agent.bpf.attach import Way
 from scitags_agent.bpf.header_program import Header, HeaderProgram, room_of
 from scitags_agent.bpf.placement import Placement
 from scitags_agent.header_flows import NO_ROOM, HeaderFlows
+from scitags_agent.looks import Looks
 from scitags_agent.reserved_routes import OWN, ROUTES, Place, ReservedRoutes, Room
 from scitags_agent.too_big import TooBigMessages
 from scitags_core.flow import FlowKey
 from scitags_core.tag import Tag
 
 if TYPE_CHECKING:
-    from scitags_agent.open_namespaces import NamespaceWatch
     from scitags_agent.programs_elsewhere import ProgramsElsewhere
 
 Answer = TypeVar("Answer")
@@ -68,10 +68,10 @@ class TcHeaders:
         # A thread of our own, as it is in the network namespace in which it was made, whoever leaves that meanwhile.
         self._worker = ThreadPoolExecutor(1, "scitags-routes")
         self._too_big: dict[int, TooBigMessages] = {}  # by the number of the namespace
+        self._looks: Looks | None = None
         self._chores: list[asyncio.Task[None]] = []
         self._due = asyncio.Event()
-        self._watch: NamespaceWatch | None = None
-        self._has_namespace_changed = False
+        self._has_more = False  # the program is on interfaces on which it was not
         self._has_room = asyncio.Event()  # some flow
         self._failures: Counter[str] = Counter()
         if settings.namespaces:
@@ -115,11 +115,8 @@ class TcHeaders:
     async def start(self) -> None:
         """Attach, with the flows that are known by now. MarkerUnavailable where it cannot be attached to any."""
         loop = asyncio.get_running_loop()
+        self._looks = Looks(self._settings.rescan, self._settings.namespaces)
         await self._placement.start()
-        if self._settings.namespaces:
-            from scitags_agent.open_namespaces import NamespaceWatch  # noqa: PLC0415
-
-            self._watch = NamespaceWatch(self._settings.namespaces, self._look_at_all)
         if self._routes is not None:
             for listener in self._routes.listeners:
                 loop.add_reader(listener, self._hear)
@@ -127,7 +124,8 @@ class TcHeaders:
             loop.add_reader(own, self._hear_too_big, own, OWN)
             # What an earlier agent left, and no flow that is under way has asked for.
             await self._in_thread(self._routes.forget_left)
-        self._chores = [asyncio.create_task(chore()) for chore in (self._keep_looking, self._watch_peers)]
+        chores = (self._keep_placed(self._looks), self._keep_looking(), self._watch_peers())
+        self._chores = [asyncio.create_task(chore) for chore in chores]
 
     def put(self, key: FlowKey, tag: Tag) -> None:
         """Mark a connection's packets from now on. Raises OSError (E2BIG) when there is no room for it in the map."""
@@ -177,8 +175,8 @@ class TcHeaders:
         for chore in self._chores:
             chore.cancel()
         await asyncio.gather(*self._chores, return_exceptions=True)
-        if self._watch is not None:
-            self._watch.close()
+        if self._looks is not None:
+            self._looks.close()
         loop = asyncio.get_running_loop()
         for one in self._too_big.values():
             loop.remove_reader(one)
@@ -241,17 +239,21 @@ class TcHeaders:
                 if any(found) and flow.place and self._routes.learn_of_peer(flow.place, min(filter(None, found))):
                     self._due.set()
 
-    async def _keep_looking(self) -> None:
-        """At interfaces and routes: when something has changed, and every so often."""
+    async def _keep_placed(self, looks: Looks) -> None:
         while True:
-            is_time = False
-            try:
-                await asyncio.wait_for(self._due.wait(), self._settings.rescan)
-                await asyncio.sleep(CHANGE_SECONDS)
-            except TimeoutError:
-                is_time = True
+            await looks.next()
+            before = self._placement.attached
+            await self._placement.look()
+            self._has_more |= not self._placement.attached <= before
+            self._due.set()
+
+    async def _keep_looking(self) -> None:
+        """At routes: when something has changed, and after each look at interfaces."""
+        while True:
+            await self._due.wait()
+            await asyncio.sleep(CHANGE_SECONDS)
             self._due.clear()
-            more = (is_time or self._has_namespace_changed) and await self._has_more_interfaces()
+            more, self._has_more = self._has_more, False
             try:
                 await self._follow_namespaces(anew=more)
                 if more:
@@ -261,17 +263,6 @@ class TcHeaders:
                 self._failures["failed_looks_at_routes"] += 1
                 if self._failures["failed_looks_at_routes"] == 1:
                     log.error("the routes cannot be looked at: %s (said once, counted from here)", error)
-
-    def _look_at_all(self) -> None:
-        self._has_namespace_changed = True
-        self._due.set()
-
-    async def _has_more_interfaces(self) -> bool:
-        """Look at them; whether the program is on any on which it was not."""
-        self._has_namespace_changed = False
-        before = self._placement.attached
-        await self._placement.look()
-        return not self._placement.attached <= before
 
     async def _try_again(self) -> None:
         """Flows that got no room may get it by the interfaces that have come."""

@@ -63,6 +63,11 @@ class Waiting(msgspec.Struct, eq=False):
         """Whether its connection can have been there when we heard of it."""
         return not self.is_timed or self.arrived - self.sent > REDIRECT_SECONDS
 
+    @property
+    def met_by(self) -> list[int]:
+        """The cookies of the connections that have met what is expected for it."""
+        return [cookie for cookie in (expected.met_by for expected in self.expected) if cookie]
+
     def settle(self, key: FlowKey | None, cookie: int = 0) -> None:
         """Its connection is found, or is not to be found; what comes first counts."""
         if not self.found.done():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,6 +74,19 @@ def test_a_sender_never_waits_and_is_told_nothing_without_an_agent(tmp_path: Pat
         assert client.send([start()]) is False
         with pytest.raises(AgentUnavailable, match="absent"):
             client.status(timeout=0.2)
+
+
+@pytest.mark.parametrize("request_", [b'{"request": "status"}', b'{"request": "events", "events": []}'])
+def test_a_request_is_answered_on_the_socket_that_comes_along(agent: Agent, request_: bytes) -> None:
+    """By which an agent answers that is another user's, or sees other files or another network than its sender."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        with theirs:
+            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [theirs.fileno()]).tobytes())
+            sender.sendmsg([request_], [rights], 0, os.fspath(agent.socket))
+        ours.settimeout(10)
+        assert msgspec.json.decode(ours.recv(1 << 18))
+        assert ours.recv(1) == b""  # the agent keeps no end of it
 
 
 def test_a_stale_socket_is_replaced_and_a_living_one_is_not(make_agent: Callable[..., Agent]) -> None:

@@ -133,7 +133,7 @@ def test_a_descriptor_of_something_else_is_refused_and_nothing_leaks(
         for _ in range(300):
             assert client.send([end(key=key)], [near] * 3) or True
             client.status()
-        assert open_descriptors(agent) == before
+        wait_for(lambda: open_descriptors(agent) == before, what="the last of them closed")
     said = agent.log.read_text()
     assert f"the descriptor passed along is of {key}" in said
     assert "the descriptor passed along is of no connected socket" in said

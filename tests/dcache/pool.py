@@ -1,8 +1,8 @@
 """Behaves as dCache 12.0.1 does, WebDAV door and pool on one host: what its pool tells, when, and with which ports.
 
 A client asks the door; the pool tells of a start with the port of *that* connection; the client is sent to the pool,
-and connects to the one port that the pool has for all. Its end says that it began when it ended, and ended later than
-now.
+and connects to the one port that the pool has for all, 1 to 20 ms after the start. Its end says that it began when it
+ended, and ended later than now. Both connections stay open for the client's next transfer.
 """
 
 from __future__ import annotations
@@ -59,8 +59,20 @@ class Pool:
         accepted.settimeout(SECONDS)
         return accepted
 
-    def tell(self, state: str, client: tuple[str, int], tag: Tag, *, sent: int = 0, seconds: float = 0.0) -> None:
-        """A firefly to the client's host, and once more to the agent. seconds is for how long the transfer took."""
+    def tell(
+        self,
+        state: str,
+        client: tuple[str, int],
+        tag: Tag,
+        *,
+        sent: int = 0,
+        seconds: float = 0.0,
+        own_port: int = POOL,
+    ) -> None:
+        """A firefly to the client's host, and once more to the agent. seconds is for how long the transfer took.
+
+        Of what the pool pushes elsewhere it tells an end alone, with the port 0 for its own.
+        """
         now = datetime.now(UTC)
         lifecycle = {"start-time": java_instant(now), "state": state, "current-time": java_instant(now)}
         usage: dict[str, int] = {}
@@ -70,7 +82,7 @@ class Pool:
         content: dict[str, Any] = {
             "flow-id": {
                 "dst-ip": self.address, "src-ip": client[0], "protocol": "tcp", "afi": "ipv6",
-                "src-port": client[1], "dst-port": POOL,
+                "src-port": client[1], "dst-port": own_port,
             },
             "flow-lifecycle": lifecycle,
             "usage": usage,
@@ -119,6 +131,12 @@ class Download:
         """The client follows the redirect."""
         self.client = self._connect(POOL, self.next_port)
         self.server = self._pool.accept()
+        self.ask()
+
+    def ask(self) -> None:
+        """The client's request to the pool, over the connection that it has."""
+        assert self.client is not None
+        assert self.server is not None
         self.client.sendall(b"GET /file HTTP/1.1\r\n\r\n")
         assert self.server.recv(1 << 10)
 
@@ -143,9 +161,14 @@ class Download:
 
     def end(self) -> None:
         """The pool tells, and all is closed."""
+        self.be_over()
+        self.close()
+
+    def be_over(self) -> None:
+        """The pool tells, and the client keeps its connections."""
         if self.tag is not None:
             self._pool.tell("end", self.ends, self.tag, sent=self._sent, seconds=time.monotonic() - self._began)
-        self.close()
+        self._sent = 0
 
     def close(self) -> None:
         """Tell nobody."""

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections import Counter
-from datetime import UTC, datetime
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from scitags_agent.candidates import YOUNG_SECONDS
+from tests.agent.conftest import wait_for
 from tests.dcache.conftest import ANALYSIS, CAROL, PRODUCTION, Site
 from tests.dcache.pool import POOL
 from tests.netns.conftest import ALICE, BOB
 
 OCTETS = 2_000_000
 REPEATED = 50
+WEB, PUSHED = 8088, 50_000
 APART = 0.010
 REDIRECT_SECONDS = (0.002, 0.003, 0.005)  # from the pool's start to the client's connection
 
@@ -76,6 +80,50 @@ def test_data_that_comes_at_once(site: Site, pause: float) -> None:
         f"unmarked before the match: {lost} of {whole} packets with data, of {downloads} of {len(unmarked)} downloads"
     )
     assert lost < whole / 2
+
+
+@pytest.mark.parametrize("kind", ["site", "labelling_site"])
+def test_a_client_that_keeps_its_connections(request: pytest.FixtureRequest, kind: str) -> None:
+    """Its transfers are all told with the 5-tuple of its connection to the door, and all data go by one to the pool."""
+    site: Site = request.getfixturevalue(kind)
+    one = site.download(PRODUCTION)
+    one.tell()
+    one.connect()
+    for number, tag in enumerate((PRODUCTION, ANALYSIS, PRODUCTION)):
+        if number:
+            one.tag = tag
+            one.tell()
+            wait_for(lambda: site.matching()["waiting"] == 1, what="a start that waits")
+            one.ask()
+        (start,) = site.agent.wait_for(bool, "the start")
+        site.tags()
+        one.send(OCTETS // 10)
+        assert set(site.tags()[one.ports]) == {tag}
+        one.be_over()
+        (end,) = site.agent.wait_for(bool, "the end")
+        assert start.ends == (BOB, one.ports[1], ALICE, POOL)
+        assert (start.state, start.scitag, end.state, end.ends) == ("start", tag.scitag, "end", start.ends)
+    assert site.matching()["matched"] == 3
+    one.close()
+
+
+def test_what_a_pool_pushes_is_told_of_when_it_is_over(site: Site) -> None:
+    """There is no start, and its own port is not told: its packets cannot be marked, but it can be announced."""
+    with ExitStack() as stack:
+        with site.pair.bob.entered():
+            web = stack.enter_context(socket.create_server((BOB, WEB), family=socket.AF_INET6))
+        with site.pair.alice.entered():
+            pool = stack.enter_context(socket.create_connection((BOB, WEB), 10))
+        remote = stack.enter_context(web.accept()[0])
+        pool.sendall(bytes(PUSHED))
+        received = 0
+        while received < PUSHED:
+            received += len(remote.recv(PUSHED))
+        site.pool.tell("end", (BOB, WEB), PRODUCTION, sent=PUSHED, seconds=0.5, own_port=0)
+        (end,) = site.agent.wait_for(bool, "the end")
+        assert (end.state, end.ends, end.octets) == ("end", (BOB, WEB, ALICE, pool.getsockname()[1]), (0, PUSHED))
+    took = datetime.fromisoformat(end.end_time) - datetime.fromisoformat(end.start_time)
+    assert took == timedelta(seconds=0.5)
 
 
 @pytest.mark.parametrize("kind", ["site", "labelling_site"])

@@ -159,6 +159,22 @@ def test_a_container_that_goes_takes_its_flows_along_and_is_not_held(start: Star
         until(lambda: "client0" not in links(one), "the end of the namespace")
 
 
+def test_one_that_goes_while_there_is_no_agent_takes_its_flows_along(
+    two: tuple[Container, Container], start: Start
+) -> None:
+    """Also flows whose connections no agent has seen yet."""
+    one, other = two
+    agent = start([f"pid:{one.inside.pid}", other.inside.path])
+    one.say(agent, event(ATLAS))
+    other.say(agent, event(CMS))
+    until(lambda: len(agent.flows()) == 2, "both flows")
+    agent.end(signal.SIGKILL)
+    one.inside.close()
+    agent.start()
+    assert agent.places() == [other.inside.path]
+    assert [(event.state, event.tag) for event in agent.announced(3)[2:]] == [(FlowState.END, ATLAS)]
+
+
 def links(container: Container) -> str:
     with container.outside.entered():
         return Path("/proc/thread-self/net/dev").read_text()
@@ -179,6 +195,17 @@ def test_one_that_comes_later_is_found_by_its_name_and_again_by_the_next_agent(s
         connection.close()
         until(lambda: not agent.flows(), "the end")
         assert [event.state for event in agent.announced(2)] == [FlowState.START, FlowState.END]
+
+
+def test_one_that_comes_is_marked_at_once(start: Start, bpf: None) -> None:
+    """Its interface is not left for the marker's next look."""
+    with Container("one") as one, ExitStack() as stack:
+        agent = start([f"scitags-{os.getpid()}-late*"], '[[backend]]\nkind = "marker"\nrescan = 600\n')
+        connection = stack.enter_context(one.connect())
+        agent.write(f"start tcp {STORAGE} {PORT} {FLOW.dst} {FLOW.dst_port} {ATLAS.experiment} {ATLAS.activity}")
+        until(agent.flows, "the flow")
+        stack.enter_context(named(one, "late"))
+        until(lambda: connection.tags() == {ATLAS}, "the mark")
 
 
 def test_labels_by_the_kernel_itself_are_those_of_each_container(start: Start, bpf: None) -> None:

@@ -165,7 +165,8 @@ def at_another_port(kernel: KernelLabels) -> None:
 
 
 def more_than_there_is_room_for(kernel: KernelLabels) -> None:
-    kernel.expect(TO_BOB, Canonical.FROM_FAR, [expectation(number) for number in range(1, MAX_EXPECTED + 2)])
+    others = [expectation(number, CMS, until=-1.0) for number in range(2, MAX_EXPECTED + 2)]
+    kernel.expect(TO_BOB, Canonical.FROM_FAR, [expectation(1), *others])
 
 
 @pytest.mark.parametrize(
@@ -177,6 +178,15 @@ def test_what_meets_no_expectation(hosts: Pair, bob: KernelLabels, seen: Seen, e
     found, _ = sent_by_bob(hosts, seen, 40000)
     assert whole_label(ATLAS, FlowKey.of(BOB, PORT, ALICE, 40000)) not in found
     assert bob.met_by(1) == 0
+
+
+def test_of_more_with_one_tag_than_there_is_room_for_the_first_are_expected(
+    hosts: Pair, bob: KernelLabels, seen: Seen
+) -> None:
+    bob.expect(TO_BOB, Canonical.FROM_FAR, [expectation(number) for number in range(1, MAX_EXPECTED + 2)])
+    found, cookie = sent_by_bob(hosts, seen, 40000)
+    assert found == {whole_label(ATLAS, FlowKey.of(BOB, PORT, ALICE, 40000))}
+    assert bob.met_by(1) == cookie
 
 
 def test_a_connection_that_is_known_goes_before_and_leaves_it_to_the_next(

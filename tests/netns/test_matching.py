@@ -22,7 +22,7 @@ from scitags_agent.host import Host
 from scitags_agent.inet_diag import SockDiagError
 from scitags_agent.matching import Matcher
 from scitags_agent.waiting import Waiting, could_mean
-from scitags_core.flow import FlowEvent, FlowKey, FlowState
+from scitags_core.flow import FlowEvent, FlowKey, FlowState, Usage
 from scitags_core.tag import Tag
 from tests.netns.conftest import ALICE, BOB, Pair
 
@@ -296,6 +296,88 @@ def test_a_connection_that_is_used_again(run: Run) -> None:
     run(test)
 
 
+async def transferred(site: Site) -> Link:
+    """A connection of a transfer that has just ended."""
+    start = asyncio.create_task(site.matcher.match(report()))
+    await site.waiting()
+    link = site.connect()
+    assert await start is not None
+    link.move(3 * HARDLY_USED_OCTETS)
+    assert await site.matcher.match(report(state=FlowState.END)) is not None
+    await asyncio.sleep(2 * YOUNG_SECONDS)  # it is not new any more
+    return link
+
+
+def test_a_client_that_keeps_its_connections_uses_them_again_at_once(run: Run) -> None:
+    """dCache tells of its next transfer with the 5-tuple of the last, as the connection to the door is the same."""
+
+    async def test(site: Site) -> None:
+        link = await transferred(site)
+        for tag in (ANALYSIS, PRODUCTION):
+            start = asyncio.create_task(site.matcher.match(report(tag)))
+            await site.waiting()
+            link.move(10)
+            began = time.monotonic()
+            assert await start == report(tag, port=link.key.src_port)
+            assert time.monotonic() - began < GRACE_SECONDS
+            assert (await site.matcher.match(report(tag, FlowState.END))) == report(
+                tag, FlowState.END, port=link.key.src_port
+            )
+        assert site.matcher.counters()["matched"] == 3
+
+    run(test)
+
+
+def test_a_client_that_keeps_its_connection_may_make_another_one(run: Run) -> None:
+    async def test(site: Site) -> None:
+        await transferred(site)
+        start = asyncio.create_task(site.matcher.match(report(ANALYSIS)))
+        await site.waiting()
+        link = site.connect()
+        assert await start == report(ANALYSIS, port=link.key.src_port)
+
+    run(test)
+
+
+def test_what_is_used_while_another_tag_waits_is_nobody_s(run: Run) -> None:
+    async def test(site: Site) -> None:
+        link = await transferred(site)
+        starts = [
+            asyncio.create_task(site.matcher.match(report(tag, port=port)))
+            for tag, port in ((ANALYSIS, DOOR_PORT), (PRODUCTION, DOOR_PORT + 1))
+        ]
+        await site.waiting(2)
+        while not all(start.done() for start in starts):
+            link.move(10)
+            await asyncio.sleep(0.01)
+        assert [await start for start in starts] == [None, None]
+
+    run(test)
+
+
+def test_a_kept_connection_belongs_to_its_transfer_until_that_ends(run: Run) -> None:
+    """The end may come after the next start: what moves until then is no sign of use."""
+
+    async def test(site: Site) -> None:
+        first = asyncio.create_task(site.matcher.match(report()))
+        await site.waiting()
+        link = site.connect()
+        assert await first == report(port=link.key.src_port)
+        await asyncio.sleep(2 * YOUNG_SECONDS)
+        second = asyncio.create_task(site.matcher.match(report(ANALYSIS)))
+        await site.waiting()
+        link.move(10)
+        await asyncio.sleep(GRACE_SECONDS / 5)
+        assert not second.done()
+        assert await site.matcher.match(report(state=FlowState.END)) is not None
+        await asyncio.sleep(GRACE_SECONDS / 5)
+        assert not second.done()
+        link.move(10)
+        assert await second == report(ANALYSIS, port=link.key.src_port)
+
+    run(test)
+
+
 def test_one_that_is_in_use_by_somebody_else_is_not_taken(run: Run) -> None:
     async def test(site: Site) -> None:
         link = site.connect()
@@ -308,6 +390,32 @@ def test_one_that_is_in_use_by_somebody_else_is_not_taken(run: Run) -> None:
             await asyncio.sleep(0.01)
         assert await start is None
         assert site.matcher.counters()["unmatched"] == 1
+
+    run(test)
+
+
+def test_an_end_alone_means_the_only_connection_that_can_have_moved_so_much(run: Run) -> None:
+    """Of what a pool pushes to another storage it tells when that is over, and does not know its own port."""
+
+    async def test(site: Site) -> None:
+        links = [site.connect(), site.connect()]
+
+        def end(octets: int, link: Link) -> FlowEvent:
+            key = FlowKey.of(BOB, 0, ALICE, link.key.src_port)
+            return FlowEvent(state=FlowState.END, key=key, tag=PRODUCTION, usage=Usage(sent=0, received=octets))
+
+        links[0].move(5000)
+        told = await site.matcher.match(end(5000, links[0]))
+        assert told is not None
+        assert told.key == links[0].key.reversed()
+        assert await site.matcher.match(end(5001, links[0])) is None
+        assert await site.matcher.match(end(0, links[1])) is None
+        # To a port to which there are two connections, who is meant cannot be said.
+        links[1].move(5000)
+        either = FlowEvent(
+            state=FlowState.END, key=FlowKey.of(BOB, POOL, ALICE, 0), tag=PRODUCTION, usage=Usage(received=5000)
+        )
+        assert await site.matcher.match(either) is None
 
     run(test)
 

@@ -33,6 +33,7 @@ from scitags_agent.bpf.layout import FLOW_KEY_OCTETS, label_word
 from scitags_agent.bpf.libbpf import MarkerUnavailable
 from scitags_agent.bpf.loader import DEFAULT_MAX_FLOWS, Loader, MarkerProgram
 from scitags_agent.bpf.placement import Placement
+from scitags_agent.looks import Looks
 from scitags_agent.marks import Mark, MarkMaker
 from scitags_agent.socket_labels import SocketLabels, Wanted
 from scitags_agent.unmarked import shown_reason, why_unmarked
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from scitags_agent.marker_elsewhere import MarkerElsewhere
     from scitags_agent.marker_places import Places
     from scitags_agent.namespaces import Finder
-    from scitags_agent.open_namespaces import NamespaceWatch
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,6 @@ class Marker:
         """Raises ConfigError for static tags and networks that are none."""
         self._settings = settings
         self._is_kernels_alone = settings.label == "kernel"
-        self._look_due = asyncio.Event()  # sooner than by `rescan`
         self._places: Places | None = None
         for pattern in settings.interfaces:
             check_pattern(pattern)
@@ -137,7 +136,6 @@ class Marker:
         self._socket_labels: SocketLabels | None = None
         self._placement: Placement | None = None
         self._elsewhere: MarkerElsewhere | None = None
-        self._namespaces: NamespaceWatch | None = None
         self._marks: dict[FlowKey, Mark] = {}  # by name
         self._removals: deque[tuple[float, list[Mark]]] = deque()  # the next first
         self._remover: asyncio.TimerHandle | None = None
@@ -151,6 +149,7 @@ class Marker:
         self._counters: Counter[str] = Counter()
         self._by_kernel = 0
         self._why_not_kernel = ""
+        self._looks: Looks | None = None
         self._watch: asyncio.Task[None] | None = None
         self._home: Path | None = None
         self._maker = MarkMaker(
@@ -182,10 +181,6 @@ class Marker:
             home=self._home,
             looked=self._set_static,
         )
-        if settings.namespaces:
-            from scitags_agent.open_namespaces import NamespaceWatch  # noqa: PLC0415
-
-            self._namespaces = NamespaceWatch(settings.namespaces, self._look_due.set)
         # All that is under way is marked by our program before it takes an earlier one's place.
         await self.handle(inheritance.under_way)
         if settings.label == "kernel":
@@ -193,11 +188,13 @@ class Marker:
                 from scitags_agent.namespaces import Finder  # noqa: PLC0415
 
                 finder = Finder(settings.namespaces)
+                self._looks = Looks(settings.rescan, settings.namespaces)
                 await self._follow(self._elsewhere, finder)
-                self._watch = asyncio.create_task(self._keep_following(self._elsewhere, finder))
+                self._watch = asyncio.create_task(self._keep_following(self._looks, self._elsewhere, finder))
             return
+        self._looks = Looks(settings.rescan, settings.namespaces)
         await placement.start()
-        self._watch = asyncio.create_task(self._keep_looking(placement))
+        self._watch = asyncio.create_task(self._keep_looking(self._looks, placement))
 
     async def handle(self, changes: Sequence[FlowChange]) -> None:
         if self._places is not None:
@@ -241,11 +238,11 @@ class Marker:
             self._unmarked.pop(key, None)
 
     async def close(self) -> None:
-        if self._namespaces is not None:
-            self._namespaces.close()
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
+        if self._looks is not None:
+            self._looks.close()
         if self._remover is not None:
             self._remover.cancel()
         self._marks.clear()
@@ -490,9 +487,9 @@ class Marker:
                 del self._unmarked[key]
         mark.removal = 0.0
 
-    async def _keep_following(self, elsewhere: MarkerElsewhere, finder: Finder) -> None:
+    async def _keep_following(self, looks: Looks, elsewhere: MarkerElsewhere, finder: Finder) -> None:
         while True:
-            await self._until_look_is_due()
+            await looks.next()
             await self._follow(elsewhere, finder)
 
     async def _follow(self, elsewhere: MarkerElsewhere, finder: Finder) -> None:
@@ -503,16 +500,11 @@ class Marker:
             if self._counters["failed_scans"] == 1:
                 log.error("the namespaces cannot be looked at: %s (said once, counted from here)", error)
 
-    async def _keep_looking(self, placement: Placement) -> None:
+    async def _keep_looking(self, looks: Looks, placement: Placement) -> None:
         while True:
-            await self._until_look_is_due()
+            await looks.next()
             self._maker.forget_addresses()
             await placement.look()
-
-    async def _until_look_is_due(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._look_due.wait(), self._settings.rescan)
-        self._look_due.clear()
 
     def _set_static(self, present: set[Interface]) -> None:
         if self._static:

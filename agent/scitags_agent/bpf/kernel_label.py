@@ -28,7 +28,7 @@ from scitags_agent.bpf.libbpf import BPF_ANY, BPF_NOEXIST, BpfObject, MarkerUnav
 from scitags_core.flow import FlowKey
 
 OBJECT_NAME = "kernel_label.bpf.o"
-MAX_EXPECTED = 8  # at one place
+MAX_EXPECTED = 32  # at one place
 # Of more than are likely to be under way at once: those that wait, and those whose connections are decided about.
 MAX_PLACES = 1 << 12
 MAX_MET = 1 << 14
@@ -190,7 +190,8 @@ class KernelLabels:
             return
         self._writings += 1
         number = _END.pack(self._writings)
-        shown = expectations if len(expectations) <= MAX_EXPECTED else ()
+        shown = expectations[:MAX_EXPECTED] if len({one.label for one in expectations}) == 1 else expectations
+        shown = shown if len(shown) <= MAX_EXPECTED else ()
         octets = b"".join(one.packed() for one in shown).ljust(MAX_EXPECTED * _EXPECTATION.size, b"\0")
         value = _HEAD.pack(self._writings, len(shown), canonical) + octets + number
         self._lib.call("bpf_map_update_elem", self._expected, key, value, BPF_ANY)

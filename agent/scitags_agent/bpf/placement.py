@@ -179,8 +179,7 @@ class Placement:
         present = self._present()
         for interface, attachment in list(self._attached.items()):
             if interface not in present or not self._is_alive(interface, attachment):
-                what = "our program was taken away" if interface in present else "has gone"
-                log.warning("interface %s: %s", self._shown(interface), what)
+                self._tell_of_loss(interface, is_there=interface in present)
                 self._detach(interface, self._attached.pop(interface))
         for gone in self._unattachable.keys() - present:
             del self._unattachable[gone]
@@ -193,6 +192,14 @@ class Placement:
         self._looked(present)
         for interface in sorted(present - self._attached.keys(), key=lambda one: one.index):
             self._try(interface)
+
+    def _tell_of_loss(self, interface: Interface, *, is_there: bool) -> None:
+        """That of a container goes with it, and so does its other end: no surprise."""
+        if is_there:
+            log.warning("interface %s: our program was taken away", self._shown(interface))
+        else:
+            level = logging.WARNING if self._namespaces is None else logging.INFO
+            log.log(level, "interface %s: has gone", self._shown(interface))
 
     def _try(self, interface: Interface) -> None:
         """Attach to an interface, if that can be."""

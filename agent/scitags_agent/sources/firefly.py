@@ -14,7 +14,7 @@ import contextlib
 import ipaddress
 import logging
 import socket
-from collections import Counter
+from collections import Counter, deque
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
@@ -28,6 +28,7 @@ from scitags_core.errors import ConfigError, FireflyError, InvalidValue, shown
 from scitags_core.firefly import Firefly
 from scitags_core.flow import FlowEvent, FlowState, Usage, canonical_address
 from scitags_core.roles import EventSink, SourceKind
+from scitags_core.tag import UNKNOWN, Tag
 
 if TYPE_CHECKING:
     from scitags_agent.host import Host
@@ -39,6 +40,10 @@ DATAGRAMS_AT_ONCE = 256
 SO_RCVBUFFORCE = 33
 RESOLVE_SECONDS = 300.0
 MATCHES_AT_ONCE = 4096
+# dCache sends each firefly to its peer and to the agent, one right after the other.
+COPIES_REMEMBERED = 64
+
+_RESERVED = Tag(1, 0)
 
 Dialect = Literal["auto", "plain", "dcache"]
 
@@ -80,6 +85,7 @@ class FireflySource:
         self._relays: dict[int, socket.socket] = {}
         self.relayed: Counter[str] = Counter()
         self._this_host: Host | None = None
+        self._heard_last: deque[bytes] = deque(maxlen=COPIES_REMEMBERED)
 
     async def run(self, sink: EventSink) -> None:
         """Receive until cancelled. Raises OSError when an address cannot be listened at."""
@@ -133,6 +139,9 @@ class FireflySource:
             sink.refuse("a firefly of this agent's own kind has come back: it is sent to a collector that is an agent")
             return
         is_dcache = self._settings.dialect == "dcache" or (self._settings.dialect == "auto" and app == "dCache")
+        if is_dcache and self._is_copy(datagram):
+            sink.refuse("dCache's copy for a client that is at this host: it has been heard already")
+            return
         event = _as_dcache_means_it(found.event) if is_dcache else found.event
         if firefly.is_reversed(event):
             event = msgspec.structs.replace(event, is_reversed=True)
@@ -149,10 +158,17 @@ class FireflySource:
         else:
             sink.refuse("too many flows wait for their connections")
 
+    def _is_copy(self, datagram: bytes) -> bool:
+        """Whether it is there already: a client at loopback (a door that hands data on) has its copy sent to us too."""
+        if datagram in self._heard_last:
+            return True
+        self._heard_last.append(datagram)
+        return False
+
     def _may_send(self, sender: str) -> bool:
         address = canonical_address(sender)
         if not self._allowed:
-            return self._is_local(address)
+            return self._is_local(address) or (self._this_host is not None and self._this_host.has_just_got(address))
         return any(ipaddress.ip_address(address) in network for network in self._allowed)
 
     def _is_local(self, address: str) -> bool:
@@ -217,7 +233,12 @@ class FireflySource:
 
 
 def _as_dcache_means_it(event: FlowEvent) -> FlowEvent:
-    """dCache counts as its pool sees it, which is the destination; and its end gives the end as the start."""
+    """dCache counts as its pool sees it, which is the destination; and its end gives the end as the start.
+
+    It takes 64 for a tag, which is reserved and nobody's: whoever has sent that has sent no tag that can be read.
+    """
+    if event.tag == _RESERVED:
+        event = msgspec.structs.replace(event, tag=UNKNOWN)
     usage = event.usage
     if usage is not None:
         usage = Usage(received=usage.sent, sent=usage.received)
@@ -225,12 +246,20 @@ def _as_dcache_means_it(event: FlowEvent) -> FlowEvent:
         return msgspec.structs.replace(event, usage=usage)
     latest = event.current_time or datetime.now(UTC)
     end_time = min(event.end_time, latest) if event.end_time is not None else latest
-    return msgspec.structs.replace(event, usage=usage, start_time=None, end_time=end_time)
+    start_time = None
+    if not event.key.is_complete and event.start_time is not None and event.end_time is not None:
+        # What it pushes has no start: by how far the end lies ahead is how long it took.
+        start_time = end_time - (event.end_time - event.start_time)
+    return msgspec.structs.replace(event, usage=usage, start_time=start_time, end_time=end_time)
 
 
 async def _match(event: FlowEvent, sent: float | None, sink: EventSink) -> None:
     """Accept an event for the connection that it means; as it is, where that cannot be said."""
-    sink.accept(await sink.match(event, sent=sent) or event)
+    found = await sink.match(event, sent=sent)
+    if found is None:
+        # Without its ports it cannot be announced by itself.
+        found = msgspec.structs.replace(event, start_time=None) if event.state is FlowState.END else event
+    sink.accept(found)
 
 
 async def _listen(host: str, port: int) -> list[socket.socket]:
