@@ -27,29 +27,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 
-from scitags_agent.arrivals import Arrival, Arrivals
 from scitags_agent.assignment import Assignment
-from scitags_agent.bpf.connections import ConnectionsUnavailable
 from scitags_agent.candidates import GRACE_SECONDS, YOUNG_SECONDS, Place, as_it_is, place_of
+from scitags_agent.expecting import Expect, Expecting
 from scitags_agent.host import Host
 from scitags_agent.inet_diag import Connection, SockDiagError
 from scitags_agent.matched import Matched
+from scitags_agent.newcomers import IsAnnounced, Newcomers
 from scitags_agent.presence import Presence, find_alive
 from scitags_agent.sightings import Sightings
 from scitags_agent.used_again import has_moved, is_used_again
 from scitags_agent.waiting import Options, Waiting, came_just_now, could_mean
 from scitags_core.flow import FlowEvent, FlowKey, FlowState
-from scitags_core.roles import Expectation
-from scitags_core.tag import Tag
-
-log = logging.getLogger(__name__)
 
 WAIT_SECONDS = 5.0
 # While something waits, so often at most, and for no more than this share of the time.
@@ -61,9 +56,6 @@ LOOK_SHARE = 0.1
 EARLY_LOOK_SHARE = 0.3
 # The event loop's turns from a datagram that is there to the start that waits: it is read, a task begins with it.
 TURNS_TO_A_START = 3
-
-Expect = Callable[[FlowKey, Tag, float, float], Sequence[Expectation]]
-IsAnnounced = Callable[[FlowKey, float], bool]
 
 
 class Matcher:
@@ -88,10 +80,7 @@ class Matcher:
         is_announced  whether somebody had told of exactly this connection at that time, before it came
         """
         self._wait = wait
-        self._have_expected = expect
-        self._is_announced = is_announced
         self._host = host
-        self._arrivals: Arrivals | None = None
         self._may_watch = watch
         self._deciding: asyncio.Task[None] | None = None
         self._is_undecided = False
@@ -103,6 +92,8 @@ class Matcher:
         self._matched = Matched()
         self._counters: Counter[str] = Counter(exact=0, matched=0, ambiguous=0, unmatched=0, elsewhere=0)
         self._assignment = Assignment(self._matched, self._counters)
+        self._newcomers = Newcomers(host, self._matched, self._assignment, is_announced)
+        self._expecting = Expecting(self._newcomers, wait, expect)
 
     async def close(self) -> None:
         """Let all that wait go unmatched, and look no more."""
@@ -112,8 +103,7 @@ class Matcher:
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
-        if self._arrivals is not None:
-            self._arrivals.close()
+        self._newcomers.close()
 
     def counters(self) -> Mapping[str, int]:
         """Reports by what became of them, and what is remembered. The ends of starts that were matched do not count.
@@ -126,7 +116,7 @@ class Matcher:
         failed_looks  the kernel refused to tell
         lost_reports  of connections that came, for which there was no room
         """
-        lost = self._arrivals.lost if self._arrivals is not None else 0
+        lost = self._newcomers.lost
         return {
             **self._counters,
             "waiting": len(self._waiting),
@@ -143,10 +133,7 @@ class Matcher:
         if not self._may_watch:
             return
         self._may_watch = False
-        try:
-            self._arrivals = Arrivals(self._decide_soon, self._host)
-        except ConnectionsUnavailable as error:
-            log.info("connections that reports mean are looked for, as the kernel tells of none: %s", error)
+        self._newcomers.watch(self._decide_soon)
 
     async def match(self, event: FlowEvent, *, sent: float | None = None) -> FlowEvent | None:
         """The event with the 5-tuple of the connection that it means; None when that cannot be said.
@@ -166,7 +153,7 @@ class Matcher:
         place = place_of(event.key, self._host)
         one = Waiting.begin(event, place, sent) if place is not None else None
         if one is not None:
-            self._expect_at_once(one)
+            self._expecting.begin(one)
         try:
             connection = find_alive(self._host, event.key, event.zone) if event.key.is_complete else None
             if connection is not None:
@@ -202,9 +189,9 @@ class Matcher:
         self._waiting.append(one)
         self._somebody_came.set()
         self.begin_to_watch()
-        if self._arrivals is not None:
-            self._arrivals.catch_up()
-            self._check_expected(one)
+        if self._newcomers.are_told_of:
+            self._newcomers.catch_up()
+            self._expecting.check(one)
             self._decide_soon()
         if self._looking is None or self._looking.done():
             self._looking = asyncio.get_running_loop().create_task(self._look_while_waiting())
@@ -232,6 +219,11 @@ class Matcher:
         except SockDiagError:  # it goes on waiting for another
             self._counters["failed_looks"] += 1
 
+    def _may_have_come(self, one: Waiting) -> bool:
+        """Whether there is a new connection that it may mean, for all that is known; else one is given out in _look."""
+        self._newcomers.catch_up()
+        return self._newcomers.has_come(one, time.monotonic())
+
     async def _look_while_waiting(self) -> None:
         while self._waiting:
             began = time.monotonic()
@@ -247,7 +239,7 @@ class Matcher:
             early = (now - began) / EARLY_LOOK_SHARE
             await asyncio.sleep(early)
             with contextlib.suppress(TimeoutError):
-                often = LOOK_SECONDS if self._arrivals is None else SELDOM_LOOK_SECONDS
+                often = SELDOM_LOOK_SECONDS if self._newcomers.are_told_of else LOOK_SECONDS
                 pause = max(often, (now - began) / LOOK_SHARE) - early
                 await asyncio.wait_for(self._somebody_came.wait(), pause)
         self._sightings.forget()  # what comes while nobody waits is not seen coming
@@ -257,8 +249,7 @@ class Matcher:
         waiting = list(self._waiting)
         asked = {one.place.ports for one in waiting}
         present = await self._sightings.look(asked)
-        if self._arrivals is not None:
-            self._arrivals.catch_up()  # all that is present is there too, but for what was before we watched
+        self._newcomers.catch_up()  # all that is present is there too, but for what was before we watched
         self._sightings.note(present, time.monotonic())
         fitting = {
             place: {c.cookie: c for c in present[place.ports] if place.fits(c.key)}
@@ -280,11 +271,10 @@ class Matcher:
         seen = self._sightings.of(one.place.ports)
         since = one.arrived - YOUNG_SECONDS
         others = (one.before or {}) if one.is_prompt else {}
-        told: Container[int] = self._arrivals if self._arrivals is not None else ()
         return {
             cookie: connections[cookie].key
             for cookie in self._assignment.free(connections)
-            if seen[cookie] >= since and cookie not in others and cookie not in told
+            if seen[cookie] >= since and cookie not in others and cookie not in self._newcomers
         }
 
     def _used_again(self, one: Waiting, connections: Mapping[int, Connection]) -> Options:
@@ -316,8 +306,8 @@ class Matcher:
     def _give_out(self, place: Place, until: float) -> None:
         """What came until then goes to the starts of a place, in the order in which it came."""
         here = [one for one in self._waiting if one.place == place]
-        come = self._come(place, until)
-        fitting = [one for one in come if not self._is_known_otherwise(one)]
+        come = self._newcomers.at(place, until)
+        fitting = [one for one in come if not self._newcomers.is_known_otherwise(one)]
         # With one tag it makes no difference which is which, but to the label that the kernel has given already.
         met = {cookie: one for one in here for cookie in one.met_by} if len(here) > 1 else {}
         for arrival in fitting:
@@ -330,77 +320,15 @@ class Matcher:
         self._assignment.release(here, told)
         for start in here:
             if not start.found.done():
-                self._expect_again(start, told)
-
-    def _come(self, place: Place, until: float) -> list[Arrival]:
-        """What fits a place and came until then, the oldest first."""
-        assert self._arrivals is not None
-        told = self._arrivals.between(place.near, place.far)
-        return [one for one in told if one.stood <= until and place.fits(one.key)]
-
-    def _is_known_otherwise(self, arrival: Arrival) -> bool:
-        """Whether it was told of by its true 5-tuple before it came; one that a report stands for may be an earlier."""
-        key = arrival.key
-        return self._is_announced(key, arrival.before) and not self._matched.has_stood_for(key)
-
-    # --- what is marked before we hear of it --------------------------------------------------------
-
-    def _expect_at_once(self, one: Waiting) -> None:
-        """Before all else, as its connection may come at any moment; unless it can have come already."""
-        if self._arrivals is None:
-            return
-        if one.can_have_come:
-            self._arrivals.catch_up()
-            if self._has_come(one, one.arrived):
-                return
-        self._expect(one)
-
-    def _expect(self, one: Waiting) -> None:
-        """Have its connection marked from its opening on."""
-        if self._arrivals is not None and one.event.state is FlowState.START:
-            one.expected = self._have_expected(one.place.key, one.event.tag, one.sent, one.arrived + self._wait)
-            one.since = time.monotonic()
-
-    def _check_expected(self, one: Waiting) -> None:
-        """What is expected comes later than that: where it may have come before, nothing is expected."""
-        if not one.expected:
-            if not self._has_come(one, time.monotonic()):
-                self._expect(one)
-        elif self._has_come(one, one.since):
-            one.settle_expected()
-        else:
-            one.is_timed = True  # whatever comes from now on has come after it was sent: the first of that is meant
-
-    def _expect_again(self, one: Waiting, told: Container[int]) -> None:
-        """The connections that we were told of are not its own: neither is what has met the expectation among them."""
-        if any(expected.met_by in told for expected in one.expected):
-            one.settle_expected()
-        if not one.expected and not self._has_come(one, time.monotonic()):
-            self._expect(one)
-
-    def _may_have_come(self, one: Waiting) -> bool:
-        """Whether there is a new connection that it may mean, for all that is known."""
-        if self._arrivals is None:
-            return False  # looked for, and given out, in _look
-        self._arrivals.catch_up()
-        return self._has_come(one, time.monotonic())
-
-    def _has_come(self, one: Waiting, until: float) -> bool:
-        """Whether something that it may mean came until then, and has not been given to anybody."""
-        return any(
-            one.sent <= arrival.stood
-            and self._assignment.free((arrival.cookie,))
-            and not self._is_known_otherwise(arrival)
-            for arrival in self._come(one.place, until)
-        )
+                self._expecting.begin_again(start, told)
 
     # --- ends, and what is remembered ---------------------------------------------------------------
 
     async def _match_end(self, event: FlowEvent) -> FlowEvent | None:
         early = next((one for one in self._waiting if one.event.key == event.key), None)
-        if early is not None and not early.found.done() and self._arrivals is not None:
+        if early is not None and not early.found.done() and self._newcomers.are_told_of:
             # A short transfer is over as soon as its connection has come.
-            self._arrivals.catch_up()
+            self._newcomers.catch_up()
             self._decide_soon()
             if self._deciding is not None:
                 await asyncio.wait((self._deciding, early.found), return_when=asyncio.FIRST_COMPLETED)
