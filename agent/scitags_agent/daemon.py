@@ -577,7 +577,9 @@ class Daemon:
 
     def _is_announced(self, key: FlowKey, when: float) -> bool:
         """Whether a transfer on exactly this connection had begun then, by time.monotonic."""
-        began = [one for one in (self.table.began(key), self.table.began(key.reversed())) if one is not None]
+        # Of some flows it is not known in which network namespace they are.
+        names = {one.within(place) for one in (key, key.reversed()) for place in (key.namespace, 0)}
+        began = [one for one in map(self.table.began, names) if one is not None]
         if not began:
             return False
         return min(began) < datetime.now(UTC) - timedelta(seconds=time.monotonic() - when + CLOCKS_SECONDS)
