@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import msgspec
@@ -37,7 +37,7 @@ class MarkerElsewhere:
         program: MarkerProgram,
         places: Places,
         labels: SocketLabels | None,
-        carry_out: Callable[[Sequence[FlowChange]], Awaitable[None]],
+        carry_out: Callable[[Sequence[FlowChange]], None],
         forget: Callable[[int], None],
     ) -> None:
         """carry_out is called in the event loop, with changes that are spread already; forget(number) with a namespace
@@ -74,10 +74,10 @@ class MarkerElsewhere:
                 log.info("namespace %s: labels are not written by the kernel: %s", namespace.name, label.why_not)
             else:
                 self._labels.set_place(namespace.number, label.cookie, place)
-        await self._carry_out(self._places.come(namespace.number, place))
+        self._carry_out(self._places.come(namespace.number, place))
 
     async def _gone(self, number: int) -> None:
-        await self._carry_out(self._places.gone(number))
+        self._carry_out(self._places.gone(number))
         self._forget(number)
         self.why_not_kernel.pop(number, None)
         if self._labels is not None:
