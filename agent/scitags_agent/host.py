@@ -11,7 +11,9 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
-from scitags_agent.connections import HERE, Connection, Departures, Lookup, Place
+from scitags_agent.connections import HERE, Lookup, Place
+from scitags_agent.departures import Departures
+from scitags_agent.inet_diag import Connection
 from scitags_agent.local_address import is_local
 from scitags_core.flow import FlowKey
 

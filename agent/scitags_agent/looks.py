@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from scitags_agent.open_namespaces import Namespaces, OpenNamespace
+
+log = logging.getLogger(__name__)
 
 # A container may get its interfaces a moment after its first process.
 SETTLING_SECONDS = 0.5
@@ -18,7 +21,7 @@ class Looks:
     """To be made and used in one event loop."""
 
     def __init__(self, pause: float, namespaces: Sequence[str] = ()) -> None:
-        """pause is in seconds; namespaces are patterns. Raises ConfigError for them, OSError."""
+        """pause is in seconds; namespaces are patterns. Raises ConfigError for them."""
         self._pause = pause
         self._namespaces: Namespaces | None = None
         self._came = asyncio.Event()
@@ -26,9 +29,14 @@ class Looks:
         if namespaces:
             from scitags_agent.open_namespaces import shared  # noqa: PLC0415  # few agents need it
 
-            self._namespaces = shared(namespaces)
-            self._namespaces.begin()
-            self._namespaces.watch(self._note_come, self._note_gone)
+            there = shared(namespaces)
+            try:
+                there.begin()
+            except OSError as error:
+                log.warning("of namespaces that come nobody will hear at once: %s", error)
+                return
+            self._namespaces = there
+            there.watch(self._note_come, self._note_gone)
             self._came.clear()  # those that are there already are seen by the first look
 
     def close(self) -> None:

@@ -120,11 +120,6 @@ class Finder:
         """The same, as of the last second."""
         return self.find() if time.monotonic() - self._looked > RECENT_SECONDS else self._last
 
-    def path_of(self, number: int) -> str | None:
-        """The file of one, of those of the last second."""
-        one = self.recent().get(number)
-        return None if one is None else one.path
-
     def paths(self) -> list[str]:
         """Of those of the last second, the files."""
         return [one.path for one in self.recent().values()]

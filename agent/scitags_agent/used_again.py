@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable
 
 from scitags_agent.candidates import GRACE_SECONDS, as_it_is
-from scitags_agent.connections import OPEN_STATES, Connection
 from scitags_agent.host import Host
+from scitags_agent.inet_diag import OPEN_STATES, Connection
 from scitags_agent.waiting import Waiting
 from scitags_core.flow import FlowKey
 

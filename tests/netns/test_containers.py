@@ -334,6 +334,36 @@ def test_headers_at_tc_are_those_of_each_container(two: tuple[Container, Contain
             tap.close()
 
 
+@pytest.mark.parametrize(
+    ("backend", "says"),
+    [
+        ("kind = 'marker'", "the container"),
+        ("kind = 'marker'", "the pipe"),
+        ("kind = 'marker'\nlabel = 'kernel'", "the container"),
+        ("kind = 'extension_header'\nmode = 'tc'", "the container"),
+    ],
+)
+def test_a_container_that_has_just_come_is_marked_in_with_its_first_flow(
+    start: Start, bpf: None, backend: str, says: str
+) -> None:
+    """And not only when interfaces are looked at again."""
+    with Container("one", labels=True) as one, ExitStack() as stack:
+        agent = start([f"scitags-{os.getpid()}-late*"], f"[[backend]]\n{backend}\nrescan = 3600\n")
+        stack.enter_context(named(one, "late"))
+        if says == "the container":
+            one.say(agent, event(ATLAS))
+        else:
+            agent.write(f"start tcp {STORAGE} {PORT} {FLOW.dst} {FLOW.dst_port} {ATLAS.experiment} {ATLAS.activity}")
+        connection = stack.enter_context(one.connect())
+        if "marker" in backend:
+            until(lambda: connection.tags() == {ATLAS}, "the mark")
+        else:
+            tap = Tap(one.outside, "client0")
+            stack.callback(tap.close)
+            # With room by a route, so that full packets bear it, too.
+            until(lambda: headers(tap, connection) == {((DESTINATION, ATLAS),)}, "the header")
+
+
 def headers(tap: Tap, connection: Connection) -> set[tuple[tuple[int, Tag | None], ...]]:
     """Of the storage's packets of some data sent now."""
     tap.packets()

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from scitags_agent import namespaces, open_namespaces
+from scitags_agent.bpf.connections import namespace_of
 from scitags_agent.bpf.namespaces import enter, in_passing_thread
 from scitags_agent.host import Host
 from scitags_agent.namespaces import Finder, own_number
+from scitags_agent.open_namespaces import Namespaces, OpenNamespace
 from scitags_core.cli import main
 from scitags_core.errors import ConfigError
 from tests.netns.cgroups import cgroup
@@ -109,6 +111,49 @@ def test_whoever_enters_one_comes_alone(pair: Pair) -> None:
     thread.join()
     assert found == [home]
     assert namespaces.own_number() == home == namespaces.of_process(os.getpid())
+
+
+def opened(host: Namespace) -> OpenNamespace:
+    [found] = Finder([host.path]).find().values()
+
+    def inside() -> OpenNamespace:
+        enter(found.path)
+        return OpenNamespace(found)
+
+    return in_passing_thread(inside).result()
+
+
+def test_one_that_is_closed_is_not_taken_for_the_next(pair: Pair) -> None:
+    """Whose door has its number."""
+    alice = opened(pair.alice)
+    with alice.borrow() as netlink:
+        assert namespace_of(netlink) == alice.cookie
+    alice.close()
+    bob = opened(pair.bob)
+    try:
+        with pytest.raises(FileNotFoundError), alice.borrow():
+            pass
+    finally:
+        bob.close()
+
+
+def test_without_a_thread_they_cannot_be_looked_into_and_are_when_there_is_one(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def scenario() -> None:
+        found = Namespaces([pair.alice.path])
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", none)
+            with pytest.raises(BlockingIOError, match="can't start new thread"):
+                found.begin()
+        found.begin()
+        assert found.present.keys() == {number(pair.alice)}
+        found.end()
+
+    asyncio.run(scenario())
 
 
 def test_who_has_just_come_is_known_before_the_next_look(root: None, monkeypatch: pytest.MonkeyPatch) -> None:
