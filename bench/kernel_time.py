@@ -1,8 +1,8 @@
 """Where in the kernel a header's price is paid: `python -m bench kernel_time` (needs perf; Debian: linux-perf).
 
-The connections of bench/speed.py, while perf looks 4,000 times a second at what both ends do (cpu-clock). Each way has
-the same octets to send, so that samples are time for the same work. Beside unmarked and marked connections stands an
-unmarked one with segments of the marked one's size.
+The connections of bench/speed.py, while perf looks 8,000 times a second at what both ends do (cpu-clock): the same
+connection with its mark and without, in turns. The same octets are sent each time, so that samples are time for the
+same work; what both do differs all the same from one time to the next, so it is what only one of them does that tells.
 """
 
 from __future__ import annotations
@@ -23,87 +23,71 @@ from pathlib import Path
 
 import msgspec
 
-from bench.speed import (
-    FIRST_CLIENT_PORT,
-    FIXED_OCTETS,
-    HEADER_OCTETS,
-    PORT,
-    SHORT,
-    TAG,
-    UNMARKED,
-    Turns,
-    far_address,
-    hosts,
-)
-from bench.ways import Stream, opened
+from bench.speed import Switched, Turns, hosts
+from bench.ways import OURS, opened
 from scitags_agent.bpf.kernel_label import probe
-from scitags_core.flow import FlowKey
-from tests.netns.conftest import ALICE
 
-HEADER = "header, on the socket"
-NAMES = (UNMARKED, SHORT, HEADER)
-MTUS = (1500, 9000, 9008)
-ROUNDS, SLICES = 4, 30
-SAMPLES_A_SECOND = 4000
+WAYS = ("header, on the socket", "header, at tc")
+MTUS = (1500, 9000)
+ROUNDS, SLICES = 8, 40
+SAMPLES_A_SECOND = 8000
 PERF_BEGINS_SECONDS = 0.4
 EVERYTHING = "all"
 # Functions of the kernel, by what they do for us.
 GROUPS: Mapping[str, str] = {
     EVERYTHING: "",
-    "copying the data from the sender": r"^_copy_from_iter$",
-    "copying the data to the receiver": r"^_copy_to_iter$",
+    "copying the data": r"^_copy_(from|to)_iter$",
     "a route for each packet received": r"^(ip6_route_input|ip6_pol_route|fib6_|__?find_rr_leaf|find_rr_leaf|rt6_)",
-    "socket found before the route": r"^tcp_v6_early_demux$",
+    "socket found before the route": r"^(tcp_v6_early_demux|ip6_dst_check)$",
     "options written and read": r"^(ipv6_push_|ipv6_destopt_rcv|ip6_parse_tlv|fl6_update_dst)",
+    "the program at tc": r"^(bpf_prog_.*scitags_header|bpf_skb_|bpf_skc_to_tcp6|skb_ensure_writable|tcx_run)",
+    "its segments counted again": r"^(skb_gso_|__skb_gso_segment|(skb_mac|ipv6|tcp6?)_gso_segment)",
     "segmenting, checksums": r"(skb_segment|csum|checksum)",
 }
 
 
 class Spent(msgspec.Struct, frozen=True):
-    """Samples of one way at one MTU, by what was done."""
+    """Samples of one way at one MTU, by what was done, with its mark and without."""
 
     way: str
     mtu: int
-    segment_octets: int
-    samples: dict[str, int]
+    marked: dict[str, int]
+    unmarked: dict[str, int]
 
 
-def measured(mtu: int, rounds: int, slices: int) -> list[Spent]:
-    """The three ways in turn. Raises MarkerUnavailable, OSError."""
-    segments = [mtu - FIXED_OCTETS - HEADER_OCTETS if name == SHORT else 0 for name in NAMES]
+def measured(way: str, mtu: int, rounds: int, slices: int) -> Spent:
+    """One way at one MTU. Raises MarkerUnavailable, OSError."""
     allowed = os.sched_getaffinity(0)
-    found: list[Counter[str]] = [Counter() for _ in NAMES]
+    found: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
     try:
         with ExitStack() as stack:
             alice, bob = stack.enter_context(hosts(mtu, 0))
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            ways = opened(stack, NAMES, alice, "alice0", {})
-            turns = stack.enter_context(Turns(alice, bob, segments))
-            for number, way in enumerate(ways.values()):
-                key = FlowKey.of(ALICE, FIRST_CLIENT_PORT + number, far_address(number), PORT)
-                way.put_on([Stream(key, TAG, number, turns.senders[number])])
-            for round_number in range(rounds):
-                # There and back, so that what changes steadily hits all alike.
-                for number in range(len(NAMES)) if round_number % 2 == 0 else reversed(range(len(NAMES))):
-                    found[number] += _looked_at(turns, number, slices, directory / "perf.data")
-            sizes = turns.segment_octets()
+            ways = opened(stack, [way], alice, "alice0", {})
+            turns = stack.enter_context(Turns(alice, bob, 1))
+            connection = Switched(turns, 0, ways[way], mtu)
+            for number in range(rounds):
+                # There and back, so that what changes steadily hits both alike.
+                for is_marked in (True, False) if number % 2 else (False, True):
+                    connection.take(marked=is_marked)
+                    found[is_marked] += _looked_at(turns, slices, directory / "perf.data")
     finally:
         os.sched_setaffinity(0, allowed)
-    return [
-        Spent(name, mtu, size, {group: _sum(counter, pattern) for group, pattern in GROUPS.items()})
-        for name, size, counter in zip(NAMES, sizes, found, strict=True)
-    ]
+    marked, unmarked = (
+        {group: _sum(found[is_marked], pattern) for group, pattern in GROUPS.items()} for is_marked in (True, False)
+    )
+    return Spent(way, mtu, marked, unmarked)
 
 
-def _looked_at(turns: Turns, number: int, slices: int, data: Path) -> Counter[str]:
-    """Samples by function while a connection sends so many slices."""
+def _looked_at(turns: Turns, slices: int, data: Path) -> Counter[str]:
+    """Samples by function while the connection sends so many slices."""
     processes = f"{os.getpid()},{turns.receiver}"
     record = ["perf", "record", "-q", "-F", str(SAMPLES_A_SECOND), "-e", "cpu-clock", "-p", processes, "-o", str(data)]
     perf = subprocess.Popen(record, stderr=subprocess.DEVNULL)
     try:
         time.sleep(PERF_BEGINS_SECONDS)
         for _ in range(slices):
-            turns.take(number)
+            turns.take(0)
     finally:
         perf.send_signal(signal.SIGINT)
         perf.wait()
@@ -123,22 +107,20 @@ def _sum(samples: Counter[str], pattern: str) -> int:
 
 
 def show(found: Sequence[Spent]) -> None:
-    """A table for each MTU: samples, and of the unmarked connection's total what is more or less."""
-    for mtu in sorted({one.mtu for one in found}):
-        of_mtu = [one for one in found if one.mtu == mtu]
-        base = of_mtu[0].samples[EVERYTHING]
-        print(f"\nsamples of both ends for the same octets, MTU {mtu}; beside the unmarked connection, of its whole")
-        print(f"  {'':<34}" + "".join(f"{one.way + f' ({one.segment_octets})':>38}" for one in of_mtu))
+    """A table for each way and MTU: samples, and what is more or less, of the unmarked total."""
+    for one in found:
+        print(f"\nsamples of both ends for the same octets by the same connection: {one.way}, MTU {one.mtu}")
+        print(f"  {'':<36}{'unmarked':>10}{'marked':>10}")
         for group in GROUPS:
-            counts = [one.samples[group] for one in of_mtu]
-            line = f"  {group:<34}{counts[0]:>38,}"
-            line += "".join(f"{count:>28,} {100 * (count - counts[0]) / base:>+7.1f} %" for count in counts[1:])
-            print(line)
+            without, with_mark = one.unmarked[group], one.marked[group]
+            share = 100 * (with_mark - without) / one.unmarked[EVERYTHING]
+            print(f"  {group:<36}{without:>10,}{with_mark:>10,} {share:>+7.2f} %")
 
 
 def main(arguments: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench kernel_time", description="where a header's price is paid")
     parser.add_argument("--mtu", type=int, action="append")
+    parser.add_argument("--ways", nargs="+", choices=tuple(OURS), default=WAYS, metavar="WAY", help="; ".join(OURS))
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--slices", type=int, default=SLICES, help="of 48 MiB, in each round")
     parser.add_argument("--json", action="store_true")
@@ -147,7 +129,7 @@ def main(arguments: Sequence[str] = ()) -> None:
     if reason is not None:
         print(f"\nthe bench of the kernel's time is left out: {reason}", file=sys.stderr)
         return
-    found = [one for mtu in options.mtu or MTUS for one in measured(mtu, options.rounds, options.slices)]
+    found = [measured(way, mtu, options.rounds, options.slices) for way in options.ways for mtu in options.mtu or MTUS]
     if options.json:
         print(msgspec.json.encode(found).decode())
     else:

@@ -105,7 +105,7 @@ def marked(on: Hosts, flow: FlowKey, way: Way) -> Iterator[None]:
     if not way.header.startswith("tc"):
         yield
         return
-    place = ("", flow.dst)
+    place = (0, flow.dst)
     with on.alice.entered():
         attached = attach.attach(on.program, matching(["alice0"])[0].index, ethernet=True, way="auto")
         reserved = way.header == "tc"

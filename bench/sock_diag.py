@@ -111,7 +111,7 @@ def measure(size: int, *, with_pyroute2: bool) -> None:
     known = {one.cookie for one in dump("tcp")}
     some = next(iter(dump("tcp"))).key
     cases: dict[str, Callable[[], int]] = {
-        "the kernel's messages alone": lambda: count(connections._dump("tcp", 0, 0, 0, connections.HERE)),  # noqa: SLF001
+        "the kernel's messages alone": lambda: count(connections._dump("tcp", 0, 0, connections.HERE)),  # noqa: SLF001
         "survey, all known": lambda: count(survey("tcp", known)),
         "dump": lambda: count(dump("tcp")),
         "dump with details": lambda: count(dump("tcp", details=True)),

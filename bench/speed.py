@@ -1,14 +1,15 @@
-"""How fast connections go that are marked in each way, beside one that is not, told with a confidence interval.
+"""How fast a connection goes with a mark of each kind and without, told with a confidence interval.
 
-    python -m bench speed [--rounds N] [--mtu N ...] [--rate GBITS] [--peer-label FILE] [--peer-header FILE] [--json]
+    python -m bench speed [--rounds N] [--connections N] [--mtu N ...] [--rate GBITS] [--peer-label FILE]
+                          [--peer-header FILE] [--json]
 
-One connection for each way, open for the whole run, over veth. They take turns, in an order drawn anew for each round,
-some 15 milliseconds each: what disturbs the machine disturbs neighbours alike, and what is told is the ratio within a
-round. Without --rate the processors are the limit. With it the way out has one (tbf), as a link has; it counts headers
-too, and the processors have time left.
+For each way a connection over veth, which sends a slice of some 40 milliseconds with its mark and one without in each
+round, in an order drawn anew; what is told is the ratio of these two. Connections differ by more than marks do (which
+pages they have decides by how much: 8 percent between unmarked ones were seen), so none is compared with another, and
+there are several one after the other. The unmarked way, whose mark is none, tells how fine the bench is.
 
-Beside the ways stands an unmarked connection whose segments are 8 octets shorter (TCP_MAXSEG), as those with a header
-are: what that loses is not the header's doing.
+Without --rate the processors are the limit. With it the way out has one (tbf), as a link has; it counts headers too,
+and the processors have time left.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import msgspec
 from pyroute2 import IPRoute
 
 from bench.children import forked, stay_on_cpu
 from bench.resampling import Interval, median_of
-from bench.ways import OURS, PEER_HEADER, PEER_LABEL, Stream, opened
+from bench.ways import OURS, PEER_HEADER, PEER_LABEL, ByPeer, HeaderOnSocket, Stream, Way, opened
 from scitags_agent.bpf.kernel_label import probe
 from scitags_core.flow import FlowKey
 from scitags_core.tag import Tag
@@ -41,23 +42,50 @@ from tests.netns.namespaces import Namespace, add_address, link
 PORT, FIRST_CLIENT_PORT = 1094, 20_000
 MOST_WAYS = 16
 TAG = Tag(2, 15)
-UNMARKED, SHORT = "unmarked", "unmarked, shorter segments"
-WAYS = (UNMARKED, SHORT, *OURS)
+UNMARKED = "unmarked"
+WAYS = (UNMARKED, *OURS)
 MTUS = (1500, 9000)
-ROUNDS = 150
-WARM_UP_ROUNDS = 3
+ROUNDS, CONNECTIONS = 150, 5
+WARM_UP_ROUNDS = 2
 SLICE_OCTETS = 48 << 20
 CHUNK = bytes(1 << 18)
+# After a change of marks, for the connection to follow: its segments have the new size then, and its window is whole.
+SETTLE_OCTETS, SETTLE_SECONDS = 4 << 20, 0.5
 HEADER_OCTETS = 8
 FIXED_OCTETS = 60  # IPv6 and TCP headers without options
+TIMESTAMP_OCTETS = 12  # the option of TCP that every segment has
 BURST_OCTETS, QUEUE_SECONDS = 1 << 20, 0.05  # of tbf
 _SECONDS = struct.Struct("=d")
+_ORDER = struct.Struct("=II")  # which connection, octets
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What is to be measured.
+
+    connections      that each way has, one after the other; they share the rounds
+    bits_per_second  that the way out lets pass, 0 for no limit
+    peers            files of peers' objects, by the names of their ways
+    """
+
+    rounds: int = ROUNDS
+    connections: int = CONNECTIONS
+    bits_per_second: float = 0.0
+    ways: Sequence[str] = WAYS
+    peers: Mapping[str, Path] = {}
+
+
+class Slice(NamedTuple):
+    """What was measured of one: seconds until it had arrived, processor seconds of both ends, size of segments."""
+
+    seconds: float
+    processor: float
+    segment_octets: int
 
 
 class Speed(msgspec.Struct, frozen=True):
-    """Over all rounds of one MTU. The ratios are to the unmarked connection of the same round.
+    """Over all rounds of one MTU. The ratios are to the unmarked slice of the same connection in the same round.
 
-    segment_octets   that the kernel fills a segment with
+    segment_octets   that the kernel fills a segment with, marked
     processor_ratio  of the time that both ends took, by their own clocks; more than 1 is dearer
     """
 
@@ -97,18 +125,15 @@ def hosts(mtu: int, bits_per_second: float) -> Iterator[tuple[Namespace, Namespa
 class Turns:
     """Open connections that take turns in sending a slice each; the far end is a process of its own."""
 
-    def __init__(self, alice: Namespace, bob: Namespace, segments: Sequence[int]) -> None:
-        """A connection for each of these sizes that segments may have at most, 0 for no such limit."""
+    def __init__(self, alice: Namespace, bob: Namespace, connections: int) -> None:
         self._stack = ExitStack()
         with bob.entered():
             server = socket.create_server(("::", PORT), family=socket.AF_INET6)
         ends = []
         self.senders: list[socket.socket] = []
         with server, alice.entered():
-            for number, octets in enumerate(segments):
+            for number in range(connections):
                 sender = self._stack.enter_context(socket.socket(socket.AF_INET6))
-                if octets:
-                    sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, octets)
                 sender.bind((ALICE, FIRST_CLIENT_PORT + number))
                 sender.connect((far_address(number), PORT))
                 self.senders.append(sender)
@@ -133,67 +158,99 @@ class Turns:
     def _receive(self, orders: int, tell: int) -> None:
         stay_on_cpu(1)
         buffer = memoryview(bytearray(len(CHUNK)))
-        while turn := os.read(orders, 1):
-            began, left = time.thread_time(), SLICE_OCTETS
+        while order := os.read(orders, _ORDER.size):
+            number, left = _ORDER.unpack(order)
+            began = time.thread_time()
             while left:
-                left -= self._ends[turn[0]].recv_into(buffer, min(left, len(buffer)))
+                left -= self._ends[number].recv_into(buffer, min(left, len(buffer)))
             os.write(tell, _SECONDS.pack(time.thread_time() - began))
 
-    def segment_octets(self) -> list[int]:
-        """What the kernel fills a segment of each connection with."""
-        return [one.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) for one in self.senders]
+    def segment_octets(self, number: int) -> int:
+        """What the kernel fills a segment of that connection with."""
+        return self.senders[number].getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
 
-    def take(self, number: int) -> tuple[float, float]:
-        """Send a slice by that connection: seconds until it has arrived, and processor seconds of both ends."""
+    def take(self, number: int, octets: int = SLICE_OCTETS) -> Slice:
+        """Send that much by that connection, a multiple of a chunk."""
         sender = self.senders[number]
-        os.write(self._order, bytes((number,)))
+        os.write(self._order, _ORDER.pack(number, octets))
         began, began_processor = time.perf_counter(), time.thread_time()
-        for _ in range(SLICE_OCTETS // len(CHUNK)):
+        for _ in range(octets // len(CHUNK)):
             sender.sendall(CHUNK)
         processor = time.thread_time() - began_processor
         (theirs,) = _SECONDS.unpack(os.read(self._told, _SECONDS.size))
-        return time.perf_counter() - began, processor + theirs
+        return Slice(time.perf_counter() - began, processor + theirs, self.segment_octets(number))
 
 
-def measured(
-    mtu: int, rounds: int, bits_per_second: float, peers: Mapping[str, Path], ways: Sequence[str] = WAYS
-) -> list[Speed]:
-    """Ways at one MTU, in turn, the unmarked one always among them. Raises MarkerUnavailable, OSError."""
-    names = tuple(dict.fromkeys((UNMARKED, *ways, *peers)))
-    segments = [mtu - FIXED_OCTETS - HEADER_OCTETS if name == SHORT else 0 for name in names]
-    allowed = os.sched_getaffinity(0)
+class Switched:
+    """One connection whose mark is put on and taken off again."""
+
+    def __init__(self, turns: Turns, number: int, way: Way, mtu: int) -> None:
+        key = FlowKey.of(ALICE, FIRST_CLIENT_PORT + number, far_address(number), PORT)
+        self._turns, self._number, self._way, self._mtu = turns, number, way, mtu
+        self._streams = [Stream(key, TAG, number, turns.senders[number])]
+        self._is_marked = False
+
+    def take(self, *, marked: bool) -> Slice:
+        """Send a slice with the mark or without, once the connection has followed the change."""
+        if marked is not self._is_marked:
+            (self._way.put_on if marked else self._way.take_off)(self._streams)
+            self._is_marked = marked
+            self._settle()
+        return self._turns.take(self._number)
+
+    def _settle(self) -> None:
+        """Send until segments have the size that they should. Raises RuntimeError where they do not come to it."""
+        whole = self._mtu - FIXED_OCTETS - TIMESTAMP_OCTETS
+        # A peer's header keeps no room; and what a header on the socket took of it the kernel does not give back.
+        has_room = self._way.kind == "header" and not isinstance(self._way, ByPeer)
+        wanted = whole - HEADER_OCTETS * (has_room and (self._is_marked or isinstance(self._way, HeaderOnSocket)))
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while (found := self._turns.take(self._number, SETTLE_OCTETS).segment_octets) != wanted:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"segments have {found} octets, not {wanted}, though their mark was changed")
+
+
+def measured(plan: Plan, mtu: int) -> list[Speed]:
+    """Every way at one MTU. Raises MarkerUnavailable, OSError; RuntimeError where segments do not follow a mark."""
+    names = tuple(dict.fromkeys((UNMARKED, *plan.ways, *plan.peers)))
     chance = random.Random(1)
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    pairs: dict[str, list[tuple[Slice, Slice]]] = {name: [] for name in names}
+    for number in range(plan.connections):
+        share = plan.rounds * (number + 1) // plan.connections - plan.rounds * number // plan.connections
+        for name, marked, unmarked in _slices(plan, mtu, names, share, chance):
+            pairs[name].append((marked, unmarked))
+    return [_speed(name, mtu, pairs[name]) for name in names]
+
+
+def _slices(
+    plan: Plan, mtu: int, names: Sequence[str], rounds: int, chance: random.Random
+) -> Iterator[tuple[str, Slice, Slice]]:
+    """A connection for each way: what its slices took in each round, marked and unmarked."""
+    allowed = os.sched_getaffinity(0)
     try:
         with ExitStack() as stack:
-            alice, bob = stack.enter_context(hosts(mtu, bits_per_second))
-            open_ways = opened(stack, names, alice, "alice0", peers)
-            turns = stack.enter_context(Turns(alice, bob, segments))
-            for number, way in enumerate(open_ways.values()):
-                key = FlowKey.of(ALICE, FIRST_CLIENT_PORT + number, far_address(number), PORT)
-                way.put_on([Stream(key, TAG, number, turns.senders[number])])
+            alice, bob = stack.enter_context(hosts(mtu, plan.bits_per_second))
+            ways = opened(stack, names, alice, "alice0", plan.peers)
+            turns = stack.enter_context(Turns(alice, bob, len(names)))
+            connections = {name: Switched(turns, number, ways[name], mtu) for number, name in enumerate(names)}
             for round_number in range(-WARM_UP_ROUNDS, rounds):
-                for number in chance.sample(range(len(names)), len(names)):
-                    slice_taken = turns.take(number)
+                for name in chance.sample(names, len(names)):
+                    one = connections[name]
+                    taken = {marked: one.take(marked=marked) for marked in chance.sample((True, False), 2)}
                     if round_number >= 0:
-                        taken[names[number]].append(slice_taken)
-            sizes = turns.segment_octets()
+                        yield name, taken[True], taken[False]
     finally:
         os.sched_setaffinity(0, allowed)
-    return [_speed(name, mtu, size, taken[name], taken[UNMARKED]) for name, size in zip(names, sizes, strict=True)]
 
 
-def _speed(
-    name: str, mtu: int, size: int, slices: Sequence[tuple[float, float]], unmarked: Sequence[tuple[float, float]]
-) -> Speed:
-    pairs = list(zip(slices, unmarked, strict=True))
+def _speed(name: str, mtu: int, pairs: Sequence[tuple[Slice, Slice]]) -> Speed:
     return Speed(
         name,
         mtu,
-        size,
-        SLICE_OCTETS * 8 / 1e9 / statistics.median(seconds for seconds, _ in slices),
-        median_of([zero[0] / one[0] for one, zero in pairs]),
-        median_of([one[1] / zero[1] for one, zero in pairs]),
+        pairs[-1][0].segment_octets,
+        SLICE_OCTETS * 8 / 1e9 / statistics.median(marked.seconds for marked, _ in pairs),
+        median_of([unmarked.seconds / marked.seconds for marked, unmarked in pairs]),
+        median_of([marked.processor / unmarked.processor for marked, unmarked in pairs]),
     )
 
 
@@ -201,7 +258,7 @@ def show(found: Sequence[Speed], rounds: int, gigabits: float) -> None:
     """The tables."""
     limited = f"a limit of {gigabits:g} Gbit/s on the way out" if gigabits else "the processors are the limit"
     for mtu in sorted({one.mtu for one in found}):
-        print(f"\nspeed beside an unmarked connection, MTU {mtu}, {limited}, {rounds} interleaved rounds")
+        print(f"\nspeed with a mark beside the same connection's without, MTU {mtu}, {limited}, {rounds} rounds")
         print(f"  {'':<30} {'segment':>8} {'Gbit/s':>8}   {'speed (95 %)':<24}{'processor time (95 %)'}")
         for one in found:
             if one.mtu == mtu:
@@ -214,6 +271,7 @@ def show(found: Sequence[Speed], rounds: int, gigabits: float) -> None:
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="python -m bench speed", description="speed by way of marking")
     found.add_argument("--rounds", type=int, default=ROUNDS)
+    found.add_argument("--connections", type=int, default=CONNECTIONS, help="one after the other, for each way")
     found.add_argument("--mtu", type=int, action="append")
     found.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, metavar="WAY", help="; ".join(WAYS))
     found.add_argument("--rate", type=float, default=0.0, metavar="GBITS", help="limit of the way out, in Gbit/s")
@@ -240,11 +298,8 @@ def main(arguments: Sequence[str] = ()) -> None:
     if reason is not None:
         print(f"\nthe bench of speeds is left out: {reason}", file=sys.stderr)
         return
-    found = [
-        one
-        for mtu in options.mtu or MTUS
-        for one in measured(mtu, options.rounds, options.rate * 1e9, peers_of(options), options.ways)
-    ]
+    plan = Plan(options.rounds, options.connections, options.rate * 1e9, options.ways, peers_of(options))
+    found = [one for mtu in options.mtu or MTUS for one in measured(plan, mtu)]
     if options.json:
         print(msgspec.json.encode(found).decode())
     else:

@@ -174,7 +174,7 @@ class HeaderAtTc:
     def put_on(self, streams: Sequence[Stream]) -> None:
         with self._host.entered():
             for one in streams:
-                room = self._routes.reserve(("", one.key.dst), one.key.src, 0)
+                room = self._routes.reserve((0, one.key.dst), one.key.src, 0)
                 self._program.put(one.key, one.tag, path_mtu=room.path_mtu, reserved=room.reserved)
             if self._attached is None:
                 index = socket.if_nametoindex(self._interface)
@@ -184,7 +184,7 @@ class HeaderAtTc:
         with self._host.entered():
             for one in streams:
                 self._program.remove(one.key)
-                self._routes.release(("", one.key.dst))
+                self._routes.release((0, one.key.dst))
             if self._attached is not None and not len(self._program):
                 self._attached.detach()
                 self._attached = None

@@ -7,7 +7,6 @@ says where it came from and how old it is.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 import threading
@@ -98,6 +97,8 @@ class RegistryClient:
         self.timeout = timeout
         self._fetch = fetch or fetch_http
         self._dir = cache_dir or default_cache_dir()
+        import hashlib  # noqa: PLC0415  # with OpenSSL's library: 3.5 MB, which an agent has no use for
+
         self._stem = f"registry-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
 
     def load(self) -> Loaded:

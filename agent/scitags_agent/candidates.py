@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from scitags_agent import tcp_info
-from scitags_agent.connections import INFO, Connection
 from scitags_agent.host import Host
+from scitags_agent.inet_diag import INFO, Connection
 from scitags_core.flow import UNKNOWN_PORT, FlowKey, Transport
 
 # What came so shortly before we heard of a start can have come after it was sent: we may be behind.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -12,7 +13,7 @@ import msgspec
 from scitags_agent.bpf.attach import tcx_programs
 from scitags_agent.bpf.layout import BPF_PROG_DETACH, BPF_PROG_GET_FD_BY_ID, BPF_TCX_EGRESS, ProgAttach, ProgId
 from scitags_agent.bpf.libbpf import library
-from scitags_agent.bpf.namespaces import entered
+from scitags_agent.bpf.namespaces import inside
 from scitags_agent.bpf.placement import CLSACT, PROGRAMS
 from scitags_agent.ledger import Ledger
 from scitags_agent.namespaces import Finder
@@ -39,8 +40,10 @@ def clean(directory: Path, namespaces: Sequence[str] = ()) -> list[str]:
                 continue
             done += [f"route to {one} taken away" for one in _remove_routes(home)]
         done += _clean_interfaces(programs, clsact=clsact)
-        for one in Finder(namespaces).find().values():
-            with entered(one.path):
+        found = Finder(namespaces).find()
+        for number, one in found.items():
+            # One that has gone has taken its interfaces with it.
+            with suppress(FileNotFoundError), inside(number, found):
                 done += [f"{one.name}: {line}" for line in _clean_interfaces(programs, clsact=clsact)]
     except OSError:
         ledger.close()

@@ -6,6 +6,7 @@ Exit status: 0; 1 when the configuration is bad or something required cannot sta
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -103,11 +104,15 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from scitags_agent import config, log  # noqa: PLC0415
     from scitags_agent.daemon import Daemon  # noqa: PLC0415
+    from scitags_agent.scheduling import ask_for_short_slices  # noqa: PLC0415
     from scitags_core.plugins import PluginHost  # noqa: PLC0415
 
+    why_not = ask_for_short_slices()
     plugins = PluginHost.load()
     settings = config.read(arguments.config, plugins)
     log.set_up(settings.log)
+    if why_not:
+        logging.getLogger(__name__).info("no short slices of the scheduler: %s", why_not)
     # Events make no reference cycles, and the table lives long: looking through it for some at the usual pace
     # takes a quarter of the time under load.
     gc.freeze()

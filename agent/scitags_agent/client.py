@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import os
 import socket
-import tempfile
 from array import array
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -41,7 +39,6 @@ class AgentClient:
         self._path = os.fspath(path)
         self._is_datagram = type == "datagram"
         self._socket: socket.socket | None = None
-        self._own: Path | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -56,10 +53,6 @@ class AgentClient:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-        if self._own is not None:
-            self._own.unlink(missing_ok=True)
-            self._own.parent.rmdir()
-            self._own = None
 
     def send(self, events: Sequence[FlowEvent], sockets: Sequence[socket.socket] = ()) -> bool:
         """Hand events over without waiting; False when the agent is absent or busy. Never raises for that.
@@ -128,21 +121,31 @@ class AgentClient:
 
     def _ask(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
         try:
-            connection = self._connected()
-            if self._is_datagram and self._own is None:
-                own = Path(tempfile.mkdtemp(prefix="scitags-client-")) / "socket"
-                connection.bind(os.fspath(own))
-                self._own = own
-            connection.settimeout(timeout)
-            message = msgspec.json.encode(request)
-            if self._is_datagram:
-                connection.sendto(message, self._path)
-            else:
-                connection.send(message, socket.MSG_NOSIGNAL)
-            answer = msgspec.json.decode(connection.recv(ANSWER_OCTETS))
+            message = self._answer_to(msgspec.json.encode(request), timeout)
+            answer = msgspec.json.decode(message) if message else None
         except (OSError, msgspec.DecodeError) as error:
             self._forget()
             raise AgentUnavailable(f"no answer from the agent at {self._path}: {error}") from None
+        if not message:  # it has ended
+            self._forget()
+            raise AgentUnavailable(f"no answer from the agent at {self._path}")
         if not isinstance(answer, dict):
             raise PeerDataError(f"the agent at {self._path} answered {answer!r}")
         return answer
+
+    def _answer_to(self, message: bytes, timeout: float) -> bytes:
+        connection = self._connected()
+        connection.settimeout(timeout)
+        if not self._is_datagram:
+            connection.send(message, socket.MSG_NOSIGNAL)
+            return connection.recv(ANSWER_OCTETS)
+        # The agent may be another user's, and where it sees neither our files nor our network namespace: it gets a
+        # socket to answer on.
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours:
+            with theirs:
+                rights = array("i", [theirs.fileno()]).tobytes()
+                way_back = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
+                connection.sendmsg([message], way_back, socket.MSG_NOSIGNAL, self._path)
+            ours.settimeout(timeout)
+            return ours.recv(ANSWER_OCTETS)

@@ -7,7 +7,6 @@ import gc
 import itertools
 import logging
 import os
-import re
 import signal
 import time
 from collections import Counter
@@ -19,6 +18,7 @@ import msgspec
 
 from scitags_agent.config import AUTO, BackendOptions, Config, Instance
 from scitags_agent.fanout import Fanout, Lane
+from scitags_agent.inlet import Inlet
 from scitags_agent.ledger import Frame, Ledger
 from scitags_agent.notify import Notifier, descriptor_name, handed_over
 from scitags_agent.table import FlowTable
@@ -44,85 +44,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 events_log = logging.getLogger("scitags_agent.events")
 
-SETTLE_SECONDS = 1.0
 EXPIRY_SECONDS = 10.0
 CLAIM_SECONDS = 2.0
 FIRST_RESTART_SECONDS = 0.5
 LAST_RESTART_SECONDS = 30.0
-REFUSALS_LOGGED = 20  # for each source; a peer that sends rubbish must not fill the disk
-REASONS_COUNTED = 50  # for each source
 MATCHES_WAITING = 4096
 # A report that is made of a connection may have a time that is so much before that of the connection.
 CLOCKS_SECONDS = 0.001
 OWN = "table"  # the source of the events that the agent makes by itself
-
-_QUOTED = re.compile(r"0x[0-9a-f]+|'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\d+")
-
-
-class Inlet:
-    """The sink of one source: counts, and passes on to the daemon."""
-
-    def __init__(self, name: str, daemon: Daemon) -> None:
-        self.name = name
-        self.counters: Counter[str] = Counter()
-        self.reasons: Counter[str] = Counter()
-        self._daemon = daemon
-
-    def accept(self, event: FlowEvent) -> None:
-        self.counters["accepted"] += 1
-        self._daemon.accept((event,), self.name)
-
-    def accept_many(self, events: Sequence[FlowEvent], position: bytes = b"") -> None:
-        self.counters["accepted"] += len(events)
-        self._daemon.accept(events, self.name, position)
-
-    def refuse(self, reason: str) -> None:
-        self.counters["refused"] += 1
-        kind = reason_kind(reason)
-        if kind not in self.reasons and len(self.reasons) >= REASONS_COUNTED:
-            kind = "other"
-        self.reasons[kind] += 1
-        if self.counters["refused"] <= REFUSALS_LOGGED:
-            log.warning("refused", extra={"fields": {"source": self.name, "reason": reason}})
-        if self.counters["refused"] == REFUSALS_LOGGED:
-            log.warning("source %s: further refusals are only counted", self.name)
-
-    async def settled(self) -> None:
-        await self._daemon.fanout.drained(SETTLE_SECONDS)
-
-    @property
-    def is_crowded(self) -> bool:
-        return self._daemon.fanout.is_crowded
-
-    @property
-    def inheritance(self) -> Inheritance:
-        return self._daemon.inheritance_of(f"source {self.name}")
-
-    def status(self) -> dict[str, Any]:
-        return self._daemon.status()
-
-    def prepare_to_match(self) -> None:
-        self._daemon.prepare_to_match()
-
-    async def match(self, event: FlowEvent, *, sent: float | None = None) -> FlowEvent | None:
-        return await self._daemon.match(event, sent=sent)
-
-    def flows(self, first: int = 0, limit: int | None = None) -> list[dict[str, Any]]:
-        return self._daemon.flows(first, limit)
-
-    async def reload(self) -> str:
-        return await self._daemon.reload()
-
-    def keep(self, descriptor: int | None) -> None:
-        self._daemon.keep(f"source {self.name}", descriptor)
-
-    def take_kept(self) -> list[int]:
-        return self._daemon.take_kept(f"source {self.name}")
-
-
-def reason_kind(reason: str) -> str:
-    """A refusal's reason without the values that were bad: what is counted."""
-    return _QUOTED.sub("…", reason)[:120]
 
 
 class Daemon:
@@ -178,6 +107,10 @@ class Daemon:
             for one, options, backend in backends:
                 await self._start_backend(one, options, backend, changes)
             self._begin_ledger()
+            self._end_in_gone_namespaces()
+            if self._config.table.gone_seconds:
+                # Later, when a flow is there to be looked for, it would keep the next start waiting for 40 ms.
+                import scitags_agent.matching  # noqa: F401, PLC0415
             for one, source in sources:
                 self._start_source(one, source)
             to_do = (self._expire, self._report, self._look_for_gone, self._close_unclaimed, self._notifier.keep_alive)
@@ -573,7 +506,9 @@ class Daemon:
 
     def _is_announced(self, key: FlowKey, when: float) -> bool:
         """Whether a transfer on exactly this connection had begun then, by time.monotonic."""
-        began = [one for one in (self.table.began(key), self.table.began(key.reversed())) if one is not None]
+        # Of some flows it is not known in which network namespace they are.
+        names = {one.within(place) for one in (key, key.reversed()) for place in (key.namespace, 0)}
+        began = [one for one in map(self.table.began, names) if one is not None]
         if not began:
             return False
         return min(began) < datetime.now(UTC) - timedelta(seconds=time.monotonic() - when + CLOCKS_SECONDS)
@@ -649,6 +584,14 @@ class Daemon:
     def _end_namespace(self, number: int) -> None:
         """End what is left of the flows of a namespace that has gone, its sockets with it."""
         self.end_connections([key for key, _ in self.table.flows() if key.namespace == number])
+
+    def _end_in_gone_namespaces(self) -> None:
+        """The same at the start, for those that went while there was no agent, or are not looked into any more."""
+        if self._whereabouts is None and self._config.agent.namespaces:
+            return  # they could not be looked for
+        for number in {key.namespace for key, _ in self.table.flows() if key.namespace}:
+            if self._whereabouts is None or not self._whereabouts.may_be_there(number):
+                self._end_namespace(number)
 
     async def _close_matching(self) -> None:
         """Let go of all that looks at connections; what waits for one goes unmatched."""

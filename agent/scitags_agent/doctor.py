@@ -215,8 +215,11 @@ def _interfaces(config: Config | None) -> Iterator[Finding]:
         mtu = _read(f"/sys/class/net/{one.name}/mtu")
         state = _read(f"/sys/class/net/{one.name}/operstate")
         has_address = one.name in global_ones
+        bridge = Path(f"/sys/class/net/{one.name}/master")
         if mtu.isdigit() and int(mtu) < MTU_OF_IPV6:
             yield Finding(one.name, "bad", f"MTU {mtu}: IPv6 needs {MTU_OF_IPV6}", f"ip link set {one.name} mtu 1500")
+        elif not has_address and bridge.exists():  # it has none of its own: the other end is a container, mostly
+            yield Finding(one.name, "good", f"{state}, MTU {mtu}, a port of {bridge.resolve().name}")
         else:
             yield Finding(
                 one.name,

@@ -87,6 +87,9 @@ class Expectations:
         self._write(expected.place)
         if met_by and met_by == cookie and key is not None:
             self._counters["expected_met"] += 1
+            if key in self._adopted:  # the flow of an earlier connection with these ends has not come
+                self.confirm(key)
+                self._walk()
             self._adopted[key] = self._adopted[key.reversed()] = one
             asyncio.get_running_loop().call_later(ADOPTION_SECONDS, self._disown, key, one)
             return
@@ -103,7 +106,7 @@ class Expectations:
         """The kernel has been given the label of this flow: it need not be remembered that it was expected."""
         one = self._adopted.pop(name, 0)
         if one:
-            del self._adopted[name.reversed()]
+            self._adopted.pop(name.reversed(), None)  # the same name where a connection is to its own end
             self._decide(one)
 
     def close(self) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 from scitags_agent.mapped import MappedNumber
 from scitags_core.flow import FlowChange, FlowEvent, FlowKey, FlowState
-from scitags_core.roles import Backend, ExpectsConnections
+from scitags_core.roles import Backend, ExpectsConnections, TellsMarks
 
 log = logging.getLogger(__name__)
 
@@ -176,6 +176,8 @@ class Fanout:
         """Take a lane in and start its task; the backend has been started. again is as for Lane.put_again."""
         lane.put_again(again)
         self.lanes.append(lane)
+        # Packets do not wait; whoever tells of flows can.
+        self.lanes.sort(key=lambda one: not isinstance(one.backend, TellsMarks))
         self._tasks[lane.name] = asyncio.create_task(lane.run(), name=f"backend {lane.name}")
 
     async def remove(self, name: str, timeout: float) -> None:  # noqa: ASYNC109  (a bound, not a cancellation)

@@ -11,7 +11,9 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
-from scitags_agent.connections import HERE, Connection, Departures, Lookup, Place
+from scitags_agent.connections import HERE, Lookup, Place
+from scitags_agent.departures import Departures
+from scitags_agent.inet_diag import Connection
 from scitags_agent.local_address import is_local
 from scitags_core.flow import FlowKey
 
@@ -115,6 +117,10 @@ class Host:
             return is_local(address)
         homes = self.homes(address)
         return namespace in homes if namespace else bool(homes)
+
+    def has_just_got(self, address: str) -> bool:
+        """Whether an address that was not local is so by now, in a namespace that nobody has looked for yet."""
+        return self.namespaces is not None and self.namespaces.hurry() and self.is_local(address)
 
     def _forget_homes(self, _: OpenNamespace) -> None:
         self._homes.clear()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import msgspec
@@ -37,10 +37,13 @@ class MarkerElsewhere:
         program: MarkerProgram,
         places: Places,
         labels: SocketLabels | None,
-        carry_out: Callable[[Sequence[FlowChange]], Awaitable[None]],
+        carry_out: Callable[[Sequence[FlowChange]], None],
+        forget: Callable[[int], None],
     ) -> None:
-        """carry_out is called in the event loop, with changes that are spread already."""
-        self._places, self._labels, self._carry_out = places, labels, carry_out
+        """carry_out is called in the event loop, with changes that are spread already; forget(number) with a namespace
+        whose flows are to be marked there no more.
+        """
+        self._places, self._labels, self._carry_out, self._forget = places, labels, carry_out, forget
         self._followed: set[int] = set()
         self.programs = ProgramsElsewhere(program.elsewhere, self._came, self._gone)
         self.why_not_kernel: dict[int, str] = {}  # writes labels in a namespace, where it does elsewhere
@@ -71,10 +74,11 @@ class MarkerElsewhere:
                 log.info("namespace %s: labels are not written by the kernel: %s", namespace.name, label.why_not)
             else:
                 self._labels.set_place(namespace.number, label.cookie, place)
-        await self._carry_out(self._places.come(namespace.number, place))
+        self._carry_out(self._places.come(namespace.number, place))
 
     async def _gone(self, number: int) -> None:
-        await self._carry_out(self._places.gone(number))
+        self._carry_out(self._places.gone(number))
+        self._forget(number)
         self.why_not_kernel.pop(number, None)
         if self._labels is not None:
             self._labels.set_place(number, 0, 0)

@@ -30,11 +30,6 @@ class Places:
         """0 for the agent's own, and for one that is not looked into."""
         return self._places.get(namespace, OWN)
 
-    @property
-    def is_astray(self) -> bool:
-        """Whether there are flows in namespaces that are not looked into."""
-        return bool(self._astray)
-
     def spread(self, changes: Iterable[FlowChange]) -> list[FlowChange]:
         """The changes as the marker is to carry them out, one for each namespace that they concern."""
         found: list[FlowChange] = []
@@ -46,8 +41,8 @@ class Places:
             remembered = self._astray if key.namespace != OWN else self._anywhere
             if change.users:
                 remembered[key] = change
-            else:
-                remembered.pop(key, None)
+            elif remembered.pop(key, None) is None and key.namespace != OWN:
+                continue  # its mark went with its namespace, and an equal flow in our own is another
             found.append(change if key.namespace == OWN else _within(OWN, change))
             if key.namespace == OWN:
                 found += [_within(namespace, change) for namespace in self._places]
@@ -66,7 +61,9 @@ class Places:
         return found
 
     def gone(self, namespace: int) -> list[FlowChange]:
-        """The opposite. The flows that were there alone end by themselves."""
+        """The opposite, of flows that may be anywhere. Of those that were there alone nothing is to be carried out any
+        more, and they end by themselves.
+        """
         self._places.pop(namespace, None)
         return [_ended(_within(namespace, change)) for change in self._anywhere.values()]
 

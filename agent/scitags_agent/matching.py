@@ -27,28 +27,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 
-from scitags_agent.arrivals import Arrival, Arrivals
-from scitags_agent.bpf.connections import ConnectionsUnavailable
-from scitags_agent.candidates import GRACE_SECONDS, YOUNG_SECONDS, Place, Ports, as_it_is, place_of
-from scitags_agent.connections import OPEN_STATES, Connection, SockDiagError, dump
+from scitags_agent.assignment import Assignment
+from scitags_agent.candidates import GRACE_SECONDS, YOUNG_SECONDS, Place, as_it_is, place_of
+from scitags_agent.expecting import Expect, Expecting
 from scitags_agent.host import Host
+from scitags_agent.inet_diag import Connection, SockDiagError
 from scitags_agent.matched import Matched
+from scitags_agent.newcomers import IsAnnounced, Newcomers
 from scitags_agent.presence import Presence, find_alive
+from scitags_agent.sightings import Sightings
 from scitags_agent.used_again import Kept, has_moved, is_used_again, kept
 from scitags_agent.waiting import Options, Waiting, came_just_now, could_mean
-from scitags_core.flow import FlowEvent, FlowKey, FlowState, Transport
-from scitags_core.roles import Expectation
-from scitags_core.tag import Tag
-
-log = logging.getLogger(__name__)
+from scitags_core.flow import FlowEvent, FlowKey, FlowState
 
 WAIT_SECONDS = 5.0
 # While something waits, so often at most, and for no more than this share of the time.
@@ -58,16 +54,8 @@ SELDOM_LOOK_SECONDS = 0.1
 LOOK_SHARE = 0.1
 # Whoever comes while others wait is worth an earlier look, but not for more than this share of the time.
 EARLY_LOOK_SHARE = 0.3
-# With more ports in question than that, one look at everything costs less.
-PORTS_ASKED_FOR = 4
-DISPUTES_REMEMBERED = 1 << 14
-SOCKETS_AT_ONCE = 256
 # The event loop's turns from a datagram that is there to the start that waits: it is read, a task begins with it.
 TURNS_TO_A_START = 3
-
-_FOREVER_AGO = float("-inf")
-Expect = Callable[[FlowKey, Tag, float, float], Sequence[Expectation]]
-IsAnnounced = Callable[[FlowKey, float], bool]
 
 
 class Matcher:
@@ -92,10 +80,7 @@ class Matcher:
         is_announced  whether somebody had told of exactly this connection at that time, before it came
         """
         self._wait = wait
-        self._have_expected = expect
-        self._is_announced = is_announced
         self._host = host
-        self._arrivals: Arrivals | None = None
         self._may_watch = watch
         self._deciding: asyncio.Task[None] | None = None
         self._is_undecided = False
@@ -103,11 +88,12 @@ class Matcher:
         self._waiting: list[Waiting] = []
         self._looking: asyncio.Task[None] | None = None
         self._somebody_came = asyncio.Event()
-        # When each connection was first seen, by our clock and by cookie, while something waited for its ports.
-        self._sightings: dict[Ports, dict[int, float]] = {}
-        self._disputed: OrderedDict[int, None] = OrderedDict()
+        self._sightings = Sightings(host)
         self._matched = Matched()
         self._counters: Counter[str] = Counter(exact=0, matched=0, ambiguous=0, unmatched=0, elsewhere=0)
+        self._assignment = Assignment(self._matched, self._counters)
+        self._newcomers = Newcomers(host, self._matched, self._assignment, is_announced)
+        self._expecting = Expecting(self._newcomers, wait, expect)
 
     async def close(self) -> None:
         """Let all that wait go unmatched, and look no more."""
@@ -117,8 +103,7 @@ class Matcher:
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
-        if self._arrivals is not None:
-            self._arrivals.close()
+        self._newcomers.close()
 
     def counters(self) -> Mapping[str, int]:
         """Reports by what became of them, and what is remembered. The ends of starts that were matched do not count.
@@ -131,7 +116,7 @@ class Matcher:
         failed_looks  the kernel refused to tell
         lost_reports  of connections that came, for which there was no room
         """
-        lost = self._arrivals.lost if self._arrivals is not None else 0
+        lost = self._newcomers.lost
         return {
             **self._counters,
             "waiting": len(self._waiting),
@@ -148,10 +133,7 @@ class Matcher:
         if not self._may_watch:
             return
         self._may_watch = False
-        try:
-            self._arrivals = Arrivals(self._decide_soon, self._host)
-        except ConnectionsUnavailable as error:
-            log.info("connections that reports mean are looked for, as the kernel tells of none: %s", error)
+        self._newcomers.watch(self._decide_soon)
 
     async def match(self, event: FlowEvent, *, sent: float | None = None) -> FlowEvent | None:
         """The event with the 5-tuple of the connection that it means; None when that cannot be said.
@@ -171,7 +153,7 @@ class Matcher:
         place = place_of(event.key, self._host)
         one = Waiting.begin(event, place, sent) if place is not None else None
         if one is not None:
-            self._expect_at_once(one)
+            self._expecting.begin(one)
         try:
             connection = find_alive(self._host, event.key, event.zone) if event.key.is_complete else None
             if connection is not None:
@@ -208,9 +190,9 @@ class Matcher:
         self._waiting.append(one)
         self._somebody_came.set()
         self.begin_to_watch()
-        if self._arrivals is not None:
-            self._arrivals.catch_up()
-            self._check_expected(one)
+        if self._newcomers.are_told_of:
+            self._newcomers.catch_up()
+            self._expecting.check(one)
             self._decide_soon()
         if self._looking is None or self._looking.done():
             self._looking = asyncio.get_running_loop().create_task(self._look_while_waiting())
@@ -234,13 +216,18 @@ class Matcher:
         def is_free() -> bool:
             rivals = (other.event.tag for other in self._waiting if other.place == one.place)
             is_alone = all(tag == one.event.tag for tag in rivals)
-            return is_alone and bool(self._free((before.cookie,))) and not self._may_have_come(one)
+            return is_alone and bool(self._assignment.free((before.cookie,))) and not self._may_have_come(one)
 
         try:
             if await is_used_again(self._host, one, before, is_free) and not one.found.done():
-                self._take(one, before.key, before.cookie)
+                self._assignment.take(one, before.key, before.cookie)
         except SockDiagError:  # it goes on waiting for another
             self._counters["failed_looks"] += 1
+
+    def _may_have_come(self, one: Waiting) -> bool:
+        """Whether there is a new connection that it may mean, for all that is known; else one is given out in _look."""
+        self._newcomers.catch_up()
+        return self._newcomers.has_come(one, time.monotonic())
 
     async def _look_while_waiting(self) -> None:
         while self._waiting:
@@ -253,24 +240,22 @@ class Matcher:
             now = time.monotonic()
             for one in self._waiting:
                 if now - one.arrived >= self._wait:
-                    self._give_up(one)
+                    self._assignment.give_up(one)
             early = (now - began) / EARLY_LOOK_SHARE
             await asyncio.sleep(early)
             with contextlib.suppress(TimeoutError):
-                often = LOOK_SECONDS if self._arrivals is None else SELDOM_LOOK_SECONDS
+                often = SELDOM_LOOK_SECONDS if self._newcomers.are_told_of else LOOK_SECONDS
                 pause = max(often, (now - began) / LOOK_SHARE) - early
                 await asyncio.wait_for(self._somebody_came.wait(), pause)
-        self._sightings.clear()  # what comes while nobody waits is not seen coming
+        self._sightings.forget()  # what comes while nobody waits is not seen coming
 
     async def _look(self) -> None:
         """One look at the ports in question, and what follows from it."""
         waiting = list(self._waiting)
         asked = {one.place.ports for one in waiting}
-        present = await self._present(asked)
-        if self._arrivals is not None:
-            self._arrivals.catch_up()  # all that is present is there too, but for what was before we watched
-        now = time.monotonic()
-        self._sightings = {ports: self._sighted(ports, present[ports], now) for ports in asked}
+        present = await self._sightings.look(asked)
+        self._newcomers.catch_up()  # all that is present is there too, but for what was before we watched
+        self._sightings.note(present, time.monotonic())
         fitting = {
             place: {c.cookie: c for c in present[place.ports] if place.fits(c.key)}
             for place in {one.place for one in waiting}
@@ -283,66 +268,28 @@ class Matcher:
             here = [one for one in waiting if one.place == place]
             # New connections first: what they leave may mean one that was there before.
             for choose in (self._new_ones, self._used_again):
-                self._assign([(one, choose(one, connections)) for one in here if not one.found.done()])
-            self._release(here, connections.keys())
-
-    async def _present(self, asked: set[Ports]) -> dict[Ports, list[Connection]]:
-        """The open connections with these ports."""
-        present: dict[Ports, list[Connection]] = {ports: [] for ports in asked}
-        if len(asked) <= PORTS_ASKED_FOR:
-            for protocol, near_port, far_port in asked:
-                present[protocol, near_port, far_port] = await self._open_ones(protocol, near_port, far_port)
-            return present
-        for protocol in {ports[0] for ports in asked}:
-            for one in await self._open_ones(protocol):
-                for ports in ((protocol, one.local_port, 0), (protocol, 0, one.remote_port)):
-                    if ports in present:
-                        present[ports].append(one)
-        return present
-
-    async def _open_ones(self, protocol: Transport, near_port: int = 0, far_port: int = 0) -> list[Connection]:
-        """This host's open connections, by port where given; read in steps, so that others get their turn."""
-        found = []
-        for place in self._host.places:
-            dumped = dump(protocol, local_port=near_port, remote_port=far_port, details=True, place=place)
-            for count, one in enumerate(dumped, 1):
-                if one.state in OPEN_STATES:
-                    found.append(one)
-                if count % SOCKETS_AT_ONCE == 0:
-                    await asyncio.sleep(0)
-            await asyncio.sleep(0)
-        return found
-
-    def _sighted(self, ports: Ports, connections: list[Connection], now: float) -> dict[int, float]:
-        """When each was first seen; at the first look at these ports only what is young counts as seen coming."""
-        known = self._sightings.get(ports)
-        if known is None:
-            return {one.cookie: now if as_it_is(one).is_young else _FOREVER_AGO for one in connections}
-        return {one.cookie: known.get(one.cookie, now) for one in connections}
+                self._assignment.assign([(one, choose(one, connections)) for one in here if not one.found.done()])
+            self._assignment.release(here, connections.keys())
 
     def _new_ones(self, one: Waiting, connections: Mapping[int, Connection]) -> Options:
         """Those that have been seen coming; what the kernel has told of is dealt with by its time."""
-        seen = self._sightings[one.place.ports]
+        seen = self._sightings.of(one.place.ports)
         since = one.arrived - YOUNG_SECONDS
         others = (one.before or {}) if one.is_prompt else {}
-        told: Container[int] = self._arrivals if self._arrivals is not None else ()
         return {
             cookie: connections[cookie].key
-            for cookie in self._free(connections)
-            if seen[cookie] >= since and cookie not in others and cookie not in told
+            for cookie in self._assignment.free(connections)
+            if seen[cookie] >= since and cookie not in others and cookie not in self._newcomers
         }
 
     def _used_again(self, one: Waiting, connections: Mapping[int, Connection]) -> Options:
-        free = self._free(connections)
+        free = self._assignment.free(connections)
         if time.monotonic() - one.arrived < GRACE_SECONDS or len(free) != 1:
             return {}
         (cookie,) = free
         was = (one.before or {}).get(cookie)
         is_meant = was is not None and was.is_unused and as_it_is(connections[cookie]).moved > was.moved
         return {cookie: connections[cookie].key} if is_meant else {}
-
-    def _free(self, cookies: Iterable[int]) -> list[int]:
-        return [one for one in cookies if not self._matched.is_claimed(one) and one not in self._disputed]
 
     # --- what the kernel tells of -------------------------------------------------------------------
 
@@ -364,138 +311,36 @@ class Matcher:
     def _give_out(self, place: Place, until: float) -> None:
         """What came until then goes to the starts of a place, in the order in which it came."""
         here = [one for one in self._waiting if one.place == place]
-        come = self._come(place, until)
-        fitting = [one for one in come if not self._is_known_otherwise(one)]
+        come = self._newcomers.at(place, until)
+        fitting = [one for one in come if not self._newcomers.is_known_otherwise(one)]
         # With one tag it makes no difference which is which, but to the label that the kernel has given already.
         met = {cookie: one for one in here for cookie in one.met_by} if len(here) > 1 else {}
         for arrival in fitting:
-            if self._free((arrival.cookie,)):
-                free = set(self._free(one.cookie for one in fitting))
+            if self._assignment.free((arrival.cookie,)):
+                free = set(self._assignment.free(one.cookie for one in fitting))
                 unsure = [one for one in fitting if one.cookie in free]
                 starts = sorted(could_mean(here, arrival), key=lambda one: one is not met.get(arrival.cookie))
-                self._assign([(one, one.meant_by(arrival, unsure)) for one in starts])
+                self._assignment.assign([(one, one.meant_by(arrival, unsure)) for one in starts])
         told = {one.cookie for one in come}
-        self._release(here, told)
+        self._assignment.release(here, told)
         for start in here:
             if not start.found.done():
-                self._expect_again(start, told)
-
-    def _come(self, place: Place, until: float) -> list[Arrival]:
-        """What fits a place and came until then, the oldest first."""
-        assert self._arrivals is not None
-        told = self._arrivals.between(place.near, place.far)
-        return [one for one in told if one.stood <= until and place.fits(one.key)]
-
-    def _is_known_otherwise(self, arrival: Arrival) -> bool:
-        """Whether it was told of by its true 5-tuple before it came; one that a report stands for may be an earlier."""
-        key = arrival.key
-        return self._is_announced(key, arrival.before) and not self._matched.has_stood_for(key)
-
-    # --- what is marked before we hear of it --------------------------------------------------------
-
-    def _expect_at_once(self, one: Waiting) -> None:
-        """Before all else, as its connection may come at any moment; unless it can have come already."""
-        if self._arrivals is None:
-            return
-        if one.can_have_come:
-            self._arrivals.catch_up()
-            if self._has_come(one, one.arrived):
-                return
-        self._expect(one)
-
-    def _expect(self, one: Waiting) -> None:
-        """Have its connection marked from its opening on."""
-        if self._arrivals is not None and one.event.state is FlowState.START:
-            one.expected = self._have_expected(one.place.key, one.event.tag, one.sent, one.arrived + self._wait)
-            one.since = time.monotonic()
-
-    def _check_expected(self, one: Waiting) -> None:
-        """What is expected comes later than that: where it may have come before, nothing is expected."""
-        if not one.expected:
-            if not self._has_come(one, time.monotonic()):
-                self._expect(one)
-        elif self._has_come(one, one.since):
-            one.settle_expected()
-        else:
-            one.is_timed = True  # whatever comes from now on has come after it was sent: the first of that is meant
-
-    def _expect_again(self, one: Waiting, told: Container[int]) -> None:
-        """The connections that we were told of are not its own: neither is what has met the expectation among them."""
-        if any(expected.met_by in told for expected in one.expected):
-            one.settle_expected()
-        if not one.expected and not self._has_come(one, time.monotonic()):
-            self._expect(one)
-
-    def _may_have_come(self, one: Waiting) -> bool:
-        """Whether there is a new connection that it may mean, for all that is known."""
-        if self._arrivals is None:
-            return False  # looked for, and given out, in _look
-        self._arrivals.catch_up()
-        return self._has_come(one, time.monotonic())
-
-    def _has_come(self, one: Waiting, until: float) -> bool:
-        """Whether something that it may mean came until then, and has not been given to anybody."""
-        return any(
-            one.sent <= arrival.stood and self._free((arrival.cookie,)) and not self._is_known_otherwise(arrival)
-            for arrival in self._come(one.place, until)
-        )
-
-    def _assign(self, choices: list[tuple[Waiting, Options]]) -> None:
-        """Give each start its connection, where there is no doubt."""
-        for one, options in choices:
-            own = {cookie: options[cookie] for cookie in self._free(options)}  # others may have taken some
-            if not own:
-                continue
-            rivals = [other for other, theirs in choices if not other.found.done() and theirs.keys() & own.keys()]
-            # As many starts as connections, all with the same tag: which is which makes no difference.
-            if all(other.event.tag == one.event.tag for other in rivals) and len(own) <= len(rivals):
-                cookie, near_key = next(iter(own.items()))
-                self._take(one, one.place.told(near_key), cookie)
-                continue
-            for other in rivals:
-                other.ambiguous = True
-            self._dispute(own)
-
-    def _take(self, one: Waiting, key: FlowKey, cookie: int) -> None:
-        self._counters["matched"] += 1
-        self._matched.add(one.event.key, key, cookie)
-        one.settle(key, cookie)
-
-    def _dispute(self, cookies: Iterable[int]) -> None:
-        for cookie in cookies:
-            self._disputed[cookie] = None
-            if len(self._disputed) > DISPUTES_REMEMBERED:
-                self._disputed.popitem(last=False)
-
-    def _release(self, waiting: list[Waiting], cookies: AbstractSet[int]) -> None:
-        """Let those go whose connections have come, though which is whose cannot be said.
-
-        Until then each start goes on waiting, as the next connection may be its own and not that of a later start.
-        """
-        stuck = [one for one in waiting if one.ambiguous and not one.found.done()]
-        if len(stuck) <= len(cookies & self._disputed.keys()):
-            for one in stuck:
-                self._give_up(one)
-
-    def _give_up(self, one: Waiting) -> None:
-        if not one.found.done():
-            self._counters["ambiguous" if one.ambiguous else "unmatched"] += 1
-            one.settle(None)
+                self._expecting.begin_again(start, told)
 
     # --- ends, and what is remembered ---------------------------------------------------------------
 
     async def _match_end(self, event: FlowEvent) -> FlowEvent | None:
         early = next((one for one in self._waiting if one.event.key == event.key), None)
-        if early is not None and not early.found.done() and self._arrivals is not None:
+        if early is not None and not early.found.done() and self._newcomers.are_told_of:
             # A short transfer is over as soon as its connection has come.
-            self._arrivals.catch_up()
+            self._newcomers.catch_up()
             self._decide_soon()
             if self._deciding is not None:
                 await asyncio.wait((self._deciding, early.found), return_when=asyncio.FIRST_COMPLETED)
         if early is not None and (early.found.done() or event.key not in self._matched):
             # It is over before its connection was found; or that was found just now, and has not been acted on.
             was_found = early.found.done()
-            self._give_up(early)
+            self._assignment.give_up(early)
             await early.acted_on.wait()
             if not was_found:
                 return None
@@ -520,12 +365,12 @@ class Matcher:
         moved = usage.sent or 0, usage.received or 0
         sent, received = moved if place.is_source else moved[::-1]
         try:
-            there = await self._open_ones(place.protocol, place.near_port, place.far_port)
+            there = await self._sightings.open_ones(place.protocol, place.near_port, place.far_port)
         except SockDiagError:
             self._counters["failed_looks"] += 1
             return None
         fitting = {one.cookie: one.key for one in there if place.fits(one.key) and has_moved(one, sent, received)}
-        if len(self._free(fitting)) != 1 or len(fitting) != 1:
+        if len(self._assignment.free(fitting)) != 1 or len(fitting) != 1:
             return None
         self._counters["matched"] += 1
         return msgspec.structs.replace(event, key=place.told(*fitting.values()))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ _OF_PROCESS = "pid:"
 _OF_CGROUP = "cgroup:"
 _PROC = Path("/proc")
 _WILD = frozenset("*?[")
+_CONTAINER = re.compile(r"([0-9a-f]{12})[0-9a-f]{52}")  # an id of podman, docker, containerd, CRI-O
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -118,11 +120,6 @@ class Finder:
         """The same, as of the last second."""
         return self.find() if time.monotonic() - self._looked > RECENT_SECONDS else self._last
 
-    def path_of(self, number: int) -> str | None:
-        """The file of one, of those of the last second."""
-        one = self.recent().get(number)
-        return None if one is None else one.path
-
     def paths(self) -> list[str]:
         """Of those of the last second, the files."""
         return [one.path for one in self.recent().values()]
@@ -135,9 +132,10 @@ class Finder:
     def _matching(self, pattern: str) -> Iterator[Found]:
         if pattern == ALL:
             yield from self._files(NAMED, "*")
-            yield from self._of_processes(int(one) for one in os.listdir(_PROC) if one.isdigit())  # noqa: PTH208
+            every = (int(one) for one in os.listdir(_PROC) if one.isdigit())  # noqa: PTH208
+            yield from self._of_processes((one, "") for one in every)
         elif pattern.startswith(_OF_PROCESS):
-            yield from self._of_processes([int(pattern.removeprefix(_OF_PROCESS))])
+            yield from self._of_processes([(int(pattern.removeprefix(_OF_PROCESS)), pattern)])
         elif pattern.startswith(_OF_CGROUP):
             yield from self._of_processes(_processes_in(pattern.removeprefix(_OF_CGROUP).strip("/")))
         elif pattern.startswith("/"):
@@ -158,9 +156,10 @@ class Finder:
             if number:
                 yield Found(number, path.name if path.parent in _NAMED_ALSO else str(path), str(path))
 
-    def _of_processes(self, processes: Iterable[int]) -> Iterator[Found]:
+    def _of_processes(self, processes: Iterable[tuple[int, str]]) -> Iterator[Found]:
+        """Of processes with the names that their namespaces go by; those of their containers where none are given."""
         seen: set[int] = set()
-        for process in processes:
+        for process, name in processes:
             try:
                 number = of_process(process)
             except PermissionError:
@@ -170,7 +169,7 @@ class Finder:
                 continue
             if number not in seen:
                 seen.add(number)
-                yield Found(number, f"pid:{process}", f"/proc/{process}/ns/net")
+                yield Found(number, name or _container_of(process), f"/proc/{process}/ns/net")
 
 
 def _number_of_network(path: Path) -> int:
@@ -193,8 +192,8 @@ def _leads_to(found: Found) -> bool:
         return False
 
 
-def _processes_in(pattern: str) -> Iterator[int]:
-    """Of the cgroups that match, and all below them."""
+def _processes_in(pattern: str) -> Iterator[tuple[int, str]]:
+    """Of the cgroups that match, and all below them, with the names that these go by."""
     from scitags_agent.rules import cgroup2_mount  # noqa: PLC0415  # few are asked for so
 
     mount = cgroup2_mount()
@@ -206,7 +205,23 @@ def _processes_in(pattern: str) -> Iterator[int]:
                 lines = Path(directory, "cgroup.procs").read_text().split()
             except OSError:  # it has gone, or is a threaded one
                 continue
-            yield from (int(line) for line in lines if line != "0")
+            name = _name_of(Path(directory).relative_to(mount)) if mount is not None else ""
+            yield from ((int(line), name) for line in lines if line != "0")
+
+
+def _container_of(process: int) -> str:
+    """By its cgroup; pid:1234 for one that is in no container, or has ended."""
+    try:
+        cgroups = Path(f"/proc/{process}/cgroup").read_text().splitlines()
+    except OSError:
+        cgroups = []
+    return next((_name_of(Path(one)) for one in cgroups if _CONTAINER.search(one)), f"{_OF_PROCESS}{process}")
+
+
+def _name_of(cgroup: Path) -> str:
+    """docker-1493ed17a563.scope: the part with the container's id, as short as its runtime shows it; else the last."""
+    with_id = [part for part in cgroup.parts if _CONTAINER.search(part)]
+    return _CONTAINER.sub(r"\1", with_id[-1]) if with_id else cgroup.name
 
 
 def _device() -> int:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, Literal
 
-from scitags_agent.connections import (
+from scitags_agent.inet_diag import (
     BBRINFO,
     CONG,
     DCTCPINFO,

@@ -20,7 +20,8 @@ from concurrent.futures import Future
 
 from scitags_agent.bpf.connections import namespace_of, own_namespace
 from scitags_agent.bpf.namespaces import enter, in_passing_thread
-from scitags_agent.connections import Lookup, open_netlink
+from scitags_agent.connections import Lookup
+from scitags_agent.inet_diag import open_netlink
 from scitags_agent.namespaces import Finder, Found, own_number
 from scitags_agent.rtnetlink import RouteSocket
 
@@ -87,6 +88,7 @@ class OpenNamespace:
         self.lookup.close()
         self._routes.close()
         os.close(self._door)
+        self._door = -1  # its number may be another's at once, of another namespace even
         while self._spare:
             self._spare.pop().close()
 
@@ -115,7 +117,7 @@ class Namespaces:
         self._looking: asyncio.Task[None] | None = None
         self._strangers: set[int] = set()
         self._next_hurried = 0.0
-        self._is_busy = False
+        self._under_way: Future[_Looked] | None = None  # a look, of which nothing is applied yet
 
     @property
     def refused(self) -> int:
@@ -127,14 +129,18 @@ class Namespaces:
         """By their numbers."""
         return self._open
 
+    def may_be_there(self, number: int) -> bool:
+        """Whether there is one with this number, or that cannot be said."""
+        return number in self._open or number in self._refused or self._finder.is_denied
+
     def begin(self) -> None:
-        """One more uses this. Those that are there are open from then on, the others as they come."""
-        self._users += 1
-        if self._users == 1:
+        """One more uses this. Those that are there are open from then on, the others as they come. Raises OSError."""
+        if not self._users:
             self._apply(*in_passing_thread(self._look).result())
             self._looking = asyncio.get_running_loop().create_task(self._keep_looking())
             for pattern in self._finder.missing():
                 log.warning("namespace %s: there is none now, and it is waited for", pattern)
+        self._users += 1
 
     def end(self) -> None:
         """One less."""
@@ -158,46 +164,67 @@ class Namespaces:
 
     def by_cookie(self, cookie: int) -> OpenNamespace | None:
         """That with the kernel's cookie; one that is not known yet is looked for at once, as often as may be."""
-        found = self._by_cookie.get(cookie)
-        if found is None and cookie not in self._strangers:
-            self.hurry()
-            found = self._by_cookie.get(cookie)
+        return self._known_or_new(self._by_cookie, cookie)
+
+    def by_number(self, number: int) -> OpenNamespace | None:
+        """That with a number; likewise."""
+        return self._known_or_new(self._open, number)
+
+    def _known_or_new(self, known: Mapping[int, OpenNamespace], name: int) -> OpenNamespace | None:
+        found = known.get(name)
+        if found is None and name not in self._strangers and self.hurry():
+            found = known.get(name)
             if found is None:
-                self._strangers.add(cookie)
+                self._strangers.add(name)
         return found
 
-    def hurry(self) -> None:
-        """Look now, when that was not done too often."""
+    def hurry(self) -> bool:
+        """Look now, when that was not done too often; whether it was done."""
         began = time.monotonic()
-        if began >= self._next_hurried and not self._is_busy and self._users:
-            with contextlib.suppress(OSError, RuntimeError):
-                self._apply(*in_passing_thread(self._look).result())
+        if began < self._next_hurried or not self._users:
+            return False
+        try:
+            if self._under_way is not None:  # and may have begun too early
+                self._take(self._under_way)
+            self._apply(*in_passing_thread(self._look).result())
+        except OSError:
+            return False
+        finally:
             self._next_hurried = began + (time.monotonic() - began) / HURRIED_SHARE
+        return True
 
     async def _keep_looking(self) -> None:
         pause = LOOK_SECONDS
         while True:
             await asyncio.sleep(pause)
             began = time.thread_time()
-            self._is_busy = True
             try:
-                looked = await self._looked_in_thread()
-            except (OSError, RuntimeError) as error:  # there may be no thread to be had
+                took = await self._look_in_thread()
+            except OSError as error:
                 log.debug("namespaces cannot be looked for: %s", error)
                 continue
-            finally:
-                self._is_busy = False
-            self._apply(looked[0], looked[1])
-            pause = max(LOOK_SECONDS, (time.thread_time() - began + looked[2]) / LOOK_SHARE)
+            pause = max(LOOK_SECONDS, (time.thread_time() - began + took) / LOOK_SHARE)
 
-    async def _looked_in_thread(self) -> _Looked:
-        """What is there, what of it is new, and the seconds that it took."""
-        future = in_passing_thread(self._timed_look)
+    async def _look_in_thread(self) -> float:
+        """The seconds of processor time that the thread took."""
+        future = self._under_way = in_passing_thread(self._timed_look)
         try:
-            return await asyncio.wrap_future(future)
+            await asyncio.wrap_future(future)
+            return self._take(future)
         except asyncio.CancelledError:
-            future.add_done_callback(_close_opened)
+            if self._under_way is future:
+                future.add_done_callback(_close_opened)
             raise
+        finally:
+            self._under_way = None
+
+    def _take(self, look: Future[_Looked]) -> float:
+        """Wait for a look and apply what it has found, once; the seconds that it took. Raises OSError."""
+        found, opened, took = look.result()
+        if self._under_way is look:
+            self._under_way = None
+            self._apply(found, opened)
+        return took
 
     def _timed_look(self) -> _Looked:
         return *self._look(), time.thread_time()

@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from scitags_core.flow import FlowChange, Transport, Usage
+from scitags_core.flow import FlowChange, Usage
+from scitags_core.flow_record import FlowRecord
 from scitags_core.registry import Names, Registry
 from scitags_core.tag import Tag
 
@@ -16,27 +17,15 @@ IDENTIFIER = "scitags-agent"
 _PRIORITY_INFO = 6
 
 
-class Record(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+class Record(FlowRecord, frozen=True, omit_defaults=True, gc=False):
     """One change. What has a default is left out where it says nothing.
 
     time           when the agent wrote the record; the other times are the flow's
-    experiment, activity   the registry's names
     transfers      how many transfers use the 5-tuple after the change
     mark           the scitag that its packets bear from now on
     extra          further objects of a firefly, as they came
     """
 
-    time: datetime
-    state: str
-    protocol: Transport
-    src: str
-    src_port: int
-    dst: str
-    dst_port: int
-    experiment_id: int
-    activity_id: int
-    experiment: str | None
-    activity: str | None
     transfers: int
     mark: int | None = None
     application: str = ""
@@ -57,22 +46,14 @@ class Recorder:
 
     def record(self, change: FlowChange, now: datetime) -> Record:
         """The record of a change that is written down at this moment."""
-        event, key = change.event, change.event.key
+        event = change.event
         names = self._names.get(event.tag)
         if names is None:
             names = self._names[event.tag] = self._registry.names(event.tag)
-        return Record(
+        return Record.of(
             now,
-            event.state.value,
-            key.protocol,
-            key.src,
-            key.src_port,
-            key.dst,
-            key.dst_port,
-            event.tag.experiment,
-            event.tag.activity,
-            names.experiment,
-            names.activity,
+            event,
+            names,
             change.users,
             change.mark.experiment << 6 | change.mark.activity if change.mark else None,
             event.application,

@@ -13,15 +13,15 @@ from __future__ import annotations
 import ipaddress
 import logging
 import socket
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import msgspec
 
-from scitags_agent.bpf.namespaces import entered
+from scitags_agent.bpf.namespaces import entered, inside
 from scitags_agent.local_address import can_bind
-from scitags_agent.namespaces import Finder
+from scitags_agent.namespaces import Finder, Found
 from scitags_agent.rtnetlink import (
     RTAX_ADVMSS,
     RTAX_MTU,
@@ -49,7 +49,8 @@ _HOST_PREFIX = 128
 _LEARNED_SECONDS = 600.0  # how long the kernel by itself believes in a path MTU (net.ipv6.route.mtu_expires)
 _SYSCTL = Path("/proc/sys/net/ipv6/conf")
 
-Place = tuple[str, str]  # the file of the namespace, empty for the agent's own, and the address
+OWN = 0
+Place = tuple[int, str]  # the number of the namespace, 0 for the agent's own, and the address
 
 
 class Room(msgspec.Struct, frozen=True):
@@ -82,7 +83,7 @@ class ReservedRoutes:
     """The routes of this agent. All but heard() may wait for the kernel: to be called by one thread at a time."""
 
     def __init__(
-        self, room: int, namespaces: Sequence[str] = (), covers: Callable[[str, int], bool] = lambda *_: True
+        self, room: int, namespaces: Sequence[str] = (), covers: Callable[[int, int], bool] = lambda *_: True
     ) -> None:
         """room is in octets; covers(namespace, index) tells by which interfaces packets are marked. Raises OSError.
 
@@ -92,17 +93,19 @@ class ReservedRoutes:
         self._covers = covers
         self._reservations: dict[Place, _Reservation] = {}
         self._stale: set[Place] = set()
-        self._asked: dict[str, RouteSocket] = {}
-        self._heard: dict[str, RouteSocket] = {}
+        # By the number of the namespace: the file by which it is found changes while it lives on.
+        self._asked: dict[int, RouteSocket] = {}
+        self._heard: dict[int, RouteSocket] = {}
         self._left: dict[Place, Route] = {}
         self._finder = Finder(namespaces) if namespaces else None
-        self._open("")
+        self._others: Mapping[int, Found] = {}
+        self._open(OWN)
         self.follow_namespaces()
 
-    def _open(self, namespace: str) -> None:
+    def _open(self, namespace: int) -> None:
         """Raises OSError, but for a namespace other than ours that cannot be looked into, which is tried again."""
         try:
-            with entered(namespace):
+            with self.inside(namespace):
                 asked = self._asked[namespace] = RouteSocket()
                 self._heard[namespace] = RouteSocket(RTMGRP_LINK | RTMGRP_IPV6_ROUTE)
                 for route in asked.routes_of(PROTOCOL):
@@ -112,21 +115,43 @@ class ReservedRoutes:
                 raise
 
     @property
-    def namespaces(self) -> list[str]:
-        """The files of those that are there, that of the agent's own first and empty."""
-        return ["", *(self._finder.paths() if self._finder is not None else ())]
+    def namespaces(self) -> list[int]:
+        """The numbers of those that are there, that of the agent's own first."""
+        return [OWN, *self._others]
 
-    def follow_namespaces(self) -> None:
-        """Open those that have come, and let go of those that have gone, which took their routes along."""
+    def inside(self, namespace: int) -> AbstractContextManager[None]:
+        """This thread inside one of them. Raises OSError."""
+        return inside(namespace, self._others)
+
+    def doubt(self) -> None:
+        """Where there is no route of ours, there may be one to be had by now: the next look tries."""
+        self._stale.update(place for place, one in list(self._reservations.items()) if one.route is None)
+
+    def follow_namespaces(self, *, anew: bool = False) -> None:
+        """Open those that have come, and leave those that have gone, or are not meant any more.
+
+        As of the last second, or as of now.
+        """
+        self._find(anew=anew)
         present = self.namespaces
         for namespace in present:
             if namespace not in self._asked:
                 self._open(namespace)
         for gone in self._asked.keys() - set(present):
-            self._asked.pop(gone).close()
-            self._heard.pop(gone).close()
-            for place in [place for place in self._left if place[0] == gone]:
-                del self._left[place]
+            self._leave(gone)
+
+    def _find(self, *, anew: bool = False) -> None:
+        if self._finder is not None:
+            self._others = self._finder.find() if anew else self._finder.recent()
+
+    def _leave(self, namespace: int) -> None:
+        for place, one in self._reservations.items():
+            if place[0] == namespace:
+                self._withdraw(place, one)
+        for place in [place for place in self._left if place[0] == namespace]:
+            self._delete(namespace, self._left.pop(place))
+        self._asked.pop(namespace).close()
+        self._heard.pop(namespace).close()
 
     def close(self, keep: bool) -> None:
         """Take all routes away, unless they are to be kept for the next agent."""
@@ -154,9 +179,9 @@ class ReservedRoutes:
         """
         if ipaddress.IPv6Address(destination).is_link_local:
             return "its destination is a link-local address"
-        known = self._finder.path_of(number) if number and self._finder is not None else None
-        for namespace in self.namespaces if known is None else (known,):
-            with suppress(OSError), entered(namespace):
+        self._find()
+        for namespace in (number,) if number in self._others else self.namespaces:
+            with suppress(OSError), self.inside(namespace):
                 if can_bind(source):
                     return "both its ends are on this host" if can_bind(destination) else (namespace, destination)
         return "its source is no address of this host"
@@ -233,7 +258,7 @@ class ReservedRoutes:
                 changed[place] = one.room
         return changed
 
-    def _touched(self, namespace: str, kind: int, message: bytes) -> Iterator[Place]:
+    def _touched(self, namespace: int, kind: int, message: bytes) -> Iterator[Place]:
         """Those that a change may concern."""
         # In one step: the other thread may be at them.
         reservations = list(self._reservations.items())
@@ -253,7 +278,7 @@ class ReservedRoutes:
         if one.route is None:
             return False
         try:
-            with self._inside(place[0]) as asked:
+            with self._asking(place[0]) as asked:
                 found = asked.resolved(place[1], one.source)
         except OSError:
             return True
@@ -269,7 +294,7 @@ class ReservedRoutes:
         namespace, address = place
         self._withdraw(place, one)
         try:
-            with self._inside(namespace) as asked:
+            with self._asking(namespace) as asked:
                 base = asked.matching(address, one.source)
                 one.interfaces = base.interfaces
                 of_links = _mtu_of_links(base.interfaces)
@@ -291,7 +316,7 @@ class ReservedRoutes:
         except OSError as error:
             one.room = Room(one.room.path_mtu, 0, f"the kernel keeps no route for it: {error.strerror}")
 
-    def _why_not(self, namespace: str, base: Route, reserved: int) -> str:
+    def _why_not(self, namespace: int, base: Route, reserved: int) -> str:
         if base.kind != RTN_UNICAST:
             return "no ordinary route leads there"
         if base.prefix == _HOST_PREFIX:
@@ -307,7 +332,7 @@ class ReservedRoutes:
             self._delete(place[0], one.route)
             one.route = None
 
-    def _delete(self, namespace: str, route: Route) -> None:
+    def _delete(self, namespace: int, route: Route) -> None:
         asked = self._asked.get(namespace)
         if asked is None:
             return  # the namespace has gone
@@ -318,8 +343,8 @@ class ReservedRoutes:
                 log.error("our route to %s cannot be taken away: %s", route.destination, error.strerror)
 
     @contextmanager
-    def _inside(self, namespace: str) -> Iterator[RouteSocket]:
-        with entered(namespace):
+    def _asking(self, namespace: int) -> Iterator[RouteSocket]:
+        with self.inside(namespace):
             if namespace not in self._asked:
                 self._open(namespace)
             yield self._asked[namespace]

@@ -46,11 +46,9 @@ class Senders:
             return 0
         except OSError:  # it has ended
             return 0
-        if number == self._namespaces.own:
+        if number == self._namespaces.own or self._namespaces.by_number(number) is None:
             return 0
-        if number not in self._namespaces.present:
-            self._namespaces.hurry()
-        return number if number in self._namespaces.present else 0
+        return number
 
     def placed(self, event: FlowEvent, descriptor: int) -> FlowEvent:
         """The event with the namespace of the transfer's socket, which is exact."""

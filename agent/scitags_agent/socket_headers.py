@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import enum
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
 from scitags_agent.accepted import fits, is_accepted
-from scitags_agent.bpf.namespaces import entered
-from scitags_agent.connections import OPEN_STATES, SYN_RECV, SYN_SENT, Lookup, SockDiagError
+from scitags_agent.bpf.namespaces import inside
+from scitags_agent.connections import Lookup
+from scitags_agent.inet_diag import OPEN_STATES, SYN_RECV, SYN_SENT, SockDiagError
 from scitags_agent.live_socket import LiveSockets
 from scitags_agent.namespaces import Finder
 from scitags_agent.passed_sockets import identified
@@ -81,22 +82,21 @@ class SocketHeaders:
         for inode in self._inodes(job.key):
             self._act(job, self._sockets.take(inode))
 
-    def _inodes(self, key: FlowKey) -> Iterable[int]:
+    def _inodes(self, key: FlowKey) -> list[int]:
         """Of this host's ends of a connection: one, or both where both are here."""
+        inodes = []
         others = self._namespaces.recent() if self._namespaces is not None else {}
-        if key.namespace:  # where it is known, equal ones elsewhere are others
-            places = [others[key.namespace].path] if key.namespace in others else []
-        else:
-            places = ["", *(one.path for one in others.values())]
-        for place in places:
+        # Where it is known, equal ones elsewhere are others.
+        for place in (key.namespace,) if key.namespace else (0, *others):
             try:
-                with entered(place), Lookup() as lookup:
+                with inside(place, others), Lookup() as lookup:
                     for end in (key, key.reversed()):
                         found = lookup.find(end, details=False)
                         if found is not None and found.inode and found.state in OPEN_STATES | {SYN_SENT, SYN_RECV}:
-                            yield found.inode
-            except FileNotFoundError:
+                            inodes.append(found.inode)
+            except (FileNotFoundError, ProcessLookupError):
                 continue  # the namespace has gone, and its sockets with it
+        return inodes
 
     def _act(self, job: Job, descriptor: int) -> None:
         """Set the options of a socket; the descriptor is closed."""

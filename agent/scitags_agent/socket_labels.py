@@ -80,7 +80,12 @@ class SocketLabels:
             raise
 
     def set_place(self, namespace: int, cookie: int, place: int) -> None:
-        """As of KernelLabels. Raises OSError."""
+        """As of KernelLabels; nothing happens after close(), when a look at namespaces may still be under way.
+
+        Raises OSError.
+        """
+        if self._closing:
+            return
         self._kernel.set_place(namespace, cookie, place)
         self._walk_soon()
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,16 +20,15 @@ import msgspec
 
 from scitags_agent.bpf.attach import Way
 from scitags_agent.bpf.header_program import Header, HeaderProgram, room_of
-from scitags_agent.bpf.namespaces import entered
 from scitags_agent.bpf.placement import Placement
-from scitags_agent.namespaces import number_of
-from scitags_agent.reserved_routes import ROUTES, Place, ReservedRoutes, Room
+from scitags_agent.header_flows import NO_ROOM, HeaderFlows
+from scitags_agent.looks import Looks
+from scitags_agent.reserved_routes import OWN, ROUTES, Place, ReservedRoutes, Room
 from scitags_agent.too_big import TooBigMessages
 from scitags_core.flow import FlowKey
 from scitags_core.tag import Tag
 
 if TYPE_CHECKING:
-    from scitags_agent.namespaces import Found
     from scitags_agent.programs_elsewhere import ProgramsElsewhere
 
 Answer = TypeVar("Answer")
@@ -38,7 +38,6 @@ log = logging.getLogger(__name__)
 FILTER_NAME = "scitags_header"
 CHANGE_SECONDS = 0.02  # changes of routes and links come in bursts
 PEERS_SECONDS = 0.05
-NO_ROOM = Room(why="no room is kept free for it yet")
 
 
 class TcSettings(msgspec.Struct, frozen=True):
@@ -53,46 +52,32 @@ class TcSettings(msgspec.Struct, frozen=True):
     rescan: float
 
 
-class _Flow(msgspec.Struct):
-    """A connection; a tag for each name under which it was reported, the newest last."""
-
-    key: FlowKey
-    tags: dict[FlowKey, Tag]
-    place: Place | None = None
-    room: Room = NO_ROOM
-    is_asked: bool = False  # for room
-
-    @property
-    def tag(self) -> Tag:
-        """The newest."""
-        return next(reversed(self.tags.values()))
-
-
 class TcHeaders:
-    """The flows of the program, and their room."""
+    """The program, its flows, and their room."""
 
     def __init__(self, settings: TcSettings, home: Path | None) -> None:
         """Load the program. Raises MarkerUnavailable, and OSError where nothing can be written in home."""
         self._settings = settings
         self._home = home
         self._program = HeaderProgram(settings.header, settings.max_flows)
-        self._flows: dict[FlowKey, _Flow] = {}
-        self._places: dict[int, int] = {}  # of other network namespaces that are looked into, by their numbers
+        self._flows = HeaderFlows(self._program)
         self._elsewhere: ProgramsElsewhere | None = None
         self._by_place: dict[Place, set[FlowKey]] = {}
         self._routes: ReservedRoutes | None = None
         self.why_no_routes = "" if settings.reserve else "not asked for"
         # A thread of our own, as it is in the network namespace in which it was made, whoever leaves that meanwhile.
         self._worker = ThreadPoolExecutor(1, "scitags-routes")
-        self._too_big: dict[str, TooBigMessages] = {}  # by the file of the namespace
+        self._too_big: dict[int, TooBigMessages] = {}  # by the number of the namespace
+        self._looks: Looks | None = None
         self._chores: list[asyncio.Task[None]] = []
         self._due = asyncio.Event()
+        self._has_more = False  # the program is on interfaces on which it was not
         self._has_room = asyncio.Event()  # some flow
         self._failures: Counter[str] = Counter()
         if settings.namespaces:
             from scitags_agent.programs_elsewhere import ProgramsElsewhere  # noqa: PLC0415  # few agents need it
 
-            self._elsewhere = ProgramsElsewhere(self._program.elsewhere, self._came, self._gone)
+            self._elsewhere = ProgramsElsewhere(self._program.elsewhere, self._flows.came, self._flows.gone)
         try:
             self._placement = Placement(
                 self._program,
@@ -118,8 +103,8 @@ class TcHeaders:
             self._routes = await self._in_thread(
                 ReservedRoutes, room_of(settings.header), settings.namespaces, self._placement.covers
             )
-            for namespace in self._routes.namespaces:
-                self._too_big[namespace] = await self._in_thread(_open_too_big, namespace)
+            self._too_big[OWN] = await self._in_thread(_open_too_big, self._routes, OWN)
+            await self._listen_elsewhere(self._routes)
         except OSError as error:
             routes, self._routes = self._routes, None
             if routes is not None:
@@ -130,61 +115,48 @@ class TcHeaders:
     async def start(self) -> None:
         """Attach, with the flows that are known by now. MarkerUnavailable where it cannot be attached to any."""
         loop = asyncio.get_running_loop()
+        self._looks = Looks(self._settings.rescan, self._settings.namespaces)
         await self._placement.start()
         if self._routes is not None:
             for listener in self._routes.listeners:
                 loop.add_reader(listener, self._hear)
-            for namespace, one in self._too_big.items():
-                loop.add_reader(one, self._hear_too_big, one, _number_of(namespace))
+            own = self._too_big[OWN]
+            loop.add_reader(own, self._hear_too_big, own, OWN)
             # What an earlier agent left, and no flow that is under way has asked for.
             await self._in_thread(self._routes.forget_left)
-        self._chores = [asyncio.create_task(chore()) for chore in (self._keep_looking, self._watch_peers)]
+        chores = (self._keep_placed(self._looks), self._keep_looking(), self._watch_peers())
+        self._chores = [asyncio.create_task(chore) for chore in chores]
 
     def put(self, key: FlowKey, tag: Tag) -> None:
         """Mark a connection's packets from now on. Raises OSError (E2BIG) when there is no room for it in the map."""
-        name = _canonical(key)
-        flow = self._flows.get(name)
-        if flow is None:
-            flow = _Flow(name, {key: tag})
-            self._write(flow)
-            self._flows[name] = flow
-        elif flow.tags.get(key) != tag:
-            flow.tags.pop(key, None)
-            flow.tags[key] = tag
-            self._write(flow)
+        self._flows.put(key, tag)
 
     async def reserve(self, keys: Iterable[FlowKey]) -> None:
         """Keep room free for these, of those that were put."""
-        flows = [flow for flow in map(self._flow_of, keys) if flow is not None and not flow.is_asked]
+        flows = [flow for flow in map(self._flows.of, keys) if flow is not None and not flow.is_asked]
         for flow in flows:
             flow.is_asked = True
         if flows and self._routes is not None:
             now = asyncio.get_running_loop().time()
             answers = await self._in_thread(_reserve, self._routes, [flow.key for flow in flows], now)
             for flow, (place, room) in zip(flows, answers, strict=True):
-                if self._flows.get(flow.key) is not flow:  # it has ended meanwhile
+                if self._flows.of(flow.key) is not flow:  # it has ended meanwhile
                     self._release(place)
                     continue
                 flow.place = place
                 if place is not None:
                     self._by_place.setdefault(place, set()).add(flow.key)
                     self._has_room.set()
-                self._set_room(flow, room)
+                self._flows.set_room(flow, room)
         elif flows:
             for flow in flows:
                 flow.room = Room(why=self.why_no_routes)
 
     def remove(self, key: FlowKey) -> None:
         """Under this name, mark the connection no more; nothing happens when it was not."""
-        flow = self._flow_of(key)
-        if flow is None or key not in flow.tags:
+        flow = self._flows.remove(key)
+        if flow is None:
             return
-        del flow.tags[key]
-        if flow.tags:
-            self._write(flow)
-            return
-        del self._flows[flow.key]
-        self._forget(flow, self._places_of(flow.key))
         if flow.place is not None:
             self._by_place[flow.place].discard(flow.key)
             if not self._by_place[flow.place]:
@@ -195,7 +167,7 @@ class TcHeaders:
 
     def room_of(self, key: FlowKey) -> Room | None:
         """What room a connection has; None when it is not marked here."""
-        flow = self._flow_of(key)
+        flow = self._flows.of(key)
         return None if flow is None else flow.room
 
     async def close(self, *, keep: bool) -> None:
@@ -203,6 +175,8 @@ class TcHeaders:
         for chore in self._chores:
             chore.cancel()
         await asyncio.gather(*self._chores, return_exceptions=True)
+        if self._looks is not None:
+            self._looks.close()
         loop = asyncio.get_running_loop()
         for one in self._too_big.values():
             loop.remove_reader(one)
@@ -225,62 +199,14 @@ class TcHeaders:
         failed = self._placement.failed_looks
         return {
             "connections_at_tc": len(self._flows),
-            "connections_with_room": sum(1 for flow in self._flows.values() if flow.room.reserved),
+            "connections_with_room": sum(1 for flow in self._flows if flow.room.reserved),
             "routes": len(self._routes) if self._routes is not None else 0,
             "interfaces": len(self._placement),
             **{f"packets_{name}": total for name, total in self._program.outcomes().items()},
             **({"failed_scans": failed} if failed else {}),
+            **({"unmarked_table_full": self._flows.refused} if self._flows.refused else {}),
             **self._failures,
         }
-
-    def _flow_of(self, key: FlowKey) -> _Flow | None:
-        return self._flows.get(_canonical(key))
-
-    def _places_of(self, key: FlowKey) -> list[int]:
-        """Where a flow's packets are looked for: everywhere, where it is not known in which namespace it is."""
-        if key.namespace:
-            return [self._places.get(key.namespace, 0)]
-        return [0, *self._places.values()]
-
-    def _forget(self, flow: _Flow, places: Iterable[int]) -> None:
-        name = flow.key.within(0)
-        for place in places:
-            for direction in (name, name.reversed()):
-                self._program.remove(direction, place=place)
-
-    def _write(self, flow: _Flow) -> None:
-        name, room = flow.key.within(0), flow.room
-        try:
-            for place in self._places_of(flow.key):
-                for direction in (name, name.reversed()):
-                    self._program.put(direction, flow.tag, place=place, path_mtu=room.path_mtu, reserved=room.reserved)
-        except OSError:
-            self._forget(flow, self._places_of(flow.key))
-            raise
-
-    async def _came(self, namespace: Found, place: int) -> None:
-        """A namespace is looked into from now on: its flows were looked for where they leave ours until now."""
-        number = namespace.number
-        for flow in self._flows.values():
-            if flow.key.namespace == number:
-                self._forget(flow, [0])
-        self._places[number] = place
-        for flow in list(self._flows.values()):
-            if flow.key.namespace in (0, number):
-                try:
-                    self._write(flow)
-                except OSError:
-                    self._failures["unmarked_table_full"] += 1
-
-    async def _gone(self, number: int) -> None:
-        place = self._places.pop(number)
-        for flow in self._flows.values():
-            if flow.key.namespace in (0, number):
-                self._forget(flow, [place])
-
-    def _set_room(self, flow: _Flow, room: Room) -> None:
-        flow.room = room
-        self._write(flow)
 
     def _release(self, place: Place | None) -> None:
         if place is not None and self._routes is not None:
@@ -294,7 +220,7 @@ class TcHeaders:
         now = asyncio.get_running_loop().time()
         for key, mtu in listener.heard():
             # Whoever makes such a message up must know a flow at least.
-            is_known = any(_canonical(key.within(one)) in self._flows for one in {0, namespace})
+            is_known = any(self._flows.of(key.within(one)) is not None for one in {0, namespace})
             if self._routes is not None and is_known and self._routes.learn(key.dst, mtu, now):
                 self._due.set()
 
@@ -308,33 +234,47 @@ class TcHeaders:
             if narrowed == seen or self._routes is None:
                 continue
             seen = narrowed
-            for flow in list(self._flows.values()):
-                found = self._peer_mtus(flow) if flow.place else []
+            for flow in list(self._flows):
+                found = self._flows.peer_mtus(flow) if flow.place else []
                 if any(found) and flow.place and self._routes.learn_of_peer(flow.place, min(filter(None, found))):
                     self._due.set()
 
-    def _peer_mtus(self, flow: _Flow) -> list[int]:
-        ends = (flow.key, flow.key.reversed())
-        return [self._program.peer_mtu(one, place=place) for place in self._places_of(flow.key) for one in ends]
+    async def _keep_placed(self, looks: Looks) -> None:
+        while True:
+            await looks.next()
+            before = self._placement.attached
+            await self._placement.look()
+            self._has_more |= not self._placement.attached <= before
+            self._due.set()
 
     async def _keep_looking(self) -> None:
-        """At interfaces and routes: when something has changed, and every so often."""
+        """At routes: when something has changed, and after each look at interfaces."""
         while True:
-            try:
-                await asyncio.wait_for(self._due.wait(), self._settings.rescan)
-                await asyncio.sleep(CHANGE_SECONDS)
-            except TimeoutError:
-                await self._placement.look()
+            await self._due.wait()
+            await asyncio.sleep(CHANGE_SECONDS)
             self._due.clear()
+            more, self._has_more = self._has_more, False
             try:
-                await self._follow_namespaces()
+                await self._follow_namespaces(anew=more)
+                if more:
+                    await self._try_again()
                 await self._follow_routes()
             except OSError as error:
                 self._failures["failed_looks_at_routes"] += 1
                 if self._failures["failed_looks_at_routes"] == 1:
                     log.error("the routes cannot be looked at: %s (said once, counted from here)", error)
 
-    async def _follow_namespaces(self) -> None:
+    async def _try_again(self) -> None:
+        """Flows that got no room may get it by the interfaces that have come."""
+        if self._routes is not None:
+            self._routes.doubt()
+        # Those that still wait for their first answer get one of now.
+        without = [one for one in self._flows if one.is_asked and one.place is None and one.room is not NO_ROOM]
+        for flow in without:
+            flow.is_asked = False
+        await self.reserve([flow.key for flow in without])
+
+    async def _follow_namespaces(self, *, anew: bool) -> None:
         """Hear of those that have come, and keep none that has gone."""
         routes = self._routes
         if routes is None or not self._settings.namespaces:
@@ -342,17 +282,20 @@ class TcHeaders:
         loop = asyncio.get_running_loop()
         for listener in routes.listeners:
             loop.remove_reader(listener)
-        await self._in_thread(routes.follow_namespaces)
+        await self._in_thread(partial(routes.follow_namespaces, anew=anew))
         for listener in routes.listeners:
             loop.add_reader(listener, self._hear)
-        present = routes.namespaces
-        for gone in self._too_big.keys() - set(present):
+        for gone in self._too_big.keys() - set(routes.namespaces):
             loop.remove_reader(self._too_big[gone])
             self._too_big.pop(gone).close()
-        for namespace in [one for one in present if one not in self._too_big]:
-            with suppress(OSError):  # it may be gone again
-                one = self._too_big[namespace] = await self._in_thread(_open_too_big, namespace)
-                loop.add_reader(one, self._hear_too_big, one, number_of(namespace))
+        await self._listen_elsewhere(routes)
+
+    async def _listen_elsewhere(self, routes: ReservedRoutes) -> None:
+        """In namespaces that have come; in one that cannot be entered, or is gone again, it is tried again."""
+        for namespace in [one for one in routes.namespaces if one not in self._too_big]:
+            with suppress(OSError):
+                one = self._too_big[namespace] = await self._in_thread(_open_too_big, routes, namespace)
+                asyncio.get_running_loop().add_reader(one, self._hear_too_big, one, namespace)
 
     async def _follow_routes(self) -> None:
         routes = self._routes
@@ -361,7 +304,9 @@ class TcHeaders:
         changed = await self._in_thread(routes.look, asyncio.get_running_loop().time())
         for place, room in changed.items():
             for name in self._by_place.get(place, ()):
-                self._set_room(self._flows[name], room)
+                flow = self._flows.of(name)
+                if flow is not None:
+                    self._flows.set_room(flow, room)
             if room.why:
                 log.warning("no room is kept free for headers towards %s: %s", place[1], room.why)
 
@@ -383,19 +328,7 @@ def _reserve(routes: ReservedRoutes, keys: Sequence[FlowKey], now: float) -> lis
     return found
 
 
-def _number_of(namespace: str) -> int:
-    """Of the file of one; 0 of our own, and of what has just gone."""
-    try:
-        return number_of(namespace) if namespace else 0
-    except OSError:
-        return 0
-
-
-def _open_too_big(namespace: str) -> TooBigMessages:
-    with entered(namespace):
+def _open_too_big(routes: ReservedRoutes, namespace: int) -> TooBigMessages:
+    """Raises OSError."""
+    with routes.inside(namespace):
         return TooBigMessages()
-
-
-def _canonical(key: FlowKey) -> FlowKey:
-    """The same key for both directions of a connection."""
-    return min(key, key.reversed())

@@ -17,8 +17,8 @@ from collections.abc import Callable
 import msgspec
 
 from scitags_agent.candidates import GRACE_SECONDS, as_it_is
-from scitags_agent.connections import OPEN_STATES, Connection
 from scitags_agent.host import Host
+from scitags_agent.inet_diag import OPEN_STATES, Connection
 from scitags_agent.waiting import Waiting
 from scitags_core.flow import FlowKey
 

@@ -52,6 +52,10 @@ class Whereabouts:
             "unsure": self._unsure,
         }
 
+    def may_be_there(self, namespace: int) -> bool:
+        """Whether this is the number of one that is meant, also if it cannot be looked into."""
+        return self._namespaces.may_be_there(namespace)
+
     def placed(self, events: Iterable[FlowEvent]) -> list[FlowEvent]:
         """The events with the namespaces of their flows, as far as that can be said. Raises SockDiagError.
 
@@ -69,7 +73,8 @@ class Whereabouts:
         key = event.key
         near, far = set(self._host.homes(key.src)), set(self._host.homes(key.dst))
         if not near and not far:
-            # One of them may just have been given to somebody.
+            # One of them may just have been given to somebody, or its container have come.
+            self._namespaces.hurry()
             near = set(self._host.homes(key.src, within=STRANGE_SECONDS))
             far = set(self._host.homes(key.dst, within=STRANGE_SECONDS))
         possible = near | far

@@ -13,6 +13,7 @@ from scitags_collector.observation import NANOSECONDS
 from scitags_core.errors import ScitagsError
 from scitags_core.firefly import Firefly
 from scitags_core.flow import Usage
+from scitags_core.flow_record import FlowRecord
 from scitags_core.registry import Registry
 
 
@@ -20,20 +21,9 @@ class LogUnavailable(ScitagsError):
     """The file cannot be written; the message says why."""
 
 
-class _Line(msgspec.Struct, omit_defaults=True):
+class _Line(FlowRecord, frozen=True, omit_defaults=True, gc=False):
     """time is when the firefly was seen; host is who sent it, by its own word; the other times are the flow's."""
 
-    time: datetime
-    state: str
-    protocol: str
-    src: str
-    src_port: int
-    dst: str
-    dst_port: int
-    experiment_id: int
-    activity_id: int
-    experiment: str | None
-    activity: str | None
     host: str = ""
     application: str = ""
     start_time: datetime | None = None
@@ -65,19 +55,10 @@ class FireflyLog:
     def write(self, time_ns: int, message: Firefly) -> None:
         """Write one that was seen at this time, in nanoseconds since 1970."""
         event, header = message.event, message.header
-        key, called = event.key, self._registry.names(event.tag)
-        line = _Line(
+        line = _Line.of(
             datetime.fromtimestamp(time_ns / NANOSECONDS, UTC),
-            event.state.value,
-            key.protocol,
-            key.src,
-            key.src_port,
-            key.dst,
-            key.dst_port,
-            event.tag.experiment,
-            event.tag.activity,
-            called.experiment,
-            called.activity,
+            event,
+            self._registry.names(event.tag),
             (header.host or "") if header else "",
             event.application,
             event.start_time,

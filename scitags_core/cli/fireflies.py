@@ -16,6 +16,7 @@ from scitags_core.cli.output import json_line, printable
 from scitags_core.errors import FireflyError
 from scitags_core.flow import FlowEvent, FlowState, Usage
 from scitags_core.flow_json import decode_event, json_of
+from scitags_core.flow_record import FlowRecord
 from scitags_core.instant import format_instant
 from scitags_core.registry import Registry
 from scitags_core.roles import Command
@@ -33,19 +34,9 @@ def run(arguments: argparse.Namespace) -> int:
 # --- decode -------------------------------------------------------------------------------------
 
 
-class Decoded(msgspec.Struct, omit_defaults=True):
+class Decoded(FlowRecord, frozen=True, omit_defaults=True, gc=False):
     """All that a firefly says, with the registry's names, in our own form. What is absent was not said."""
 
-    state: str
-    protocol: str
-    src: str
-    src_port: int
-    dst: str
-    dst_port: int
-    experiment_id: int
-    activity_id: int
-    experiment: str | None
-    activity: str | None
     application: str
     start_time: datetime | None
     end_time: datetime | None
@@ -63,20 +54,11 @@ _encode_json = msgspec.json.Encoder().encode
 def as_json(message: firefly.Firefly, registry: Registry, provenance: msgspec.Raw) -> bytes:
     """One object for programs; provenance is the JSON that says where the names are from."""
     event = message.event
-    key = event.key
-    called = registry.names(event.tag)
     return _encode_json(
-        Decoded(
-            event.state.value,
-            key.protocol,
-            key.src,
-            key.src_port,
-            key.dst,
-            key.dst_port,
-            event.tag.experiment,
-            event.tag.activity,
-            called.experiment,
-            called.activity,
+        Decoded.of(
+            msgspec.UNSET,
+            event,
+            registry.names(event.tag),
             event.application,
             event.start_time,
             event.end_time,

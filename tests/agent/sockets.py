@@ -1,11 +1,14 @@
-"""Real connections on loopback, and what the kernel says of them to their owner."""
+"""Real connections on loopback, what the kernel says of them to their owner, and questions to an agent."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import struct
+from array import array
 from collections.abc import Iterator
+from pathlib import Path
 
 from scitags_core.flow import FlowKey, Transport
 
@@ -84,3 +87,16 @@ def udp_pair() -> Pair:
 def tcp_info_of(one: socket.socket) -> bytes:
     """What getsockopt gives the socket's owner."""
     return one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_OCTETS)
+
+
+def answered_beside(agent: Path, request: bytes) -> bytes:
+    """The answer to a request, on a socket that goes along with it; when the agent has closed its end of that."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        with theirs:
+            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [theirs.fileno()]).tobytes())
+            sender.sendmsg([request], [rights], 0, os.fspath(agent))
+        ours.settimeout(10)
+        answer = ours.recv(1 << 18)
+        assert ours.recv(1) == b""
+    return answer

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from scitags_agent import connections, tcp_info
-from scitags_agent.connections import CONG, INFO, SKMEMINFO, Connection, Departures, Lookup, dump, survey
+from scitags_agent import inet_diag, tcp_info
+from scitags_agent.connections import Lookup, dump, survey
+from scitags_agent.departures import Departures
+from scitags_agent.inet_diag import CONG, INFO, SKMEMINFO, Connection
 from scitags_agent.rules import cgroup2_mount
 from scitags_core.flow import FlowKey
 from tests.agent.sockets import Pair, connect, listener, tcp_info_of, udp_pair
@@ -37,7 +39,7 @@ def test_both_ends_of_a_connection_are_in_the_dump_and_found(lookup: Lookup, hos
         by_key = {one.key: one for one in dump("tcp")}
         for key, end in ((pair.key, pair.client), (pair.server_key, pair.server)):
             assert by_key[key] == lookup.find(key, details=False)
-            assert (by_key[key].state, by_key[key].uid) == (connections.ESTABLISHED, os.getuid())
+            assert (by_key[key].state, by_key[key].uid) == (inet_diag.ESTABLISHED, os.getuid())
             assert by_key[key].inode == inode(end)
             assert by_key[key].message == b""
         assert pair.server_key == pair.key.reversed()
@@ -158,7 +160,7 @@ def test_what_moved_is_exact_while_and_after_the_ends_close(lookup: Lookup) -> N
     with listener() as listening:
         pair = connect(listening)
         pair.transfer(1000)
-        for state in (connections.ESTABLISHED, connections.CLOSE_WAIT):
+        for state in (inet_diag.ESTABLISHED, inet_diag.CLOSE_WAIT):
             found = lookup.find(pair.server_key)
             assert found is not None
             assert found.state == state
@@ -182,7 +184,7 @@ def test_udp_sockets_that_go_are_heard_of() -> None:
 
 
 def test_too_many_departures_at_once_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "_DEPARTURES_BUFFER_OCTETS", 1)
+    monkeypatch.setattr("scitags_agent.departures._BUFFER_OCTETS", 1)
     departures = Departures(lambda _: None)
     for _ in range(200):
         udp_pair().close()

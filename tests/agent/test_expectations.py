@@ -131,6 +131,33 @@ def test_a_flow_that_does_not_come_leaves_no_label_behind(bench: Bench, monkeypa
     run(scenario())
 
 
+def test_the_next_with_the_same_ends_takes_the_place_of_one_that_has_not_come(bench: Bench) -> None:
+    async def scenario() -> None:
+        first, second = bench.expect(), bench.expect()
+        bench.kernel.met |= {first.one.id: COOKIE, second.one.id: OTHER_COOKIE}
+        first.settle(COOKIE, FLOW)
+        second.settle(OTHER_COOKIE, FLOW)
+        assert bench.kernel.met == {first.one.id: 0, second.one.id: OTHER_COOKIE}
+        assert bench.walks == 1
+        bench.tested.confirm(FLOW)
+        assert bench.kernel.met == {first.one.id: 0, second.one.id: 0}
+
+    run(scenario())
+
+
+def test_a_connection_to_its_own_end_has_one_name(bench: Bench) -> None:
+    own = FlowKey.of(PLACE.src, PLACE.src_port, PLACE.src, PLACE.src_port)
+
+    async def scenario() -> None:
+        one = bench.expect()
+        bench.kernel.met[one.one.id] = COOKIE
+        one.settle(COOKIE, own)
+        bench.tested.confirm(own)
+        assert not bench.tested.is_adopted(own)
+
+    run(scenario())
+
+
 def test_at_the_end_all_labels_that_are_nobody_s_are_given_back(bench: Bench) -> None:
     async def scenario() -> None:
         met, waiting, adopted = (bench.expect() for _ in range(3))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from scitags_agent.fanout import Fanout, Lane
 from scitags_core.flow import FlowChange, FlowKey, FlowState
-from scitags_core.roles import Inheritance
+from scitags_core.roles import FlowMark, Inheritance
 from tests.agent.events import PRODUCTION, end, start
 
 START = FlowChange(start(), 1, PRODUCTION)
@@ -122,5 +122,33 @@ def test_a_failing_backend_is_counted_and_goes_on_when_it_recovers() -> None:
         broken.failing = True
         await fanout.close()
         assert (broken.closed, quick.closed) == (1, 1)
+
+    asyncio.run(scenario())
+
+
+class MarkingRecorder(Recorder):
+    """One that marks packets."""
+
+    def mark_of(self, key: FlowKey) -> FlowMark | None:
+        return None
+
+
+def test_packets_come_before_what_is_told_of_them() -> None:
+    async def scenario() -> None:
+        order: list[str] = []
+        fanout = Fanout()
+        for name, backend in (("fireflies", Recorder()), ("marks", MarkingRecorder())):
+            await backend.start()
+            fanout.add(Lane(name, backend, 100))
+
+            async def handle(changes: Sequence[FlowChange], name: str = name) -> None:
+                order.append(name)
+
+            backend.handle = handle  # type: ignore[method-assign]
+        await asyncio.sleep(0)  # both wait for something to do
+        fanout.put([START])
+        assert await fanout.drained(5)
+        await fanout.close()
+        assert order == ["marks", "fireflies"]
 
     asyncio.run(scenario())

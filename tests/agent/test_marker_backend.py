@@ -8,14 +8,12 @@ import logging
 import socket
 import struct
 from collections.abc import Sequence
-from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from scitags_agent.backends.marker import Marker, MarkerSettings
-from scitags_agent.bpf.loader import MarkerProgram
 from scitags_core import label
 from scitags_core.flow import FlowChange, FlowEvent, FlowKey, FlowState
 from scitags_core.tag import UNKNOWN, Tag
@@ -60,7 +58,7 @@ class Table:
 
 def marker(table: Table, linger: float = 0.0) -> Marker:
     one = Marker(MarkerSettings(linger=linger, max_flows=table.room))
-    one._program = cast("MarkerProgram", table)
+    one._book.program = table
     return one
 
 

@@ -44,6 +44,16 @@ def test_one_that_may_be_anywhere_is_marked_everywhere_also_later() -> None:
     assert places.come(ONE, 3) == []
 
 
+def test_the_end_of_one_whose_namespace_has_gone_is_none_of_an_equal_flow_s() -> None:
+    """The marker may see sooner than the table that a namespace is no more."""
+    places = Places()
+    places.come(ONE, 1)
+    assert told(places.spread([change(ONE), change()])) == [(ONE, True), (0, True), (ONE, True)]
+    assert told(places.gone(ONE)) == [(ONE, False)]
+    assert told(places.spread([change(ONE, over=True)])) == []
+    assert told(places.spread([change(over=True)])) == [(0, False)]
+
+
 def test_one_where_the_marker_does_not_look_is_marked_as_it_leaves_until_it_does() -> None:
     places = Places()
     assert told(places.spread([change(ONE), change(OTHER)])) == [(0, True), (0, True)]

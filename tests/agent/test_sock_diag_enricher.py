@@ -12,10 +12,11 @@ import pytest
 
 from scitags_agent import tcp_info
 from scitags_agent.client import AgentClient
-from scitags_agent.connections import INFO, Connection, Lookup, SockDiagError
+from scitags_agent.connections import Lookup
 from scitags_agent.enrichers import sock_diag
 from scitags_agent.enrichers.sock_diag import SockDiagEnricher, SockDiagSettings
 from scitags_agent.host import Host
+from scitags_agent.inet_diag import INFO, Connection, SockDiagError
 from scitags_agent.netlink_object import SHAPES, Shape
 from scitags_agent.plugin import provide_enrichers
 from scitags_core import firefly

@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from scitags_agent.connections import Connection, SockDiagError
 from scitags_agent.host import Host
+from scitags_agent.inet_diag import Connection, SockDiagError
 from scitags_agent.rules import Rule
 from scitags_agent.socket_holders import ANOTHER, NOT_KNOWN, SocketHolders
 from scitags_agent.sources import sock_diag

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import cast
 
 from scitags_agent import socket_labels
@@ -19,6 +20,7 @@ class Kernel:
     def __init__(self) -> None:
         self.labels: dict[bytes, int] = {}
         self.walks = 0
+        self.is_closed = False
 
     def put(self, key: bytes, label: int) -> None:
         self.labels[key] = label
@@ -30,8 +32,11 @@ class Kernel:
         self.walks += 1
         return []
 
+    def set_place(self, *_: int) -> None:
+        assert not self.is_closed
+
     def close(self) -> None:
-        """Nothing to close."""
+        self.is_closed = True
 
 
 def flow(port: int) -> FlowKey:
@@ -54,9 +59,12 @@ def test_short_transfers_cost_the_kernel_nothing_however_many_there_are() -> Non
         idle_walks = kernel.walks
         # All of them were looked at: one that lasts does not have to wait behind those that are over.
         under_way.add(flow(1))
+        until = time.monotonic() + socket_labels.PATIENCE_SECONDS
         labels.offer(flow(1))
         await asyncio.sleep(socket_labels.PATIENCE_SECONDS / 2)
         early = len(kernel.labels)
+        if time.monotonic() >= until:  # the machine is too busy to tell
+            early = 0
         await asyncio.sleep(2 * socket_labels.PATIENCE_SECONDS)
         await labels.close(give_back=0)
         return idle_walks, early
@@ -66,3 +74,16 @@ def test_short_transfers_cost_the_kernel_nothing_however_many_there_are() -> Non
     assert early == 0
     assert kernel.walks > 1
     assert kernel.labels == {str(flow(1)).encode(): 1}
+
+
+def test_a_namespace_that_comes_as_it_ends_is_passed_over() -> None:
+    kernel = Kernel()
+
+    async def scenario() -> None:
+        labels = SocketLabels(cast("KernelLabels", kernel), [], lambda _: None, lambda *_: None)
+        await labels.start()
+        labels.set_place(1, 2, 3)
+        await labels.close(give_back=0)
+        labels.set_place(1, 0, 0)
+
+    asyncio.run(scenario())

@@ -105,7 +105,11 @@ def test_sysusers_makes_the_user_and_tmpfiles_the_way_to_the_pipe(tmp_path: Path
     if os.geteuid() != 0:
         pytest.skip("needs root: makes a user in a directory")
     (tmp_path / "etc").mkdir()
-    for tool, file in (("systemd-sysusers", "scitags.sysusers.conf"), ("systemd-tmpfiles", "scitags.tmpfiles.conf")):
+    for tool, file in (
+        ("systemd-sysusers", "scitags.sysusers.conf"),
+        ("systemd-tmpfiles", "scitags.tmpfiles.conf"),
+        ("systemd-tmpfiles", "scitags-containers.tmpfiles.conf"),
+    ):
         if shutil.which(tool) is None:
             pytest.skip(f"needs {tool}")
         arguments = ["--create"] if tool == "systemd-tmpfiles" else []
@@ -119,7 +123,9 @@ def test_sysusers_makes_the_user_and_tmpfiles_the_way_to_the_pipe(tmp_path: Path
     [group] = (tmp_path / "etc" / "group").read_text().splitlines()
     assert group.split(":")[0] == found["Group"][0]
     link = tmp_path / "run" / "flowd"
-    assert Path("/run", link.readlink()) == Path("/run", found["RuntimeDirectory"][0], "flowd")
+    runtime = found["RuntimeDirectory"][0]
+    assert Path("/run", link.readlink()) == Path("/run", runtime, "flowd")
+    assert (tmp_path / "run" / runtime / "containers" / "flowd").is_fifo()
 
 
 CONFINED = f"""

@@ -15,6 +15,7 @@ from scitags_agent.client import AgentClient, AgentUnavailable
 from scitags_core.flow import FlowState, Usage
 from tests.agent.conftest import Agent, Collector, wait_for
 from tests.agent.events import ANALYSIS, NOON, PRODUCTION, end, seconds, start
+from tests.agent.sockets import answered_beside
 
 ONE = {"state": "start", "src": "2001:db8::1", "src_port": 1, "dst": "2001:db8::2", "dst_port": 2, "scitag": 143}
 
@@ -73,6 +74,12 @@ def test_a_sender_never_waits_and_is_told_nothing_without_an_agent(tmp_path: Pat
         assert client.send([start()]) is False
         with pytest.raises(AgentUnavailable, match="absent"):
             client.status(timeout=0.2)
+
+
+@pytest.mark.parametrize("request_", [b'{"request": "status"}', b'{"request": "events", "events": []}'])
+def test_a_request_is_answered_on_the_socket_that_comes_along(agent: Agent, request_: bytes) -> None:
+    """By which an agent answers that is another user's, or sees other files or another network than its sender."""
+    assert msgspec.json.decode(answered_beside(agent.socket, request_))
 
 
 def test_a_stale_socket_is_replaced_and_a_living_one_is_not(make_agent: Callable[..., Agent]) -> None:

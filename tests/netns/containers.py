@@ -161,7 +161,7 @@ class Agent:
         )
         self._state = directory / "state"
         self._configure(namespaces)
-        self._start()
+        self.start()
 
     def _configure(self, namespaces: list[str]) -> None:
         head = f"[agent]\nstate_directory = '{self._state}'\nnamespaces = {namespaces}\n"
@@ -174,7 +174,8 @@ class Agent:
         self.process.send_signal(signal.SIGHUP)
         until(lambda: self.log.count("the configuration has been read again") > before, "the new configuration")
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """The first, or the next."""
         with self._log.open("ab") as log:
             command = [sys.executable, "-m", "scitags_agent", "--config", str(self._config)]
             self.process = self.host.popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -207,7 +208,7 @@ class Agent:
     def restart(self, number: signal.Signals) -> None:
         """End it, and start the next."""
         self.end(number)
-        self._start()
+        self.start()
 
     def end(self, number: signal.Signals) -> None:
         """And start no other."""

@@ -159,6 +159,22 @@ def test_a_container_that_goes_takes_its_flows_along_and_is_not_held(start: Star
         until(lambda: "client0" not in links(one), "the end of the namespace")
 
 
+def test_one_that_goes_while_there_is_no_agent_takes_its_flows_along(
+    two: tuple[Container, Container], start: Start
+) -> None:
+    """Also flows whose connections no agent has seen yet."""
+    one, other = two
+    agent = start([f"pid:{one.inside.pid}", other.inside.path])
+    one.say(agent, event(ATLAS))
+    other.say(agent, event(CMS))
+    until(lambda: len(agent.flows()) == 2, "both flows")
+    agent.end(signal.SIGKILL)
+    one.inside.close()
+    agent.start()
+    assert agent.places() == [other.inside.path]
+    assert [(event.state, event.tag) for event in agent.announced(3)[2:]] == [(FlowState.END, ATLAS)]
+
+
 def links(container: Container) -> str:
     with container.outside.entered():
         return Path("/proc/thread-self/net/dev").read_text()
@@ -179,6 +195,17 @@ def test_one_that_comes_later_is_found_by_its_name_and_again_by_the_next_agent(s
         connection.close()
         until(lambda: not agent.flows(), "the end")
         assert [event.state for event in agent.announced(2)] == [FlowState.START, FlowState.END]
+
+
+def test_one_that_comes_is_marked_at_once(start: Start, bpf: None) -> None:
+    """Its interface is not left for the marker's next look."""
+    with Container("one") as one, ExitStack() as stack:
+        agent = start([f"scitags-{os.getpid()}-late*"], '[[backend]]\nkind = "marker"\nrescan = 600\n')
+        connection = stack.enter_context(one.connect())
+        agent.write(f"start tcp {STORAGE} {PORT} {FLOW.dst} {FLOW.dst_port} {ATLAS.experiment} {ATLAS.activity}")
+        until(agent.flows, "the flow")
+        stack.enter_context(named(one, "late"))
+        until(lambda: connection.tags() == {ATLAS}, "the mark")
 
 
 def test_labels_by_the_kernel_itself_are_those_of_each_container(start: Start, bpf: None) -> None:
@@ -305,6 +332,36 @@ def test_headers_at_tc_are_those_of_each_container(two: tuple[Container, Contain
     finally:
         for tap in taps:
             tap.close()
+
+
+@pytest.mark.parametrize(
+    ("backend", "says"),
+    [
+        ("kind = 'marker'", "the container"),
+        ("kind = 'marker'", "the pipe"),
+        ("kind = 'marker'\nlabel = 'kernel'", "the container"),
+        ("kind = 'extension_header'\nmode = 'tc'", "the container"),
+    ],
+)
+def test_a_container_that_has_just_come_is_marked_in_with_its_first_flow(
+    start: Start, bpf: None, backend: str, says: str
+) -> None:
+    """And not only when interfaces are looked at again."""
+    with Container("one", labels=True) as one, ExitStack() as stack:
+        agent = start([f"scitags-{os.getpid()}-late*"], f"[[backend]]\n{backend}\nrescan = 3600\n")
+        stack.enter_context(named(one, "late"))
+        if says == "the container":
+            one.say(agent, event(ATLAS))
+        else:
+            agent.write(f"start tcp {STORAGE} {PORT} {FLOW.dst} {FLOW.dst_port} {ATLAS.experiment} {ATLAS.activity}")
+        connection = stack.enter_context(one.connect())
+        if "marker" in backend:
+            until(lambda: connection.tags() == {ATLAS}, "the mark")
+        else:
+            tap = Tap(one.outside, "client0")
+            stack.callback(tap.close)
+            # With room by a route, so that full packets bear it, too.
+            until(lambda: headers(tap, connection) == {((DESTINATION, ATLAS),)}, "the header")
 
 
 def headers(tap: Tap, connection: Connection) -> set[tuple[tuple[int, Tag | None], ...]]:

@@ -175,7 +175,7 @@ def test_no_packet_outgrows_the_mtu_and_none_is_cut_in_two(pair: Pair, mtu: int,
             tap.packets()
             shares = []
             # A busy machine makes some that are not full; what is cut in two is so in each transfer.
-            for _ in range(3):
+            for _ in range(8):
                 deliver(client, server, bytes(octets))
                 packets = tap.packets()
                 assert headers_of(packets) == {((DESTINATION, ATLAS),)}

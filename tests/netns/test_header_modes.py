@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -13,6 +14,10 @@ from typing import Any
 
 import pytest
 
+from scitags_agent import tc_headers
+from scitags_agent.namespaces import number_of
+from scitags_agent.reserved_routes import ReservedRoutes
+from scitags_agent.too_big import TooBigMessages
 from scitags_core import label
 from scitags_core.flow import FlowKey
 from scitags_core.roles import FlowMark
@@ -292,3 +297,24 @@ def test_several_network_namespaces(pair: Pair, bpf: None) -> None:
             assert our_routes(carol) == our_routes(pair.alice) == {}
 
         run(scenario())
+
+
+def test_a_namespace_that_goes_as_the_agent_begins_costs_the_others_nothing(
+    pair: Pair, bpf: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tc_headers._open_too_big
+    gone = [number_of(pair.bob.path)]
+
+    def opened(routes: ReservedRoutes, namespace: int) -> TooBigMessages:
+        if namespace in gone:
+            raise FileNotFoundError(errno.ENOENT, "it has gone")
+        return whole(routes, namespace)
+
+    monkeypatch.setattr(tc_headers, "_open_too_big", opened)
+
+    async def scenario() -> None:
+        async with at_tc(pair.alice, namespaces=[pair.bob.path]) as backend:
+            await backend.handle([start()])
+            assert our_routes(pair.alice) == {BOB: 1492}
+
+    run(scenario())

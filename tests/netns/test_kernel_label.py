@@ -15,6 +15,7 @@ import pytest
 from pyroute2 import IPRoute
 
 from scitags_agent.backends.marker import Marker, MarkerSettings, StaticMark
+from scitags_agent.bpf import kernel_label
 from scitags_agent.bpf.attach import tcx_programs
 from scitags_agent.bpf.kernel_label import KernelLabels, SocketReport, SocketState, why_not_by_sysctl
 from scitags_agent.bpf.layout import pack_key
@@ -354,3 +355,10 @@ def test_a_kernel_that_is_told_to_make_no_labels_is_named(hosts: Pair, caplog: p
 
 def test_the_label_is_among_the_settings() -> None:
     assert MarkerSettings().label == "auto"
+
+
+def test_a_program_of_another_version_is_not_taken(hosts: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written into its maps would be something else."""
+    monkeypatch.setattr(kernel_label, "MAX_EXPECTED", kernel_label.MAX_EXPECTED + 1)
+    with hosts.alice.entered():
+        assert kernel_label.probe() == "kernel_label.bpf.o is of another version than the agent: install again"

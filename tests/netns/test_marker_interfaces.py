@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from scitags_agent.backends.marker import Marker, MarkerSettings, StaticMark
-from scitags_agent.bpf import placement
+from scitags_agent.bpf import namespaces
 from scitags_agent.bpf.interfaces import matching
 from scitags_agent.rtnetlink import Link, RouteSocket
 from scitags_core.errors import ConfigError
 from tests.netns.conftest import Pair
 from tests.netns.namespaces import Namespace, add_address, link, set_up
-from tests.netns.watching import Seen, end, run, running, start, transfer
+from tests.netns.watching import FLOW, OTHER, Seen, end, run, running, start, transfer
 
 
 def names(host: Namespace, *patterns: str) -> set[str]:
@@ -50,6 +52,26 @@ def test_packets_of_another_namespace_are_marked(pair: Pair, seen: Seen, bpf: No
         run(scenario(home))
 
 
+def test_the_marks_of_a_namespace_go_with_it(pair: Pair, bpf: None) -> None:
+    """Whoever tells the marker of their ends may see later that it is no more."""
+    flow = FLOW.within(Path(pair.alice.path).stat().st_ino)
+
+    async def scenario(home: Namespace) -> None:
+        async with running(home, interfaces=["alice*"], namespaces=[pair.alice.path], rescan=0.05, linger=0) as marker:
+            await marker.handle([start(flow), start(OTHER)])
+            assert marker.counters()["connections"] == 3  # of which one may be anywhere
+            pair.alice.close()
+            while marker.counters()["connections"] != 1:  # noqa: ASYNC110  # nobody would tell
+                await asyncio.sleep(0.01)
+            await marker.handle([end(flow)])
+            assert marker.counters()["connections"] == 1
+            await marker.handle([end(OTHER)])
+            assert marker.counters()["connections"] == 0
+
+    with Namespace("agents") as home:
+        run(scenario(home))
+
+
 def test_a_namespace_that_cannot_be_entered_is_said(
     pair: Pair, bpf: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -63,7 +85,7 @@ def test_a_namespace_that_cannot_be_entered_is_said(
         async with running(pair.alice, namespaces=[pair.bob.path, "no-such-namespace"]) as marker:
             assert marker.counters()["interfaces"] == 1
 
-    monkeypatch.setattr(placement, "entered", denied)
+    monkeypatch.setattr(namespaces, "entered", denied)
     run(scenario())
     assert f"namespace {pair.bob.path} cannot be looked into, and is tried again: [Errno 1] not for you" in caplog.text
 

@@ -18,8 +18,8 @@ import pytest
 from scitags_agent import connections, presence
 from scitags_agent.arrivals import Arrival
 from scitags_agent.candidates import GRACE_SECONDS, HARDLY_USED_OCTETS, YOUNG_SECONDS, Place
-from scitags_agent.connections import SockDiagError
 from scitags_agent.host import Host
+from scitags_agent.inet_diag import SockDiagError
 from scitags_agent.matching import Matcher
 from scitags_agent.waiting import Waiting, could_mean
 from scitags_core.flow import FlowEvent, FlowKey, FlowState, Usage

@@ -25,7 +25,7 @@ from tests.netns.watching import deliver, run, start
 ROOM = 8
 FAR = "2001:db8:f::1"
 GATEWAY = "2001:db8::99"
-PLACE = ("", FAR)
+PLACE = (0, FAR)
 LEARNED_SECONDS = 600
 
 
@@ -60,7 +60,7 @@ def shown(route: Any) -> dict[str, Any]:
     }
 
 
-def looked(routes: ReservedRoutes, now: float = 1.0) -> dict[tuple[str, str], Room]:
+def looked(routes: ReservedRoutes, now: float = 1.0) -> dict[tuple[int, str], Room]:
     routes.heard()
     return routes.look(now)
 
@@ -101,7 +101,7 @@ def test_it_follows_what_it_was_copied_from(pair: Pair, routes: ReservedRoutes) 
 
 
 def test_the_interface_goes_down_and_comes_back(pair: Pair, routes: ReservedRoutes) -> None:
-    routes.reserve(("", BOB), ALICE, 0)
+    routes.reserve((0, BOB), ALICE, 0)
     for state, number in (("down", 0), ("up", 1)):
         with IPRoute() as netlink:
             netlink.link("set", index=netlink.link_lookup(ifname="alice0")[0], state=state)
@@ -130,7 +130,7 @@ def test_where_nothing_is_kept(pair: Pair, routes: ReservedRoutes) -> None:
     assert looked(routes)[PLACE].why == "the path MTU is 1287: 1280 must stay for the kernel"
     set_mtu(pair.alice, "alice0", 1288)
     assert looked(routes) == {PLACE: Room(1288, 1280)}
-    nowhere = ("", "2001:db8:e::1")
+    nowhere = (0, "2001:db8:e::1")
     change(pair, "add", dst="2001:db8:e::/64", type="unreachable")
     assert (
         "Network is unreachable" in routes.reserve(nowhere, ALICE, 0).why
@@ -166,11 +166,11 @@ def test_what_a_killed_agent_left(pair: Pair) -> None:
     with pair.alice.entered():
         killed = ReservedRoutes(ROOM)
         for destination in (BOB, "2001:db8::3"):
-            killed.reserve(("", destination), ALICE, 0)
+            killed.reserve((0, destination), ALICE, 0)
         killed.close(keep=True)
         assert len(ours()) == 2
         successor = ReservedRoutes(ROOM)
-        successor.reserve(("", BOB), ALICE, 0)
+        successor.reserve((0, BOB), ALICE, 0)
         successor.forget_left()
         assert [one.get_attr("RTA_DST") for one in ours()] == [BOB]
         successor.close(keep=True)

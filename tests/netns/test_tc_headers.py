@@ -110,7 +110,7 @@ def test_no_packet_outgrows_the_mtu_and_none_is_cut_in_two(pair: Pair, bpf: None
             await backend.handle([start()])
             client, server = pair.connect(40000)
             in_part = []
-            for _ in range(3):
+            for _ in range(8):
                 deliver(client, server, bytes(octets))
                 packets = tap.packets()
                 assert headers_of(packets) == {MARKED}

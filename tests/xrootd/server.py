@@ -15,33 +15,14 @@ from typing import Any
 
 from scitags_demo.authority import Authority
 from scitags_demo.xrootd_plugin import Sanitizer
+from scitags_demo.xrootd_server import HTTP_PORT, LINES, ROOT_PORT, USER, configured
 from tests.netns.namespaces import Namespace
 from tests.xrootd.plugin import built
 
-USER = "xrootd"  # the package makes this user
-ROOT_PORT, HTTP_PORT = 1094, 8443
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
 COPY_PROGRAM = "/usr/bin/xrdcp"
-CONFIG = """
-{role}
-all.export /
-all.adminpath {directory}/admin
-all.pidpath {directory}/admin
-oss.localroot {directory}/root
-ofs.tpc pgm /usr/bin/xrdcp --server
-xrd.port {root_port}
-xrd.network nodnr
-xrd.tls {directory}/certificate.pem {directory}/key.pem
-xrd.tlsca certdir {authority}
-xrd.protocol XrdHttp:{http_port} libXrdHttp.so
-http.listingdeny no
-http.header2cgi SciTag scitag.flow
-http.header2cgi scitag scitag.flow
-xrootd.fslib ++ {library}
-http.exthandler xrdtpc {library}
-{lines}
-"""
+CONFIG = "{role}" + LINES + "http.listingdeny no\n{lines}\n"
 
 
 def free_port() -> int:
@@ -82,7 +63,7 @@ class Server:
         authority.certify(self.directory / "certificate.pem", self.directory / "key.pem", addresses)
         text = config.format(
             directory=self.directory,
-            library=self.directory / re.sub(r"-\d\.so$", ".so", library.name),
+            library=configured(self.directory / library.name),
             authority=authority.directory,
             root_port=root_port,
             http_port=http_port,

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from scitags_demo.authority import Authority
+from scitags_demo.xrootd_server import USER
 from tests.xrootd.clients import XRDCP, here
 from tests.xrootd.conftest import SANITIZER
 from tests.xrootd.host import Agent
 from tests.xrootd.moved import TAG, content, one
 from tests.xrootd.plugin import built
-from tests.xrootd.server import USER, Server, free_port
+from tests.xrootd.server import Server, free_port
 
 OCTETS = 3_000_123
 OTHER = 206

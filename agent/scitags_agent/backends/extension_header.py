@@ -30,7 +30,8 @@ from scitags_agent.bpf.header_program import Header
 from scitags_agent.bpf.interfaces import check_pattern
 from scitags_agent.bpf.libbpf import MarkerUnavailable
 from scitags_agent.bpf.loader import DEFAULT_MAX_FLOWS
-from scitags_agent.connections import Lookup, SockDiagError
+from scitags_agent.connections import Lookup
+from scitags_agent.inet_diag import SockDiagError
 from scitags_agent.socket_headers import Job, Outcome, SocketHeaders
 from scitags_agent.tc_headers import TcHeaders, TcSettings
 from scitags_agent.unmarked import shown_reason, why_unmarked

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from ipaddress import IPv6Network
@@ -26,16 +25,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 
 from scitags_agent.bpf.attach import Way
-from scitags_agent.bpf.flow_table import why_refused
 from scitags_agent.bpf.interfaces import Interface, check_pattern
 from scitags_agent.bpf.kernel_label import KernelLabels
-from scitags_agent.bpf.layout import FLOW_KEY_OCTETS, label_word
 from scitags_agent.bpf.libbpf import MarkerUnavailable
 from scitags_agent.bpf.loader import DEFAULT_MAX_FLOWS, Loader, MarkerProgram
 from scitags_agent.bpf.placement import Placement
-from scitags_agent.marks import Mark, MarkMaker
-from scitags_agent.socket_labels import SocketLabels, Wanted
-from scitags_agent.unmarked import shown_reason, why_unmarked
+from scitags_agent.looks import Looks
+from scitags_agent.mark_book import MarkBook, canonical
+from scitags_agent.marks import MarkMaker
+from scitags_agent.socket_labels import SocketLabels
+from scitags_agent.unmarked import shown_reason
 from scitags_core import label
 from scitags_core.errors import ConfigError
 from scitags_core.flow import FlowChange, FlowKey
@@ -135,24 +134,22 @@ class Marker:
         self._socket_labels: SocketLabels | None = None
         self._placement: Placement | None = None
         self._elsewhere: MarkerElsewhere | None = None
-        self._marks: dict[FlowKey, Mark] = {}  # by name
-        self._removals: deque[tuple[float, list[Mark]]] = deque()  # the next first
-        self._remover: asyncio.TimerHandle | None = None
-        # For those that the changes in work release: when they go, by the event loop's clock, and who has been.
-        self._due = 0.0
-        self._released: list[Mark] = []
-        # What the table is to be asked for next, and for which connections.
-        self._requests: list[bytes] = []
-        self._requested: list[Mark] = []
-        self._unmarked: dict[FlowKey, str] = {}  # why, for those that are under way
-        self._counters: Counter[str] = Counter()
-        self._by_kernel = 0
+        self._failed: Counter[str] = Counter()
         self._why_not_kernel = ""
+        self._looks: Looks | None = None
         self._watch: asyncio.Task[None] | None = None
         self._home: Path | None = None
         self._maker = MarkMaker(
             os.urandom(SECRET_OCTETS), is_static=bool(self._static), is_for_namespaces=bool(settings.namespaces)
         )
+        self._book = MarkBook(
+            self._maker,
+            linger=settings.linger,
+            max_flows=settings.max_flows,
+            is_kernels_alone=self._is_kernels_alone,
+        )
+        if self._places is not None:
+            self._book.place_of, self._book.why_not_there = self._place_of, self._why_not_there
 
     async def start(self, inheritance: Inheritance) -> None:
         """Load and attach. MarkerUnavailable says why that cannot be, OSError what of the inheritance is unusable."""
@@ -161,11 +158,14 @@ class Marker:
         if self._home is not None:
             self._maker.use_secret(_kept_secret(self._home))
             (self._home / KEEP).unlink(missing_ok=True)
-        self._socket_labels = await self._ask_the_kernel()
+        self._book.program = self._program
+        self._book.labels = self._socket_labels = await self._ask_the_kernel()
         if self._places is not None and self._program.loader == "libbpf":
             from scitags_agent.marker_elsewhere import MarkerElsewhere  # noqa: PLC0415
 
-            self._elsewhere = MarkerElsewhere(self._program, self._places, self._socket_labels, self._carry_out)
+            self._elsewhere = MarkerElsewhere(
+                self._program, self._places, self._socket_labels, self._book.carry_out, self._book.forget_namespace
+            )
         settings = self._settings
         self._placement = placement = Placement(
             self._program,
@@ -184,64 +184,30 @@ class Marker:
                 from scitags_agent.namespaces import Finder  # noqa: PLC0415
 
                 finder = Finder(settings.namespaces)
+                self._looks = Looks(settings.rescan, settings.namespaces)
                 await self._follow(self._elsewhere, finder)
-                self._watch = asyncio.create_task(self._keep_following(self._elsewhere, finder))
+                self._watch = asyncio.create_task(self._keep_following(self._looks, self._elsewhere, finder))
             return
+        self._looks = Looks(settings.rescan, settings.namespaces)
         await placement.start()
-        self._watch = asyncio.create_task(self._keep_looking(placement))
+        self._watch = asyncio.create_task(self._keep_looking(self._looks, placement))
 
     async def handle(self, changes: Sequence[FlowChange]) -> None:
         if self._places is not None:
             changes = self._places.spread(changes)
-        await self._carry_out(changes)
-
-    async def _carry_out(self, changes: Sequence[FlowChange]) -> None:
-        begin, apply, release, unmarked = self._begin, self._apply, self._release, self._unmarked
-        marks, kernels_alone = self._marks, self._is_kernels_alone
-        self._due = asyncio.get_running_loop().time() + self._settings.linger
-        try:
-            for change in changes:
-                key, tag = change.event.key, change.mark
-                if tag is not None and tag.experiment <= label.EXPERIMENT_MAX and key.src_port and key.dst_port:
-                    if ":" in key.src and (key.protocol == "tcp" or not kernels_alone):
-                        name = key if key.src < key.dst else _canonical(key)
-                        mark = marks.get(name)
-                        if mark is None:
-                            begin(name, key, tag)
-                        else:
-                            apply(mark, key, tag)
-                        continue
-                elif tag is None and not change.users and not unmarked:
-                    release(key)
-                    continue
-                self._handle_unusual(change)
-        finally:
-            self._put_requested()
-            self._remove_released_later()
-
-    def _handle_unusual(self, change: FlowChange) -> None:
-        """What cannot be marked, or something on the way cannot."""
-        key, tag = change.event.key, change.mark
-        not_tcp = "not_tcp" if self._is_kernels_alone and key.protocol != "tcp" and tag else ""
-        reason = _why_unlabelled(change) or not_tcp
-        if tag is None or reason:
-            self._release(key)
-        if reason:
-            self._count_unmarked(key, reason)
-        if self._unmarked and not change.users:
-            self._unmarked.pop(key, None)
+        self._book.carry_out(changes)
 
     async def close(self) -> None:
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
-        if self._remover is not None:
-            self._remover.cancel()
-        self._marks.clear()
+        if self._looks is not None:
+            self._looks.close()
+        self._book.close()
         home = self._home if self._settings.on_stop == "leave" else None
         if self._socket_labels is not None:
             await self._socket_labels.close(give_back=0 if home else GIVE_BACK_SECONDS)
-            self._socket_labels = None
+            self._book.labels = self._socket_labels = None
         if self._placement is not None:
             await self._placement.close(keep=home is not None)
         if home is not None:
@@ -250,28 +216,29 @@ class Marker:
             self._elsewhere.programs.close()
         if self._program is not None:
             self._program.close()
-            self._program = None
+            self._book.program = self._program = None
 
     def counters(self) -> Mapping[str, int]:
         packets = self._program.outcomes() if self._program is not None else {}
         failed = self._placement.failed_looks if self._placement is not None else 0
         return {
-            "connections": len(self._marks),
+            "connections": len(self._book.marks),
             "interfaces": len(self._placement) if self._placement is not None else 0,
-            **({"connections_by_kernel": self._by_kernel} if self._socket_labels is not None else {}),
+            **({"connections_by_kernel": self._book.by_kernel} if self._socket_labels is not None else {}),
             **(self._socket_labels.counters if self._socket_labels is not None else {}),
             **{f"packets_{name}": total for name, total in packets.items()},
             **({"failed_scans": failed} if failed else {}),
-            **self._counters,
+            **self._failed,
+            **self._book.counters,
         }
 
     def mark_of(self, key: FlowKey) -> FlowMark | None:
         """Who writes a flow's label, and why not the kernel."""
         if self._places is not None and not self._place_of(key):
             key = key.within(0)
-        mark = self._marks.get(_canonical(key))
+        mark = self._book.marks.get(canonical(key))
         if mark is None:
-            reason = self._unmarked.get(key)
+            reason = self._book.unmarked.get(key)
             return None if reason is None else FlowMark("unmarked", shown_reason(reason))
         if mark.is_by_kernel:
             return FlowMark("label: kernel")
@@ -302,117 +269,6 @@ class Marker:
         """Why the kernel writes no labels in the flow's network namespace, where it does in others."""
         return self._elsewhere.why_not_kernel.get(key.namespace, "") if self._elsewhere is not None else ""
 
-    def _count_unmarked(self, key: FlowKey, reason: str) -> None:
-        """Count a flow once, however many events speak of it."""
-        if self._unmarked.get(key) != reason:
-            self._unmarked[key] = reason
-            self._counters[f"unmarked_{reason}"] += 1
-
-    def _apply(self, mark: Mark, key: FlowKey, tag: Tag) -> None:
-        if mark.removal:
-            mark.removal = 0.0
-            # What lingers is over; only what goes on counts beside the new one.
-            mark.other_tag = None
-        elif tag == (mark.tag if key == mark.key else mark.other_tag):
-            # Nothing new: two names that disagree do not take turns at every ongoing.
-            return
-        elif key != mark.key:
-            mark.other_tag = mark.tag
-        mark.key, mark.tag = key, tag
-        self._write(mark)
-
-    def _begin(self, name: FlowKey, key: FlowKey, tag: Tag) -> None:
-        self._marks[name] = mark = self._maker.make(name, key, tag, self._place_of(name))
-        if self._is_kernels_alone:
-            mark.is_offered = True
-            self._socket_labels.put(name)  # type: ignore[union-attr]
-            return
-        self._requests.append(mark.request)
-        self._requested.append(mark)
-        if mark.opposite:
-            self._requests.append(mark.opposite)
-            self._requested.append(mark)
-        if self._socket_labels is not None and key.protocol == "tcp" and not self._why_not_there(name):
-            self._socket_labels.offer(name)
-
-    def _put_requested(self) -> None:
-        """Ask the table for all that changes have asked for. Where it refuses, the whole connection is unmarked."""
-        requests, marks = self._requests, self._requested
-        if not requests:
-            return
-        self._requests, self._requested = [], []
-        errors = {marks[number].name: error for number, error in self._program.put(requests)}  # type: ignore[union-attr]
-        refused = [self._marks[name] for name in errors]
-        self._remove(refused)
-        for mark in refused:
-            self._count_refused(mark, errors[mark.name])
-        if self._unmarked:
-            for mark in marks:
-                if mark.name not in errors:
-                    for key in mark.keys:
-                        self._unmarked.pop(key, None)
-
-    def _release(self, key: FlowKey) -> None:
-        mark = self._marks.get(key if key.src < key.dst else _canonical(key))
-        if mark is None or mark.removal:
-            return
-        if key != mark.key:
-            mark.other_tag = None
-        elif mark.other_tag is not None:
-            # Reported from both its ends, and only one of the two has ended.
-            mark.key, mark.tag, mark.other_tag = key.reversed(), mark.other_tag, None
-            self._write(mark)
-        else:
-            mark.removal = self._due
-            if self._settings.linger:
-                self._released.append(mark)
-            else:
-                self._put_requested()
-                self._remove([mark])
-
-    def _remove_released_later(self) -> None:
-        if self._released:
-            self._removals.append((self._due, self._released))
-            self._released = []
-            if self._remover is None:
-                self._remover = asyncio.get_running_loop().call_at(self._due, self._remove_due)
-
-    def _remove_due(self) -> None:
-        """Take away the marks that have lingered long enough. All linger equally long: the queue is in order."""
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        while self._removals and self._removals[0][0] <= now:
-            due, marks = self._removals.popleft()
-            # Some may have been used again meanwhile.
-            self._remove([mark for mark in marks if mark.removal == due])
-        self._remover = loop.call_at(self._removals[0][0], self._remove_due) if self._removals else None
-
-    def _remove(self, marks: Sequence[Mark]) -> None:
-        """Take marks away; one that has gone already, as it was released twice, is passed over."""
-        requests: list[bytes] = []
-        for mark in marks:
-            if self._marks.pop(mark.name, None) is None:
-                continue
-            requests.append(mark.request)
-            if mark.opposite:
-                requests.append(mark.opposite)
-            if mark.is_offered and self._socket_labels is not None:
-                self._set_by_kernel(mark, False)
-                self._socket_labels.remove(mark.directions)
-        if requests:
-            self._program.remove(requests)  # type: ignore[union-attr]
-
-    def _write(self, mark: Mark) -> None:
-        """Give a connection the label of the tag that it has now."""
-        self._maker.label(mark)
-        if not self._is_kernels_alone:
-            # Of what the kernel labels, too: it follows in a moment, and until then the program writes.
-            self._requests += mark.requests
-            self._requested += [mark] * len(mark.requests)
-        if mark.is_offered and self._socket_labels is not None:
-            self._set_by_kernel(mark, False)
-            self._socket_labels.put(mark.name)
-
     async def _ask_the_kernel(self) -> SocketLabels | None:
         """Have the kernel label sockets, if that is wanted. MarkerUnavailable when nothing else is, and it cannot."""
         settings = self._settings
@@ -429,7 +285,7 @@ class Marker:
             return None
         try:
             kernel = KernelLabels(settings.max_flows, has_places=self._places is not None, seed=self._maker.seed)
-            labels = SocketLabels(kernel, settings.namespaces, self._wanted_label, self._note_begun)
+            labels = SocketLabels(kernel, settings.namespaces, self._book.wanted_label, self._book.note_begun)
             await labels.start()
         except (MarkerUnavailable, OSError) as error:
             if settings.label == "kernel":
@@ -439,53 +295,22 @@ class Marker:
             return None
         return labels
 
-    def _wanted_label(self, name: FlowKey) -> Wanted | None:
-        mark = self._marks.get(name)
-        if mark is None or mark.removal:
-            return None
-        mark.is_offered = True
-        return mark.directions, mark.label
-
-    def _note_begun(self, name: FlowKey, key: bytes, word: int) -> None:
-        """The kernel labels one direction: it need not stand in the table."""
-        mark = self._marks.get(name)
-        if mark is None or label_word(mark.label) != word or self._program is None:
-            return
-        self._program.remove([one for one in mark.requests if one[:FLOW_KEY_OCTETS] == key])
-        self._set_by_kernel(mark, True)
-
-    def _set_by_kernel(self, mark: Mark, value: bool) -> None:
-        self._by_kernel += value - mark.is_by_kernel
-        mark.is_by_kernel = value
-
-    def _count_refused(self, mark: Mark, error: int) -> None:
-        full = error in (errno.E2BIG, errno.ENOMEM)
-        reason = "table_full" if full else "kernel_refused"
-        if not self._counters[f"unmarked_{reason}"]:
-            why = why_refused(error, self._settings.max_flows)
-            log.error("%s is not marked: %s (said once, counted from here)", mark.name, why)
-        for key in mark.keys:
-            self._count_unmarked(key, reason)
-            if mark.removal:  # it has ended meanwhile
-                del self._unmarked[key]
-        mark.removal = 0.0
-
-    async def _keep_following(self, elsewhere: MarkerElsewhere, finder: Finder) -> None:
+    async def _keep_following(self, looks: Looks, elsewhere: MarkerElsewhere, finder: Finder) -> None:
         while True:
-            await asyncio.sleep(self._settings.rescan)
+            await looks.next()
             await self._follow(elsewhere, finder)
 
     async def _follow(self, elsewhere: MarkerElsewhere, finder: Finder) -> None:
         try:
             await elsewhere.follow(finder)
         except (OSError, MarkerUnavailable) as error:
-            self._counters["failed_scans"] += 1
-            if self._counters["failed_scans"] == 1:
+            self._failed["failed_scans"] += 1
+            if self._failed["failed_scans"] == 1:
                 log.error("the namespaces cannot be looked at: %s (said once, counted from here)", error)
 
-    async def _keep_looking(self, placement: Placement) -> None:
+    async def _keep_looking(self, looks: Looks, placement: Placement) -> None:
         while True:
-            await asyncio.sleep(self._settings.rescan)
+            await looks.next()
             self._maker.forget_addresses()
             await placement.look()
 
@@ -514,20 +339,6 @@ def _static_label(mark: StaticMark) -> _StaticLabel:
         return _StaticLabel(mark.interface, IPv6Network(mark.network), label.encode(tag.experiment, tag.activity))
     except ValueError as error:  # whatever of ours or of the standard library names the value
         raise ConfigError(f"static: {error}") from None
-
-
-def _why_unlabelled(change: FlowChange) -> str:
-    """The label has fewer bits for the experiment than a tag has."""
-    if change.mark is not None and change.mark.experiment > label.EXPERIMENT_MAX:
-        return why_unmarked(change) or "experiment_above_511"
-    return why_unmarked(change)
-
-
-def _canonical(key: FlowKey) -> FlowKey:
-    """The same key for both directions of a connection."""
-    if key.src == key.dst:
-        return key if key.src_port <= key.dst_port else key.reversed()
-    return key if key.src < key.dst else key.reversed()
 
 
 def _kept_secret(home: Path) -> bytes:

@@ -57,6 +57,9 @@ class Attachment(Protocol):
     def detach(self) -> None:
         """Take it away; nothing happens when it, or the interface, is gone."""
 
+    def let_go(self) -> None:
+        """Give back what this process has of it, where the interface is out of reach: its namespace has gone."""
+
 
 def attach(
     program: EntryPoints,
@@ -118,10 +121,12 @@ class TcxProgram:
         self._index = index
         self._descriptor = program.program_fd(ethernet=ethernet)
         self._id = program_id(self._descriptor)
-        stale = next((one for one in tcx_programs(index)[0] if one in earlier), None)
-        flags, relative = (BPF_F_BEFORE, 0) if stale is None else (BPF_F_BEFORE | BPF_F_ID, stale)
-        request = ProgAttach(index, self._descriptor, BPF_TCX_EGRESS, flags, 0, relative, 0)
-        bpf(BPF_PROG_ATTACH, request)
+        there, _ = tcx_programs(index)
+        if self._id not in there:  # as where it was out of reach meanwhile
+            stale = next((one for one in there if one in earlier), None)
+            flags, relative = (BPF_F_BEFORE, 0) if stale is None else (BPF_F_BEFORE | BPF_F_ID, stale)
+            request = ProgAttach(index, self._descriptor, BPF_TCX_EGRESS, flags, 0, relative, 0)
+            bpf(BPF_PROG_ATTACH, request)
         try:
             self._take_over(earlier)
         except OSError as error:
@@ -140,6 +145,9 @@ class TcxProgram:
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENODEV, errno.EINVAL):
                 log.warning("the program on interface %d cannot be removed: %s", self._index, error)
+
+    def let_go(self) -> None:
+        """Nothing: the interface alone holds it."""
 
     def _take_over(self, earlier: Collection[int]) -> None:
         """Take away the programs of earlier agents: those that stand directly behind ours.
@@ -190,6 +198,9 @@ class TcxLink:
         return bool(info.ifindex)
 
     def detach(self) -> None:
+        self.let_go()
+
+    def let_go(self) -> None:
         if self._link >= 0:
             os.close(self._link)
             self._link = -1

@@ -69,6 +69,9 @@ class ClsactAttachment:
             if error.code not in (errno.ENODEV, errno.ENOENT, errno.EINVAL):
                 log.warning("the filter on interface %d cannot be removed: %s", self._index, error)
 
+    def let_go(self) -> None:
+        """Nothing: the interface alone holds it."""
+
     def _remove_qdisc(self, netlink: Any) -> None:
         """Only the one that we made, and only while nobody else has put anything into it."""
         if self._made_qdisc:

@@ -34,13 +34,13 @@ _BONDS = frozenset({"bond", "team"})
 class Interface(msgspec.Struct, frozen=True):
     """An interface by index and name; ethernet tells whether its packets have an Ethernet header.
 
-    namespace is the file of the network namespace that it is in; empty for the agent's own.
+    namespace is the number of the network namespace that it is in (scitags_agent.namespaces); 0 for the agent's own.
     """
 
     index: int
     name: str
     ethernet: bool
-    namespace: str = ""
+    namespace: int = 0
 
 
 def check_pattern(pattern: str) -> None:
@@ -49,7 +49,7 @@ def check_pattern(pattern: str) -> None:
         _destination(pattern)
 
 
-def matching(patterns: Sequence[str], namespace: str = "") -> list[Interface]:
+def matching(patterns: Sequence[str], namespace: int = 0) -> list[Interface]:
     """The interfaces whose names match one of the patterns (as in a shell), or that they describe.
 
     "global-ipv6" are those with a global IPv6 address, "route:ADDRESS" or "route:NETWORK" is the one by which packets

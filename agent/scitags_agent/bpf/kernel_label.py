@@ -23,6 +23,7 @@ from pathlib import Path
 import msgspec
 
 from scitags_agent.bpf.connections import ConnectionsUnavailable, attach_sock_ops, cgroup_root, own_namespace
+from scitags_agent.bpf.flow_table import value_octets
 from scitags_agent.bpf.layout import FLOW_KEY_OCTETS, pack_label, pack_place
 from scitags_agent.bpf.libbpf import BPF_ANY, BPF_NOEXIST, BpfObject, MarkerUnavailable, library, shipped_object
 from scitags_core.flow import FlowKey
@@ -128,6 +129,8 @@ class KernelLabels:
             self._expected = self._object.map_fd("expected")
             self._met = self._object.map_fd("met")
             self._places = self._object.map_fd("places")
+            if value_octets(self._expected) != _HEAD.size + MAX_EXPECTED * _EXPECTATION.size + _END.size:
+                raise MarkerUnavailable(f"{OBJECT_NAME} is of another version than the agent: install again")
             self._walk_handle = self._lib.pointer(
                 "bpf_program__attach_iter", self._object.program("scitags_walk"), None
             )

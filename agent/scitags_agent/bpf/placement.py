@@ -7,7 +7,6 @@ written down, and the next agent's program takes the places.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ import msgspec
 from scitags_agent.bpf.attach import Attachment, EntryPoints, Way, attach
 from scitags_agent.bpf.interfaces import Interface, matching
 from scitags_agent.bpf.libbpf import MarkerUnavailable
-from scitags_agent.bpf.namespaces import entered
+from scitags_agent.bpf.namespaces import inside
 
 if TYPE_CHECKING:
     from scitags_agent.namespaces import Finder, Found
@@ -83,8 +82,9 @@ class Placement:
 
             self._namespaces = Finder(namespaces)
         self._elsewhere = elsewhere
-        self._programs: dict[int, Program] = {}  # of other namespaces, by their numbers
-        self._numbers: dict[str, int] = {}  # by their files
+        # Of other namespaces, by their numbers: the files by which they are found change while they live on.
+        self._programs: dict[int, Program] = {}
+        self._others: dict[int, Found] = {}
         self._name = name
         self._way = way
         self._home = home
@@ -103,8 +103,13 @@ class Placement:
         """On how many interfaces it is."""
         return len(self._attached)
 
-    def covers(self, namespace: str, index: int) -> bool:
-        """Whether the program is on this interface; before the start, whether that cannot be said yet."""
+    @property
+    def attached(self) -> frozenset[Interface]:
+        """Those interfaces."""
+        return frozenset(self._attached)
+
+    def covers(self, namespace: int, index: int) -> bool:
+        """Whether the program is on this interface (Interface); before the start, whether that cannot be said yet."""
         attached = list(self._attached)
         return not attached or any((one.namespace, one.index) == (namespace, index) for one in attached)
 
@@ -163,7 +168,7 @@ class Placement:
     def _detach_all(self) -> None:
         self._stop()
         for interface, attachment in self._attached.items():
-            _detach(interface, attachment)
+            self._detach(interface, attachment)
         self._attached.clear()
 
     def _look(self) -> None:
@@ -173,13 +178,13 @@ class Placement:
     def _follow_interfaces(self) -> None:
         present = self._present()
         for interface, attachment in list(self._attached.items()):
-            if interface not in present or not _is_alive(interface, attachment):
-                what = "our program was taken away" if interface in present else "has gone"
-                log.warning("interface %s: %s", _shown(interface), what)
-                _detach(interface, self._attached.pop(interface))
+            if interface not in present or not self._is_alive(interface, attachment):
+                self._tell_of_loss(interface, is_there=interface in present)
+                self._detach(interface, self._attached.pop(interface))
         for gone in self._unattachable.keys() - present:
             del self._unattachable[gone]
-        here = {self._numbers.get(one.namespace, 0) for one in present}
+        here = {one.namespace for one in present}
+        self._others = {number: one for number, one in self._others.items() if number in here}
         for number in self._programs.keys() - here:
             del self._programs[number]
             if self._elsewhere is not None:
@@ -187,6 +192,14 @@ class Placement:
         self._looked(present)
         for interface in sorted(present - self._attached.keys(), key=lambda one: one.index):
             self._try(interface)
+
+    def _tell_of_loss(self, interface: Interface, *, is_there: bool) -> None:
+        """That of a container goes with it, and so does its other end: no surprise."""
+        if is_there:
+            log.warning("interface %s: our program was taken away", self._shown(interface))
+        else:
+            level = logging.WARNING if self._namespaces is None else logging.INFO
+            log.log(level, "interface %s: has gone", self._shown(interface))
 
     def _try(self, interface: Interface) -> None:
         """Attach to an interface, if that can be."""
@@ -196,19 +209,19 @@ class Placement:
             if interface.namespace and isinstance(error, FileNotFoundError | ProcessLookupError):
                 return  # the namespace has gone again
             if interface not in self._unattachable:
-                log.error("interface %s cannot be attached to, and is tried again: %s", _shown(interface), error)
+                log.error("interface %s cannot be attached to, and is tried again: %s", self._shown(interface), error)
             self._unattachable[interface] = str(error)
             return
         self._unattachable.pop(interface, None)
         self._attached[interface] = attached
         if self._home is not None and attached.way == "clsact":
             (self._home / CLSACT).touch()
-        log.info("interface %s: packets are marked at tc egress (%s)", _shown(interface), attached.way)
+        log.info("interface %s: packets are marked at tc egress (%s)", self._shown(interface), attached.way)
 
     def _attach(self, interface: Interface) -> Attachment:
-        with entered(interface.namespace):
+        with inside(interface.namespace, self._others):
             return attach(
-                self._programs.get(self._numbers.get(interface.namespace, 0), self._program),
+                self._programs.get(interface.namespace, self._program),
                 interface.index,
                 ethernet=interface.ethernet,
                 way=self._way,
@@ -223,13 +236,13 @@ class Placement:
         if self._namespaces is None:
             return present
         closed: dict[str, str] = {}
-        self._numbers.clear()
-        for one in self._namespaces.find().values():
+        meant = self._namespaces.find()
+        self._others |= meant  # those that are not meant any more are entered once more, to leave them
+        for one in meant.values():
             try:
-                with entered(one.path):
-                    found = matching(self._patterns, one.path)
+                with inside(one.number, self._others):
+                    found = matching(self._patterns, one.number)
                 if found:
-                    self._numbers[one.path] = one.number
                     self._have_program(one)
                 present.update(found)
             except (FileNotFoundError, ProcessLookupError):
@@ -248,20 +261,22 @@ class Placement:
             if self._home is not None:
                 self._write_programs(self._home, self._earlier or [])
 
+    def _is_alive(self, interface: Interface, attachment: Attachment) -> bool:
+        try:
+            with inside(interface.namespace, self._others):
+                return attachment.is_alive()
+        except OSError:
+            return False
 
-def _is_alive(interface: Interface, attachment: Attachment) -> bool:
-    try:
-        with entered(interface.namespace):
-            return attachment.is_alive()
-    except OSError:
-        return False
+    def _detach(self, interface: Interface, attachment: Attachment) -> None:
+        try:
+            with inside(interface.namespace, self._others):
+                attachment.detach()
+        except OSError:  # a namespace that has gone has taken everything with it
+            attachment.let_go()
 
-
-def _detach(interface: Interface, attachment: Attachment) -> None:
-    # A namespace that has gone has taken everything with it.
-    with contextlib.suppress(OSError), entered(interface.namespace):
-        attachment.detach()
-
-
-def _shown(interface: Interface) -> str:
-    return f"{interface.name} in {interface.namespace}" if interface.namespace else interface.name
+    def _shown(self, interface: Interface) -> str:
+        if not interface.namespace:
+            return interface.name
+        known = self._others.get(interface.namespace)
+        return f"{interface.name} in {known.name if known is not None else f'net:[{interface.namespace}]'}"

@@ -41,16 +41,17 @@ class TableWriter:
             shipped_object(OBJECT_NAME), {}, _HOME_SHIFT.pack(home_shift), maps={"table": state, "overflow": overflow}
         )
         try:
-            # The object itself, of which libbpf keeps all that it has read, is not needed any more.
-            self._program = os.dup(loaded.program_fd("scitags_write_table"))
+            program = loaded.program_fd("scitags_write_table")
+            bpf(BPF_PROG_TEST_RUN, ProgTestRun(program))  # with no requests: some kernels load what they do not run
             self._mapping = mmap.mmap(loaded.global_variables(), REQUESTS_OCTETS, mmap.MAP_SHARED)
+            # The object itself, of which libbpf keeps all that it has read, is not needed any more.
+            self._program = os.dup(program)
         finally:
             loaded.close()
         self._octets = memoryview(self._mapping)
         self._words = self._octets.cast("I")
         self._words[Requests.MAX_FLOWS] = max_flows
         self._run = ProgTestRun(self._program)
-        bpf(BPF_PROG_TEST_RUN, self._run)  # with no requests: some kernels load what they do not run
 
     def __len__(self) -> int:
         return self._words[Requests.FLOWS]

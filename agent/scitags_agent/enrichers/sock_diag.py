@@ -18,8 +18,8 @@ from typing import Annotated
 import msgspec
 
 from scitags_agent import tcp_info
-from scitags_agent.connections import CONG, INFO, Connection, SockDiagError
 from scitags_agent.host import OWN, Host, HostDepartures
+from scitags_agent.inet_diag import CONG, INFO, Connection, SockDiagError
 from scitags_agent.namespaces import checked
 from scitags_agent.netlink_object import SHAPES, Attributes, Shape
 from scitags_core.flow import FlowEvent, FlowKey, FlowState, Usage

@@ -23,8 +23,8 @@ import msgspec
 from scitags_agent import tcp_info
 from scitags_agent.bpf.connections import ConnectionsProgram
 from scitags_agent.bpf.connections_layout import Connection, Event, TcpState
-from scitags_agent.connections import INFO, SockDiagError
 from scitags_agent.host import OWN, Host
+from scitags_agent.inet_diag import INFO, SockDiagError
 from scitags_agent.namespaces import checked
 from scitags_agent.rules import Ports, Rule
 from scitags_agent.watch import ConnectionWatch, cgroup_path, check_buffer, details, placed, port_filters, usage_of

@@ -168,7 +168,7 @@ class FireflySource:
     def _may_send(self, sender: str) -> bool:
         address = canonical_address(sender)
         if not self._allowed:
-            return self._is_local(address)
+            return self._is_local(address) or (self._this_host is not None and self._this_host.has_just_got(address))
         return any(ipaddress.ip_address(address) in network for network in self._allowed)
 
     def _is_local(self, address: str) -> bool:

@@ -23,8 +23,9 @@ from typing import Annotated
 import msgspec
 
 from scitags_agent import tcp_info
-from scitags_agent.connections import INFO, OPEN_STATES, Connection, Place, SockDiagError, survey
+from scitags_agent.connections import Place, survey
 from scitags_agent.host import Host, HostDepartures
+from scitags_agent.inet_diag import INFO, OPEN_STATES, Connection, SockDiagError
 from scitags_agent.namespaces import checked
 from scitags_agent.rules import PROGRAM_CHARACTERS, Candidate, Rule, Rules
 from scitags_agent.socket_holders import SocketHolders

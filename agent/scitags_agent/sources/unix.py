@@ -6,8 +6,9 @@ A message is one event, an array of events, or a request, which is an object wit
     {"request": "status"}                   ->  the agent's counters
     {"request": "flows", "from": 0}         ->  {"total": 3, "flows": [...]}: as many as fit, from that one on
 
-A request is answered to the address that the sender of a datagram has bound, or on the connection. The answer to
-events comes when the backends have dealt with them: from then on the packets are marked.
+A request is answered on the Unix socket that comes along with it, on the connection, or to the address that the sender
+of a datagram has bound (scitags_agent.answers). The answer to events comes when the backends have dealt with them: from
+then on the packets are marked.
 
 A message may stand behind the header of old-style syslog: nginx logs to a Unix socket in no other way.
 
@@ -29,13 +30,14 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from scitags_agent.answers import AnswerWay
 from scitags_agent.local_path import admit, group_id, parse_mode
 from scitags_agent.passed_sockets import PassedSockets, identified
 from scitags_core.errors import ConfigError, FlowEventError, shown
@@ -54,13 +56,12 @@ MESSAGES_AT_ONCE = 256
 BACKLOG_OCTETS = 1 << 22
 DESCRIPTORS_AT_ONCE = 64
 FLOWS_AT_ONCE = 400
+MAX_ANSWERS = 4096  # that wait until events are in force; each may hold a descriptor
 _CREDENTIALS = struct.Struct("=iII")
 _ANCILLARY_OCTETS = socket.CMSG_SPACE(DESCRIPTORS_AT_ONCE * array.array("i").itemsize) + socket.CMSG_SPACE(
     _CREDENTIALS.size
 )
 _GROUPS_FOR_SECONDS = 60
-
-Answer = Callable[[bytes], None]
 
 
 class UnixSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -197,7 +198,7 @@ class UnixSocket:
                     return count
                 self._check(sender)
                 namespace = self._senders.namespace_of(sender.process) if self._senders and sender else 0
-                self._take(message, descriptors, namespace, _answerer(receiver, address), sink)
+                self._take(message, descriptors, namespace, (receiver, address), sink)
             except FlowEventError as error:
                 sink.refuse(str(error))
             finally:
@@ -219,26 +220,32 @@ class UnixSocket:
             return
         raise FlowEventError(f"user {sender.user} may not send (process {sender.process})")
 
-    def _take(self, message: bytes, descriptors: list[int], namespace: int, answer: Answer, sink: EventSink) -> None:
+    def _take(
+        self, message: bytes, descriptors: list[int], namespace: int, back: tuple[socket.socket, Any], sink: EventSink
+    ) -> None:
         content = json_of(behind_old_header(message))
         request = content.get("request") if isinstance(content, dict) else None
         if request is None:
             self._accept(content, descriptors, namespace, sink)
-        elif request == "events":
-            accepted, refused = self._accept(content.get("events"), descriptors, namespace, sink)
-            task = asyncio.get_running_loop().create_task(_answer_when_settled(accepted, refused, answer, sink))
-            self._answers.add(task)
-            task.add_done_callback(self._answers.discard)
-        elif request == "status":
-            answer(msgspec.json.encode(sink.status()))
-        elif request == "flows":
-            first = content.get("from", 0)
-            if not isinstance(first, int) or first < 0:
-                raise FlowEventError(f"from {shown(first)} is no number of a flow")
-            total = sink.status()["table"]["transfers"]
-            answer(msgspec.json.encode({"total": total, "flows": sink.flows(first, FLOWS_AT_ONCE)}))
-        else:
-            raise FlowEventError(f"request {shown(request)} is none of events, flows and status")
+            return
+        with contextlib.ExitStack() as stack:
+            way = stack.enter_context(AnswerWay(*back, descriptors))
+            if request == "events":
+                accepted, refused = self._accept(content.get("events"), descriptors, namespace, sink)
+                if len(self._answers) < MAX_ANSWERS:
+                    self._answer_later(way, accepted, refused, sink)
+                    stack.pop_all()
+            elif request == "status":
+                way.send(msgspec.json.encode(sink.status()))
+            elif request == "flows":
+                way.send(_flows(content.get("from", 0), sink))
+            else:
+                raise FlowEventError(f"request {shown(request)} is none of events, flows and status")
+
+    def _answer_later(self, way: AnswerWay, accepted: int, refused: list[str], sink: EventSink) -> None:
+        task = asyncio.get_running_loop().create_task(_answer_when_settled(way, accepted, refused, sink))
+        self._answers.add(task)
+        task.add_done_callback(self._answers.discard)
 
     def _accept(self, content: Any, descriptors: list[int], namespace: int, sink: EventSink) -> tuple[int, list[str]]:
         events, refused = events_of(content)
@@ -295,22 +302,18 @@ def _unpack(ancillary: Sequence[tuple[int, int, bytes]]) -> tuple[list[int], Sen
     return list(descriptors), sender
 
 
-def _answerer(receiver: socket.socket, address: Any) -> Answer:
-    """What sends an answer back. One who left, does not read or has no address costs us nothing."""
-
-    def answer(message: bytes) -> None:
-        with contextlib.suppress(OSError):
-            if receiver.type == socket.SOCK_SEQPACKET:
-                receiver.send(message)
-            elif address:
-                receiver.sendto(message, address)
-
-    return answer
+def _flows(first: Any, sink: EventSink) -> bytes:
+    """The answer with those from that number on."""
+    if not isinstance(first, int) or first < 0:
+        raise FlowEventError(f"from {shown(first)} is no number of a flow")
+    total = sink.status()["table"]["transfers"]
+    return msgspec.json.encode({"total": total, "flows": sink.flows(first, FLOWS_AT_ONCE)})
 
 
-async def _answer_when_settled(accepted: int, refused: list[str], answer: Answer, sink: EventSink) -> None:
-    await sink.settled()
-    answer(msgspec.json.encode({"accepted": accepted, "refused": refused}))
+async def _answer_when_settled(way: AnswerWay, accepted: int, refused: list[str], sink: EventSink) -> None:
+    with way:
+        await sink.settled()
+        way.send(msgspec.json.encode({"accepted": accepted, "refused": refused}))
 
 
 def _user_id(name: str | int) -> int:

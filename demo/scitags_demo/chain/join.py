@@ -19,9 +19,9 @@ from scitags_demo.chain.evidence import Evidence, Reported, path_of
 from scitags_demo.chain.jobs import File
 from scitags_demo.chain.plan import Transfer
 from scitags_demo.chain.rucio import Request
-from scitags_demo.chain.storage import ROOT_PORT
 from scitags_demo.network import CENTRE_SITE, SITES
 from scitags_demo.observer import Announcement, Flow, Observation
+from scitags_demo.xrootd_server import ROOT_PORT
 
 Link = Literal["rule", "job", "transfer", "storage", "agent", "packets", "fireflies", "octets", "closed"]
 LINKS: dict[Link, str] = {

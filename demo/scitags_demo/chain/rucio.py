@@ -15,10 +15,11 @@ import msgspec
 
 from scitags_demo import peer_environment
 from scitags_demo.chain.plan import EXPERIMENTS, Plan, Transfer
-from scitags_demo.chain.storage import HTTP_PORT, ROOT_PORT, adler32
+from scitags_demo.chain.storage import adler32
 from scitags_demo.errors import DemoError
 from scitags_demo.network import SITES
 from scitags_demo.plan import Side, other
+from scitags_demo.xrootd_server import HTTP_PORT, ROOT_PORT
 
 NEWEST = "41.5.1"
 RUN_SECONDS = 300

@@ -13,30 +13,16 @@ import msgspec
 from scitags_demo.authority import Authority
 from scitags_demo.network import SITES, STORAGE_INTERFACE, Namespace, Process
 from scitags_demo.plan import Side
+from scitags_demo.xrootd_server import HTTP_PORT, LINES, ROOT_PORT, USER, configured
 
-USER = "xrootd"  # the server refuses to run as root; Debian's package makes this user
-ROOT_PORT, HTTP_PORT = 1094, 8443
 # One machine plays a centre and two sites: where it is short of processors, what has to be quick comes first.
 FIRST = ("nice", "-n", "-10")
-_CONFIG = """
+_CONFIG = f"""
 all.role server
-all.export /
-all.adminpath {directory}/admin
-all.pidpath {directory}/admin
-oss.localroot {directory}/root
-ofs.tpc pgm /usr/bin/xrdcp --server
-xrd.port {root_port}
-xrd.network nodnr
-xrd.tls {directory}/certificate.pem {directory}/key.pem
-xrd.tlsca certdir {authority}
-xrd.protocol XrdHttp:{http_port} libXrdHttp.so
+{LINES}
 xrootd.chksum max 4 adler32
 xrootd.trace fs
-http.header2cgi SciTag scitag.flow
-http.header2cgi scitag scitag.flow
-xrootd.fslib ++ {library}
-http.exthandler xrdtpc {library}
-scitags.socket {socket}
+scitags.socket {{socket}}
 """
 _AGENT = """
 [agent]
@@ -110,7 +96,7 @@ def prepare(places: Places, authority: Authority, plugin: Path) -> None:
     text = _CONFIG.format(
         directory=directory,
         authority=authority.directory,
-        library=directory / plugin.name.replace("-5.so", ".so"),
+        library=configured(directory / plugin.name),
         root_port=ROOT_PORT,
         http_port=HTTP_PORT,
         socket=places.agent_socket,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 from collections import Counter, deque
@@ -66,10 +67,13 @@ class AgentLink:
         if self._kept or time.monotonic() < self._left_alone_until:
             self.tell(event)
             return None
-        one = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        # The agent answers on a socket that it is given: also where it is in another network namespace.
+        one, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        message = b'{"request":"events","events":[' + encode_event(event) + b"]}"
+        rights = socket.SOL_SOCKET, socket.SCM_RIGHTS, theirs.fileno().to_bytes(4, sys.byteorder)
         try:
-            one.bind("")  # Linux gives it an address without a file (unix(7), autobind)
-            one.sendto(b'{"request":"events","events":[' + encode_event(event) + b"]}", self._path)
+            with theirs:
+                self._socket.sendmsg([message], [rights], 0, self._path)
         except OSError:
             one.close()
             self.tell(event)
