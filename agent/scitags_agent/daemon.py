@@ -12,7 +12,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import msgspec
 
@@ -20,6 +21,7 @@ from scitags_agent.config import AUTO, BackendOptions, Config, Instance
 from scitags_agent.fanout import Fanout, Lane
 from scitags_agent.inlet import Inlet
 from scitags_agent.ledger import Frame, Ledger
+from scitags_agent.lookout import Lookout
 from scitags_agent.notify import Notifier, descriptor_name, handed_over
 from scitags_agent.table import FlowTable
 from scitags_core import __version__
@@ -27,19 +29,12 @@ from scitags_core.errors import ConfigError, ScitagsError
 from scitags_core.flow import FlowChange, FlowEvent, FlowKey
 from scitags_core.roles import (
     Enricher,
-    Expectation,
     FlowMark,
     Inheritance,
     ShowsStatus,
     Source,
     TellsMarks,
 )
-from scitags_core.tag import Tag
-
-if TYPE_CHECKING:
-    from scitags_agent.host import Host
-    from scitags_agent.matching import Matcher
-    from scitags_agent.whereabouts import Whereabouts
 
 log = logging.getLogger(__name__)
 events_log = logging.getLogger("scitags_agent.events")
@@ -48,9 +43,6 @@ EXPIRY_SECONDS = 10.0
 CLAIM_SECONDS = 2.0
 FIRST_RESTART_SECONDS = 0.5
 LAST_RESTART_SECONDS = 30.0
-MATCHES_WAITING = 4096
-# A report that is made of a connection may have a time that is so much before that of the connection.
-CLOCKS_SECONDS = 0.001
 OWN = "table"  # the source of the events that the agent makes by itself
 
 
@@ -71,17 +63,14 @@ class Daemon:
         self._reloading = asyncio.Lock()
         self._notifier = Notifier.from_environment()
         self._kept = handed_over()  # by an earlier agent, and not claimed yet
-        self._host: Host | None = None
-        self._whereabouts: Whereabouts | None = None
-        self._matcher: Matcher | None = None
-        self._matching: set[asyncio.Task[None]] = set()
         self.fanout = Fanout()
         self.table = FlowTable(
             max_users=config.table.max_transfers,
             idle=timedelta(seconds=config.table.idle_seconds),
             reorder=timedelta(seconds=config.table.reorder_seconds),
         )
-        self.failures: Counter[str] = Counter()  # of enrichers, by name, and of the ledger
+        self.failures: Counter[str] = Counter()  # of enrichers and backends, by name, of the ledger, and of sock_diag
+        self.lookout = Lookout(config, self.table, self.fanout, self.failures, end=self.end_connections)
 
     async def run(self) -> None:
         """Run until SIGTERM or SIGINT. ConfigError when a required part cannot start."""
@@ -101,19 +90,22 @@ class Daemon:
             backends = [(one, options, one.create()) for one, options in self._config.backends]
             sources = [(one, one.create()) for one in self._config.sources]
             changes = self._inherit()
-            self._open_namespaces()
+            self.lookout.open_namespaces()
             for one, enricher in enrichers:
                 await self._start_enricher(one, enricher)
             for one, options, backend in backends:
                 await self._start_backend(one, options, backend, changes)
             self._begin_ledger()
-            self._end_in_gone_namespaces()
-            if self._config.table.gone_seconds:
-                # Later, when a flow is there to be looked for, it would keep the next start waiting for 40 ms.
-                import scitags_agent.matching  # noqa: F401, PLC0415
+            self.lookout.begin()
             for one, source in sources:
                 self._start_source(one, source)
-            to_do = (self._expire, self._report, self._look_for_gone, self._close_unclaimed, self._notifier.keep_alive)
+            to_do = (
+                self._expire,
+                self._report,
+                self.lookout.look_for_gone,
+                self._close_unclaimed,
+                self._notifier.keep_alive,
+            )
             chores += [asyncio.create_task(chore()) for chore in to_do]
             log.info("scitags-agent %s is ready", __version__)
             self._notifier.ready()
@@ -131,9 +123,9 @@ class Daemon:
         if incomplete and self._config.table.match:
             events = [event for event in events if event.key.src_port and event.key.dst_port]
             for event in incomplete:
-                self._match_later(event, source)
-        if self._whereabouts is not None and source != OWN:
-            events = self._placed(events)
+                self.lookout.match_later(event, partial(self._take, source=source))
+        if source != OWN:
+            events = self.lookout.placed(events)
         self._take(events, source, position)
 
     def _take(self, events: Sequence[FlowEvent], source: str, position: bytes = b"") -> None:
@@ -168,6 +160,14 @@ class Daemon:
         """What the service manager held under that name since an earlier agent died."""
         return self._kept.pop(descriptor_name(name), [])
 
+    def prepare_to_match(self) -> None:
+        """Watch connections from now on."""
+        self.lookout.prepare_to_match()
+
+    async def match(self, event: FlowEvent, *, sent: float | None = None) -> FlowEvent | None:
+        """The event with the 5-tuple of the connection of this host that it means; None when that cannot be said."""
+        return await self.lookout.match(event, sent=sent)
+
     def status(self) -> dict[str, Any]:
         """Everything counted, ready for JSON."""
         return {
@@ -181,8 +181,7 @@ class Daemon:
                 for name, (_, enricher) in self._enrichers.items()
             },
             "table": {"flows": len(self.table), "transfers": self.table.users, **self.table.totals()},
-            "matching": dict(self._matcher.counters()) if self._matcher is not None else {},
-            **({"namespaces": dict(self._whereabouts.counters())} if self._whereabouts is not None else {}),
+            **self.lookout.status(),
             "ledger": {"kept": self._ledger is not None, "failed": self.failures["ledger"]},
             "backends": {lane.name: lane.status() for lane in self.fanout.lanes},
         }
@@ -194,7 +193,7 @@ class Daemon:
         last = None if limit is None else first + limit
         return [
             {
-                **({"namespace": self._host.named(key.namespace)} if key.namespace and self._host else {}),
+                **self.lookout.place_of(key),
                 "protocol": key.protocol,
                 "src": key.src,
                 "src_port": key.src_port,
@@ -260,11 +259,8 @@ class Daemon:
         if config.agent.state_directory != self._config.agent.state_directory:
             log.warning("state_directory is read at start only: it stays as it is")
         old_backends = dict(self._backends)
-        is_elsewhere = config.agent.namespaces != self._config.agent.namespaces
         self._config = config
-        if is_elsewhere:
-            await self._close_matching()
-            self._open_namespaces()
+        await self.lookout.configure(config)
         self.table.configure(
             max_users=config.table.max_transfers,
             idle=timedelta(seconds=config.table.idle_seconds),
@@ -375,6 +371,7 @@ class Daemon:
                 raise ConfigError(f"state_directory: {error}") from None
             log.warning("no ledger is kept, and a restart begins with nothing: %s", error)
             return []
+        self.lookout.ledger = self._ledger
         snapshot, frames = self._ledger.load()
         self.table.restore(snapshot.flows, snapshot.serial)
         self._positions = dict(snapshot.positions)
@@ -451,168 +448,13 @@ class Daemon:
         if changes and not self.fanout.is_crowded:
             self.fanout.put(changes)
 
-    async def _look_for_gone(self) -> None:
-        """End the transfers whose connections are no more, when their reporter had another interval to say so."""
-        gone: set[FlowKey] = set()
-        while True:
-            await asyncio.sleep(self._config.table.gone_seconds or EXPIRY_SECONDS)
-            if not self._config.table.gone_seconds or not len(self.table):
-                continue
-            matcher = self._matchmaker()
-            try:
-                # Another connection may have the 5-tuple by now.
-                self.end_connections([key for key in gone if key in self.table and not matcher.is_exact(key)])
-                gone = await matcher.gone([key for key, _ in self.table.flows()])
-                self._note_seen(matcher)
-            except OSError as error:
-                self.failures["sock_diag"] += 1
-                if self.failures["sock_diag"] == 1:
-                    log.warning("whether connections are still there cannot be seen: %s (said once)", error)
-
-    # --- reports that do not say which connection they mean ----------------------------------------
-
-    def _matchmaker(self) -> Matcher:
-        if self._matcher is None:
-            from scitags_agent.host import Host  # noqa: PLC0415  (few agents need them)
-            from scitags_agent.matching import Matcher  # noqa: PLC0415
-
-            if self._host is None:
-                self._host = Host()
-            self._matcher = Matcher(
-                self._host,
-                wait=self._config.table.match_seconds,
-                expect=self._expect,
-                is_announced=self._is_announced,
-            )
-            if self._ledger is not None:
-                self._matcher.have_seen(key for key in self._ledger.seen() if key in self.table)
-        return self._matcher
-
-    def _expect(self, place: FlowKey, tag: Tag, sent: float, until: float) -> list[Expectation]:
-        """Have the backends mark a connection to come that can."""
-        expected = []
-        for lane in self.fanout.lanes:
-            if lane.expects is not None:
-                try:
-                    one = lane.expects.expect(place, tag, sent=sent, until=until)
-                except Exception as error:
-                    self.failures[lane.name] += 1
-                    if self.failures[lane.name] == 1:
-                        log.exception("backend %s cannot expect a connection: %s", lane.name, error)
-                    continue
-                if one is not None:
-                    expected.append(one)
-        return expected
-
-    def _is_announced(self, key: FlowKey, when: float) -> bool:
-        """Whether a transfer on exactly this connection had begun then, by time.monotonic."""
-        # Of some flows it is not known in which network namespace they are.
-        names = {one.within(place) for one in (key, key.reversed()) for place in (key.namespace, 0)}
-        began = [one for one in map(self.table.began, names) if one is not None]
-        if not began:
-            return False
-        return min(began) < datetime.now(UTC) - timedelta(seconds=time.monotonic() - when + CLOCKS_SECONDS)
-
-    def _note_seen(self, matcher: Matcher) -> None:
-        """Write down whose connections were there: one that goes while no agent looks is still found to be gone."""
-        if self._ledger is not None:
-            try:
-                self._ledger.note_seen(matcher.seen)
-            except OSError as error:
-                self._count_ledger_failure(error)
-
-    def prepare_to_match(self) -> None:
-        """Watch connections from now on."""
-        try:
-            self._matchmaker().begin_to_watch()
-        except OSError as error:
-            log.warning("connections cannot be looked up: %s", error)
-
-    async def match(self, event: FlowEvent, *, sent: float | None = None) -> FlowEvent | None:
-        """The event with the 5-tuple of the connection of this host that it means; None when that cannot be said."""
-        try:
-            return await self._matchmaker().match(event, sent=sent)
-        except OSError as error:
-            self.failures["sock_diag"] += 1
-            if self.failures["sock_diag"] == 1:
-                log.warning("connections cannot be looked up: %s (said once)", error)
-            return None
-
-    def _match_later(self, event: FlowEvent, source: str) -> None:
-        if len(self._matching) >= MATCHES_WAITING:
-            self.table.counters["not_matched"] += 1
-            return
-        task = asyncio.get_running_loop().create_task(self._match_and_apply(event, source))
-        self._matching.add(task)
-        task.add_done_callback(self._matching.discard)
-
-    async def _match_and_apply(self, event: FlowEvent, source: str) -> None:
-        found = await self.match(event)
-        if found is None:
-            self.table.counters["not_matched"] += 1
-        # What could not be matched is in the table all the same, and its reporter's words are announced if they can be.
-        events: Sequence[FlowEvent] = (found or event,)
-        self._take(events if self._whereabouts is None else self._placed(events), source)
-
-    # --- other network namespaces -------------------------------------------------------------------
-
-    def _open_namespaces(self) -> None:
-        """Look into those that are configured. Without any, nothing is looked at until it is asked for."""
-        patterns = self._config.agent.namespaces
-        if not patterns:
-            return
-        from scitags_agent.host import Host  # noqa: PLC0415
-        from scitags_agent.whereabouts import Whereabouts  # noqa: PLC0415
-
-        try:
-            self._host = Host(patterns)
-        except OSError as error:
-            log.error("namespaces cannot be looked into: %s", error)
-            return
-        self._whereabouts = Whereabouts(self._host, self._end_namespace)
-
-    def _placed(self, events: Sequence[FlowEvent]) -> Sequence[FlowEvent]:
-        assert self._whereabouts is not None
-        try:
-            return self._whereabouts.placed(events)
-        except OSError as error:
-            self.failures["sock_diag"] += 1
-            if self.failures["sock_diag"] == 1:
-                log.warning("connections cannot be looked up: %s (said once)", error)
-            return events
-
-    def _end_namespace(self, number: int) -> None:
-        """End what is left of the flows of a namespace that has gone, its sockets with it."""
-        self.end_connections([key for key, _ in self.table.flows() if key.namespace == number])
-
-    def _end_in_gone_namespaces(self) -> None:
-        """The same at the start, for those that went while there was no agent, or are not looked into any more."""
-        if self._whereabouts is None and self._config.agent.namespaces:
-            return  # they could not be looked for
-        for number in {key.namespace for key, _ in self.table.flows() if key.namespace}:
-            if self._whereabouts is None or not self._whereabouts.may_be_there(number):
-                self._end_namespace(number)
-
-    async def _close_matching(self) -> None:
-        """Let go of all that looks at connections; what waits for one goes unmatched."""
-        if self._matcher is not None:
-            await self._matcher.close()
-            await asyncio.gather(*self._matching, return_exceptions=True)
-            self._matcher = None
-        if self._whereabouts is not None:
-            self._whereabouts.close()
-            self._whereabouts = None
-        if self._host is not None:
-            self._host.close()
-            self._host = None
-
     async def _shut_down(self, chores: list[asyncio.Task[None]]) -> None:
         """Sources first, then what they brought is worked off, then the backends close."""
         for chore in chores:
             chore.cancel()
         await asyncio.gather(*chores, return_exceptions=True)
         await self._stop_sources(list(self._sources))
-        await self._close_matching()
+        await self.lookout.close()
         if not await self.fanout.drained(self._config.agent.shutdown_seconds):
             log.error("stopped with changes still queued: the deadline has passed")
         self._begin_ledger()

@@ -33,5 +33,5 @@ def test_it_was_where_its_flow_may_be(told: FlowKey, came: FlowKey, expected: bo
     daemon = Daemon(parse(document, PluginHost.load(), "test"))
     now = datetime.now(UTC)
     daemon.table.apply(FlowEvent(FlowState.START, told, Tag(2, 15), start_time=now - timedelta(seconds=10)), now)
-    assert daemon._is_announced(came, time.monotonic()) is expected
-    assert not daemon._is_announced(came, time.monotonic() - 20)
+    assert daemon.lookout.is_announced(came, time.monotonic()) is expected
+    assert not daemon.lookout.is_announced(came, time.monotonic() - 20)

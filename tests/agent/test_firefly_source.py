@@ -51,7 +51,7 @@ def heard(datagrams: Sequence[bytes], **settings: object) -> Sink:
         with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sender:
             for one in datagrams:
                 sender.sendto(one, ("::1", port))
-        for _ in range(200):
+        for _ in range(1000):
             if len(sink.events) + len(sink.refused) >= len(datagrams):
                 break
             await asyncio.sleep(0.01)
