@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 
+from scitags_agent import local_address
 from scitags_agent.sources.firefly import FireflySource, FireflySourceSettings
 from scitags_agent.stamps import SO_TIMESTAMPNS, STAMP_ROOM, sent_at
 from scitags_core import firefly, firefly_schema
@@ -71,6 +72,12 @@ def is_bound(port: int) -> bool:
         except OSError:
             return True
     return False
+
+
+@pytest.fixture(autouse=True)
+def _addresses_of_now() -> None:
+    """What other tests gave to this host and took away again may be remembered still."""
+    local_address._remembered.cache_clear()
 
 
 def test_a_flow_of_this_host_is_taken_as_it_stands() -> None:
