@@ -1,7 +1,7 @@
 """How fast a connection goes with a mark of each kind and without, told with a confidence interval.
 
-    python -m bench speed [--rounds N] [--connections N] [--mtu N ...] [--rate GBITS] [--peer-label FILE]
-                          [--peer-header FILE] [--json]
+    python -m bench speed [--rounds N] [--connections N] [--mtu N ...] [--rate GBITS] [--no-tso]
+                          [--peer-label FILE] [--peer-header FILE] [--json]
 
 For each way a connection over veth, which sends a slice of some 40 milliseconds with its mark and one without in each
 round, in an order drawn anew; what is told is the ratio of these two. Connections differ by more than marks do (which
@@ -37,7 +37,7 @@ from scitags_agent.bpf.kernel_label import probe
 from scitags_core.flow import FlowKey
 from scitags_core.tag import Tag
 from tests.netns.conftest import ALICE
-from tests.netns.namespaces import Namespace, add_address, link
+from tests.netns.namespaces import Namespace, add_address, link, switch_off_segmentation
 
 PORT, FIRST_CLIENT_PORT = 1094, 20_000
 MOST_WAYS = 16
@@ -64,12 +64,14 @@ class Plan(msgspec.Struct, frozen=True):
 
     connections      that each way has, one after the other; they share the rounds
     bits_per_second  that the way out lets pass, 0 for no limit
+    tso              whether packets are cut into segments by the device (which veth leaves to nobody) or by the kernel
     peers            files of peers' objects, by the names of their ways
     """
 
     rounds: int = ROUNDS
     connections: int = CONNECTIONS
     bits_per_second: float = 0.0
+    tso: bool = True
     ways: Sequence[str] = WAYS
     peers: Mapping[str, Path] = {}
 
@@ -103,12 +105,14 @@ def far_address(number: int) -> str:
 
 
 @contextmanager
-def hosts(mtu: int, bits_per_second: float) -> Iterator[tuple[Namespace, Namespace]]:
+def hosts(mtu: int, bits_per_second: float, *, tso: bool = True) -> Iterator[tuple[Namespace, Namespace]]:
     """Two, joined by veth; 0 for no limit on what the first may send."""
     with ExitStack() as stack:
         alice = stack.enter_context(Namespace("alice"))
         bob = stack.enter_context(Namespace("bob"))
         link(alice, "alice0", bob, "bob0", mtu=mtu)
+        if not tso:
+            switch_off_segmentation(alice, "alice0")
         add_address(alice, "alice0", ALICE, 64)
         for number in range(MOST_WAYS):
             add_address(bob, "bob0", far_address(number), 64)
@@ -229,7 +233,7 @@ def _slices(
     allowed = os.sched_getaffinity(0)
     try:
         with ExitStack() as stack:
-            alice, bob = stack.enter_context(hosts(mtu, plan.bits_per_second))
+            alice, bob = stack.enter_context(hosts(mtu, plan.bits_per_second, tso=plan.tso))
             ways = opened(stack, names, alice, "alice0", plan.peers)
             turns = stack.enter_context(Turns(alice, bob, len(names)))
             connections = {name: Switched(turns, number, ways[name], mtu) for number, name in enumerate(names)}
@@ -254,11 +258,13 @@ def _speed(name: str, mtu: int, pairs: Sequence[tuple[Slice, Slice]]) -> Speed:
     )
 
 
-def show(found: Sequence[Speed], rounds: int, gigabits: float) -> None:
+def show(found: Sequence[Speed], plan: Plan) -> None:
     """The tables."""
+    gigabits = plan.bits_per_second / 1e9
     limited = f"a limit of {gigabits:g} Gbit/s on the way out" if gigabits else "the processors are the limit"
+    limited += "" if plan.tso else ", no TSO"
     for mtu in sorted({one.mtu for one in found}):
-        print(f"\nspeed with a mark beside the same connection's without, MTU {mtu}, {limited}, {rounds} rounds")
+        print(f"\nspeed with a mark beside the same connection's without, MTU {mtu}, {limited}, {plan.rounds} rounds")
         print(f"  {'':<30} {'segment':>8} {'Gbit/s':>8}   {'speed (95 %)':<24}{'processor time (95 %)'}")
         for one in found:
             if one.mtu == mtu:
@@ -275,6 +281,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--mtu", type=int, action="append")
     found.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, metavar="WAY", help="; ".join(WAYS))
     found.add_argument("--rate", type=float, default=0.0, metavar="GBITS", help="limit of the way out, in Gbit/s")
+    found.add_argument("--no-tso", action="store_true", help="packets are cut into segments by the kernel")
     add_peers(found)
     found.add_argument("--json", action="store_true")
     return found
@@ -298,12 +305,14 @@ def main(arguments: Sequence[str] = ()) -> None:
     if reason is not None:
         print(f"\nthe bench of speeds is left out: {reason}", file=sys.stderr)
         return
-    plan = Plan(options.rounds, options.connections, options.rate * 1e9, options.ways, peers_of(options))
+    plan = Plan(
+        options.rounds, options.connections, options.rate * 1e9, not options.no_tso, options.ways, peers_of(options)
+    )
     found = [one for mtu in options.mtu or MTUS for one in measured(plan, mtu)]
     if options.json:
         print(msgspec.json.encode(found).decode())
     else:
-        show(found, options.rounds, options.rate)
+        show(found, plan)
 
 
 if __name__ == "__main__":
