@@ -73,19 +73,23 @@ class Container:
     def number(self) -> int:
         return Path(self.inside.path).stat().st_ino
 
-    def connect(self, *, port: int = PORT, client_port: int = CLIENT_PORT) -> Connection:
-        with self.inside.entered():
-            server = socket.create_server((self.storage, port), family=socket.AF_INET6)
-        with self.outside.entered():
-            client = socket.socket(socket.AF_INET6)
+    def connect(self, *, port: int = PORT, client_port: int = CLIENT_PORT, by_storage: bool = False) -> Connection:
+        """The client connects to the storage, or the storage to the client."""
+        near, far = (self.outside, self.client, client_port), (self.inside, self.storage, port)
+        if by_storage:
+            near, far = far, near
+        with far[0].entered():
+            server = socket.create_server(far[1:], family=socket.AF_INET6)
+        with near[0].entered():
+            opened = socket.socket(socket.AF_INET6)
         with server:
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            client.bind((self.client, client_port))
-            client.settimeout(SECONDS)
-            client.connect((self.storage, port))
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            opened.bind(near[1:])
+            opened.settimeout(SECONDS)
+            opened.connect(far[1:])
             accepted, _ = server.accept()
         accepted.settimeout(SECONDS)
-        return Connection(self, client, accepted)
+        return Connection(self, accepted, opened) if by_storage else Connection(self, opened, accepted)
 
     def say(self, agent: Agent, event: str) -> None:
         """A process of the container tells the agent."""

@@ -274,7 +274,8 @@ def test_a_socket_that_is_passed_along_tells_where_it_is(two: tuple[Container, C
 def test_a_header_is_set_on_the_socket_that_is_meant(two: tuple[Container, Container], start: Start) -> None:
     one, other = two
     agent = start([one.inside.path, other.inside.path], '[[backend]]\nkind = "extension_header"\nmode = "socket"\n')
-    with one.connect() as first, other.connect() as second:
+    # Connections that a storage has opened: those that it has accepted bear none by the socket.
+    with one.connect(by_storage=True) as first, other.connect(by_storage=True) as second:
         other.say(agent, event(ATLAS))
         until(lambda: header_of(second), "the header")
         assert not header_of(first)
