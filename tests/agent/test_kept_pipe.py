@@ -151,10 +151,10 @@ def test_what_nobody_asks_for_is_let_go(killed: Agent, manager: Manager) -> None
 def test_names_and_what_is_handed_over_to_others() -> None:
     assert descriptor_name("source a:b\nü") == "source a_b__"
     assert len(descriptor_name("x" * 1000)) == 255
-    mine = str(os.getpid())
+    mine, another = str(os.getpid()), str(os.getpid() + 1)
     for environment in (
         {},
-        {"LISTEN_PID": "1", "LISTEN_FDS": "1", "LISTEN_FDNAMES": "a"},
+        {"LISTEN_PID": another, "LISTEN_FDS": "1", "LISTEN_FDNAMES": "a"},
         {"LISTEN_PID": mine, "LISTEN_FDS": "2", "LISTEN_FDNAMES": "a"},
         {"LISTEN_PID": mine, "LISTEN_FDS": "-1", "LISTEN_FDNAMES": "a"},
     ):

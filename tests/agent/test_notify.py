@@ -98,7 +98,8 @@ def test_what_cannot_be_understood_is_said(
 
 def test_the_watchdog_of_another_process_is_not_ours() -> None:
     environment = {"NOTIFY_SOCKET": "/none", "WATCHDOG_USEC": "1000"}
-    assert Notifier.from_environment(environment | {"WATCHDOG_PID": "1"}).watchdog_seconds is None
+    another = str(os.getpid() + 1)
+    assert Notifier.from_environment(environment | {"WATCHDOG_PID": another}).watchdog_seconds is None
     assert Notifier.from_environment(environment | {"WATCHDOG_PID": str(os.getpid())}).watchdog_seconds == 0.001
 
 
