@@ -33,6 +33,9 @@ from scitags_agent.inet_diag import (
 )
 from scitags_core.flow import FlowKey, Transport
 
+# Looked at in one turn of the event loop, which takes less than a millisecond: a start may come meanwhile.
+SOCKETS_AT_ONCE = 16
+
 
 class Place(Protocol):
     """A network namespace that can be asked."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Iterable
 
-from scitags_agent.connections import Place, dump
+from scitags_agent.connections import SOCKETS_AT_ONCE, Place, dump
 from scitags_agent.host import OWN, Host
 from scitags_agent.inet_diag import OPEN_STATES, SYN_SENT, Connection
 from scitags_core.flow import FlowKey, Transport
 
 # Fewer flows than that are looked up one by one.
 FEW_FLOWS = 1000
-SOCKETS_AT_ONCE = 16  # less than a millisecond: a start may come meanwhile
 ALIVE = OPEN_STATES | {SYN_SENT}
 
 

@@ -12,8 +12,8 @@ import ctypes
 import os
 import platform
 
-# What an event takes from the pipe to its fireflies: with less another is let in before its packets are marked. Of 0.1,
-# 0.3 and 0.6 ms this had the least late marks beside busy programs. The kernel grants 0.1 to 100 ms.
+# What an event takes from the pipe to its fireflies: with less another is let in before its packets are marked. The
+# kernel grants 0.1 to 100 ms.
 SLICE_SECONDS = 0.0003
 _SETATTR_NUMBERS = {"x86_64": 314, "aarch64": 274, "riscv64": 274, "ppc64le": 355, "s390x": 345}
 

@@ -6,14 +6,13 @@ import asyncio
 from collections.abc import Collection, Mapping
 
 from scitags_agent.candidates import Ports, as_it_is
-from scitags_agent.connections import dump
+from scitags_agent.connections import SOCKETS_AT_ONCE, dump
 from scitags_agent.host import Host
 from scitags_agent.inet_diag import OPEN_STATES, Connection
 from scitags_core.flow import Transport
 
 # With more ports in question than that, one look at everything costs less.
 PORTS_ASKED_FOR = 4
-SOCKETS_AT_ONCE = 256
 _FOREVER_AGO = float("-inf")
 
 Present = Mapping[Ports, list[Connection]]

@@ -23,7 +23,7 @@ from typing import Annotated
 import msgspec
 
 from scitags_agent import tcp_info
-from scitags_agent.connections import Place, survey
+from scitags_agent.connections import SOCKETS_AT_ONCE, Place, survey
 from scitags_agent.host import Host, HostDepartures
 from scitags_agent.inet_diag import INFO, OPEN_STATES, Connection, SockDiagError
 from scitags_agent.namespaces import checked
@@ -35,7 +35,6 @@ from scitags_core.tag import Tag
 
 log = logging.getLogger(__name__)
 
-SOCKETS_AT_ONCE = 256
 # A look takes no more than this share of the time, however many sockets there are.
 SHARE = 0.05
 OVER_REMEMBERED = 1 << 14
