@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 import msgspec
+import pytest
 
 from scitags_core import label
 from tests.netns.conftest import ALICE, BOB
 from tests.netns.watching import Seen
-from tests.xrootd.conftest import ALICE_IPV4, BOB_IPV4
+from tests.xrootd.clients import connections_made
+from tests.xrootd.conftest import ALICE_IPV4, BOB_IPV4, Site
 from tests.xrootd.host import Agent, Record
 
 TAG = 143
+COPIES = 20
 # TLS, the login of root://, a request that asks for a file's size: before the file is asked for.
 SETUP_OCTETS, SETUP_PACKETS = 6_000, 30
 ADDRESSES = {"ipv6": (ALICE, BOB), "ipv4": (ALICE_IPV4, BOB_IPV4)}
@@ -34,6 +39,23 @@ def one(agent: Agent) -> tuple[Record, Record]:
     """Start and end of the only transfer that there was, on one connection."""
     ((start, end),) = agent.transfers(1)
     return start, end
+
+
+def in_streams(site: Site, log: Path, copy: Callable[[], object]) -> tuple[int, list[Record]]:
+    """Have a client that is logged copy by several streams: how many connections it had, and what the agent was told.
+
+    A server on a busy processor refuses to bind any of them now and then: such a copy is of no use here, and there is
+    another.
+    """
+    for _ in range(COPIES):
+        log.unlink(missing_ok=True)
+        site.forget()
+        copy()
+        (records,) = site.alice.agent.transfers(1)
+        made = connections_made(log)
+        if made > 1:
+            return made, records
+    pytest.fail(f"the server bound no stream in {COPIES} copies")
 
 
 class Sent(msgspec.Struct):

@@ -10,9 +10,9 @@ import pytest
 
 from scitags_core.tag import decode
 from tests.netns.conftest import ALICE, BOB
-from tests.xrootd.clients import XRDCP, connections_made, curl, logged, run, xrdcp
+from tests.xrootd.clients import XRDCP, curl, logged, run, xrdcp
 from tests.xrootd.conftest import Site
-from tests.xrootd.moved import ADDRESSES, TAG, check_marked, content, one, sent
+from tests.xrootd.moved import ADDRESSES, TAG, check_marked, content, in_streams, one, sent
 
 OCTETS = 24_000_123
 OTHER = 206
@@ -59,11 +59,11 @@ def test_xrdcp_with_four_streams_more(site: Site, family: str, upload: bool, tmp
     ends_of_it: list[str | Path] = [file, url] if upload else [url, file]
     log = tmp_path / "log"
     # At full speed all may have gone by the first stream before the client has bound the others.
-    run(site.pair.bob, logged(log, [*XRDCP, "--streams", "4", "--xrate", "60m", *ends_of_it]))
-    (records,) = site.alice.agent.transfers(1)
+    command = logged(log, [*XRDCP, "--streams", "4", "--xrate", "60m", *ends_of_it])
+    connections, records = in_streams(site, log, lambda: run(site.pair.bob, command))
     starts = [record for record in records if record.state == "start"]
     ends = [record for record in records if record.state == "end"]
-    assert len(starts) == connections_made(log) > 1
+    assert len(starts) == connections
     assert {(record.src, record.dst) for record in starts} == {(client, address) if upload else (address, client)}
     assert {record.scitag for record in records} == {TAG}
     assert sorted(end.octets for end in ends) == [(0, 0)] * (len(starts) - 1) + [(octets, 0)]
