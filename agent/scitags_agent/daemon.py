@@ -43,6 +43,8 @@ EXPIRY_SECONDS = 10.0
 CLAIM_SECONDS = 2.0
 FIRST_RESTART_SECONDS = 0.5
 LAST_RESTART_SECONDS = 30.0
+# What an event may hold, from whoever's source, that the ledger has no form for: it costs that, and no neighbour.
+NOT_WRITABLE = (OverflowError, TypeError, UnicodeError, RecursionError)
 OWN = "table"  # the source of the events that the agent makes by itself
 
 
@@ -390,18 +392,18 @@ class Daemon:
             return
         try:
             self._ledger.rotate(self.table.serial, list(self.table.flows()), self._positions, self.fanout.outstanding())
-        except OSError as error:
+        except (OSError, *NOT_WRITABLE) as error:
             self._count_ledger_failure(error)
 
     def _write_down(self, ledger: Ledger, frame: Frame) -> None:
         try:
             ledger.append(frame)
-        except OSError as error:
+        except (OSError, *NOT_WRITABLE) as error:
             self._count_ledger_failure(error)
         if frame.position:
             self._positions[frame.source] = frame.position
 
-    def _count_ledger_failure(self, error: OSError) -> None:
+    def _count_ledger_failure(self, error: Exception) -> None:
         self.failures["ledger"] += 1
         if self.failures["ledger"] == 1:
             log.error("the ledger cannot be written: %s (said once, counted from here)", error)
