@@ -79,6 +79,34 @@ def test_a_ledger_that_cannot_be_read_is_forgotten_whole(tmp_path: Path) -> None
     ledger.close()
 
 
+@pytest.mark.parametrize("damage", ["another format", "a frame that is none"])
+def test_what_is_in_the_kernel_is_known_to_the_next_when_the_flows_cannot_be_read(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.rotate(500, [], {"pipe": b"7"}, [])
+    ledger.note_seen([KEY])
+    ledger.done("firefly", 500).close()
+    (ledger.home("backend marker") / "programs").write_text("[7]")
+    (ledger.home("source pipe") / "spool").touch()
+    ledger.close()
+    if damage == "another format":
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        (tmp_path / "snapshot").write_bytes(msgspec.msgpack.encode([99, boot, {"what": "ever"}]))
+    else:
+        (tmp_path / "events-1").write_bytes(b"\1\0\0\0\xc1")
+    ledger = Ledger(tmp_path)
+    snapshot, frames = ledger.load()
+    assert (snapshot.flows, snapshot.positions, snapshot.outstanding, frames) == ([], {}, [], [])
+    assert snapshot.serial > 500
+    assert {one.name for one in tmp_path.iterdir()} == {"lock", "done-firefly", "of-backend%20marker"}
+    assert (ledger.home("backend marker") / "programs").read_text() == "[7]"
+    assert "the flows that an earlier agent had are forgotten" in caplog.text
+    ledger.rotate(snapshot.serial, [], {}, [])
+    assert ledger.load()[0].serial == snapshot.serial
+    ledger.close()
+
+
 def test_the_flows_whose_connections_were_seen_are_remembered(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     ledger.note_seen({KEY, KEY.reversed()})
