@@ -333,20 +333,32 @@ def test_addresses_are_told_as_others_see_them(make_agent: Callable[..., Agent],
     assert collector.events(1)[0].key.src == "192.0.2.5"
 
 
-def test_a_stun_server_is_asked(make_agent: Callable[..., Agent], collector: Collector) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
-        server.bind(("127.0.0.1", 0))
-        server.settimeout(10)
-        backend = f'{firefly_backend(collector)}stun = "127.0.0.1:{server.getsockname()[1]}"\n'
+def test_stun_servers_are_asked(make_agent: Callable[..., Agent], collector: Collector) -> None:
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as refusing,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server,
+    ):
+        for one in (refusing, server):
+            one.bind(("127.0.0.1", 0))
+            one.settimeout(10)
+        names = [f"127.0.0.1:{one.getsockname()[1]}" for one in (refusing, server)]
+        backend = f"{firefly_backend(collector)}stun = {names}\n"
         agent = make_agent(backend, started=False)
         agent.start_without_waiting()
+        request, client_address = refusing.recvfrom(2048)
+        refusal = bytes.fromhex("0009000a 00000401 4e6f206f6e65 0000")  # section 14.8
+        refusing.sendto(b"\1\x11" + len(refusal).to_bytes(2, "big") + request[4:20] + refusal, client_address)
         request, client_address = server.recvfrom(2048)
         assert (request[:2], request[4:8]) == (b"\0\1", bytes.fromhex("2112a442"))
         # RFC 8489, section 14.2: 192.0.2.1, port 32853, under the magic cookie.
         attribute = bytes.fromhex("00200008 0001a147 e112a643")
+        # What is no answer to this request is passed over (section 6.3).
+        server.sendto(b"junk", client_address)
+        server.sendto(b"\1\1\0\0" + request[4:8] + bytes(12), client_address)
         server.sendto(b"\1\1" + len(attribute).to_bytes(2, "big") + request[4:20] + attribute, client_address)
     agent.start_waiting()
     wait_for(lambda: "127.0.0.1 is seen from outside as 192.0.2.1" in agent.log.read_text(), what="an answer")
+    assert "the STUN server refuses: 401 'No one" in agent.log.read_text()
     with AgentClient(agent.socket) as client:
         client.announce([start(key=FlowKey.of("127.0.0.1", 1, "192.0.2.9", 2))])
     assert collector.events(1)[0].key.src == "192.0.2.1"
