@@ -239,7 +239,12 @@ def test_keys_in_any_order() -> None:
 
 
 def test_unknown_objects_are_kept() -> None:
-    more = {"netlink": {"rtt": 1.5, "big": (1 << 64) - 1}, "skOps": [1, None, -(1 << 63)], "storage-stats": {"a": {"b": True}}, "x": "y"}
+    more = {
+        "netlink": {"rtt": 1.5, "big": (1 << 64) - 1},
+        "skOps": [1, None, -(1 << 63)],
+        "storage-stats": {"a": {"b": True}},
+        "x": "y",
+    }
     assert read(wire(message() | more)).extra == more
     inside = message()
     inside["context"]["more"] = 1
