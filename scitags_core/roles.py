@@ -111,7 +111,7 @@ class Backend(Protocol):
     async def start(self, inheritance: Inheritance) -> None:
         """Make ready, with what an earlier agent left.
 
-        An exception leaves this backend out, and is reported by name.
+        An exception leaves this backend out, and is reported by name; a new instance is tried later.
         """
 
     async def handle(self, changes: Sequence[FlowChange]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from scitags_agent.absent import Absent
 from scitags_agent.config import AUTO, BackendOptions, Config, Instance
 from scitags_agent.fanout import Fanout, Lane
 from scitags_agent.inlet import Inlet
@@ -63,6 +64,7 @@ class Daemon:
         self._positions: dict[str, bytes] = {}
         self._started = time.monotonic()
         self._reloading = asyncio.Lock()
+        self._absent = Absent()
         self._notifier = Notifier.from_environment()
         self._kept = handed_over()  # by an earlier agent, and not claimed yet
         self.fanout = Fanout()
@@ -105,6 +107,7 @@ class Daemon:
                 self._expire,
                 self._report,
                 self.lookout.look_for_gone,
+                partial(self._absent.keep_trying, self._reloading),
                 self._close_unclaimed,
                 self._notifier.keep_alive,
             )
@@ -186,6 +189,7 @@ class Daemon:
             **self.lookout.status(),
             "ledger": {"kept": self._ledger is not None, "failed": self.failures["ledger"]},
             "backends": {lane.name: lane.status() for lane in self.fanout.lanes},
+            "absent": self._absent.shown(),
         }
 
     def flows(self, first: int = 0, limit: int | None = None) -> list[dict[str, Any]]:
@@ -262,6 +266,7 @@ class Daemon:
             log.warning("state_directory is read at start only: it stays as it is")
         old_backends = dict(self._backends)
         self._config = config
+        self._absent.clear()
         await self.lookout.configure(config)
         self.table.configure(
             max_users=config.table.max_transfers,
@@ -298,11 +303,16 @@ class Daemon:
             if isinstance(backend, ShowsStatus):
                 backend.show(self.status)
             await backend.start(self.inheritance_of(f"backend {name}", under_way))
+        except asyncio.CancelledError:
+            await backend.close()
+            raise
         except Exception as error:
             await backend.close()
             if options.required:
                 raise ConfigError(f"required backend {name} cannot start: {error}") from error
-            log.error("backend %s cannot start and is left out: %s", name, error)
+            self._absent.add(
+                f"backend {name}", str(error), lambda: self._start_backend(instance, options, instance.create(), again)
+            )
             return
         self._backends[name] = instance, options
         done = self._ledger.done(name, self.table.serial) if self._ledger is not None else None
@@ -312,10 +322,14 @@ class Daemon:
         try:
             await enricher.start()
         except Exception as error:
-            log.error("enricher %s cannot start and is left out: %s", instance.name, error)
             await _close_enricher(instance.name, enricher)
+            self._absent.add(
+                f"enricher {instance.name}", str(error), lambda: self._start_enricher(instance, instance.create())
+            )
             return
         self._enrichers[instance.name] = instance, enricher
+        order = [one.name for one in self._config.enrichers]
+        self._enrichers = {name: self._enrichers[name] for name in order if name in self._enrichers}
 
     async def _stop_enricher(self, name: str) -> None:
         _, enricher = self._enrichers.pop(name)

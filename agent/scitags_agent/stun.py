@@ -39,7 +39,7 @@ def is_answer(message: bytes, transaction: bytes) -> bool:
 
 
 def mapped_address(answer: bytes, transaction: bytes) -> str:
-    """The address in the answer to a request. PeerDataError for what is no such answer, and for the server's refusal."""
+    """The address in the answer to a request. PeerDataError for what is none, and for the refusal of a server."""
     if not is_answer(answer, transaction):
         raise PeerDataError(f"a STUN message {answer[: _HEADER.size].hex()} is no answer to our request")
     kind, length, _, _ = _HEADER.unpack_from(answer)

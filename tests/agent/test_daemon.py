@@ -109,6 +109,8 @@ def test_a_backend_that_cannot_start_is_left_out_unless_required(make_agent: Cal
     elsewhere = '[[backend]]\nkind = "firefly"\nname = "elsewhere"\nsource = ["192.0.2.77"]\n'
     agent = make_agent(elsewhere + SILENT)
     assert set(agent.status()["backends"]) == {"firefly"}
+    why = "[Errno 99] source 192.0.2.77: Cannot assign requested address"
+    assert agent.status()["absent"] == {"backend elsewhere": why}
     assert "backend elsewhere cannot start and is left out" in agent.log.read_text()
     strict = make_agent(f"{elsewhere}required = true\n{SILENT}", started=False)
     done = subprocess.run(
