@@ -97,7 +97,7 @@ def test_signals_that_do_not_stop_it(make_agent: Callable[..., Agent]) -> None:
 @pytest.mark.parametrize(
     ("reason", "kind"),
     [
-        ("port 70000 is outside 0..65535 in b'start it\\'s'", "port … is outside ….…… in …"),
+        ("port 70000 is outside 0..65535 in b'start it\\'s'", "port … is outside …..… in …"),
         (f"{shown(bytes(range(256)))} has 1 fields, not 8", "… has … fields, not …"),
         (f"{shown(chr(34) * 300)}: no port in {shown(chr(39) * 300)}", "…: no port in …"),
         (f"{shown({'a': 'b' * 300})} is not an object", "… is not an object"),

@@ -281,11 +281,18 @@ def test_the_doctor_names_what_is_in_the_way(tmp_path: Path, capsys: pytest.Capt
     config = tmp_path / "agent.toml"
     config.write_text(
         '[[source]]\nkind = "unix"\n[[backend]]\nkind = "firefly"\ncollectors = ["nowhere.invalid"]\n'
+        'source = ["192.0.2.77"]\n[[source]]\nkind = "named_pipe"\ngroup = "no-such-group"\n'
         '[[backend]]\nkind = "marker"\ninterfaces = ["no-such-interface"]\n'
+        '[[backend]]\nkind = "extension_header"\ninterfaces = ["lo", "neither"]\n'
+        f'[[backend]]\nkind = "jsonl"\npath = "{tmp_path}/none/flows"\n'
     )
     assert main(["agent", "doctor", "--json", "--config", str(config)]) == 1
     found = {one["subject"]: one for one in msgspec.json.decode(capsys.readouterr().out)["findings"]}
     assert found["interfaces"]["text"] == "none matches no-such-interface"
+    assert found["interface neither"]["verdict"] == "note"
+    assert found["configuration"]["text"] == "named_pipe: there is no group 'no-such-group'"
+    assert found["firefly: 192.0.2.77"]["text"] == "cannot be sent from: Cannot assign requested address"
+    assert found[f"jsonl: {tmp_path}/none/flows"]["text"] == f"there is no directory {tmp_path}/none"
     assert found["collector nowhere.invalid"]["verdict"] == "bad"
     config.write_text("[[sauce]]\n")
     assert main(["agent", "doctor", "--config", str(config)]) == 1

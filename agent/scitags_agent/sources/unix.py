@@ -55,6 +55,7 @@ MAX_MESSAGE = 1 << 18  # the kernel's default bound for a message is below this
 MESSAGES_AT_ONCE = 256
 BACKLOG_OCTETS = 1 << 22
 DESCRIPTORS_AT_ONCE = 64
+NUMBER_MAX = (1 << 63) - 1 - (1 << 32)
 FLOWS_AT_ONCE = 400
 MAX_ANSWERS = 4096  # that wait until events are in force; each may hold a descriptor
 _CREDENTIALS = struct.Struct("=iII")
@@ -230,17 +231,21 @@ class UnixSocket:
             return
         with contextlib.ExitStack() as stack:
             way = stack.enter_context(AnswerWay(*back, descriptors))
-            if request == "events":
-                accepted, refused = self._accept(content.get("events"), descriptors, namespace, sink)
-                if len(self._answers) < MAX_ANSWERS:
-                    self._answer_later(way, accepted, refused, sink)
-                    stack.pop_all()
-            elif request == "status":
-                way.send(msgspec.json.encode(sink.status()))
-            elif request == "flows":
-                way.send(_flows(content.get("from", 0), sink))
-            else:
-                raise FlowEventError(f"request {shown(request)} is none of events, flows and status")
+            try:
+                if request == "events":
+                    accepted, refused = self._accept(content.get("events"), descriptors, namespace, sink)
+                    if len(self._answers) < MAX_ANSWERS:
+                        self._answer_later(way, accepted, refused, sink)
+                        stack.pop_all()
+                elif request == "status":
+                    way.send(msgspec.json.encode(sink.status()))
+                elif request == "flows":
+                    way.send(_flows(content.get("from", 0), sink))
+                else:
+                    raise FlowEventError(f"request {shown(request)} is none of events, flows and status")
+            except FlowEventError as error:
+                way.send(msgspec.json.encode({"error": str(error)}))
+                raise
 
     def _answer_later(self, way: AnswerWay, accepted: int, refused: list[str], sink: EventSink) -> None:
         task = asyncio.get_running_loop().create_task(_answer_when_settled(way, accepted, refused, sink))
@@ -304,7 +309,7 @@ def _unpack(ancillary: Sequence[tuple[int, int, bytes]]) -> tuple[list[int], Sen
 
 def _flows(first: Any, sink: EventSink) -> bytes:
     """The answer with those from that number on."""
-    if not isinstance(first, int) or first < 0:
+    if not isinstance(first, int) or not 0 <= first <= NUMBER_MAX:
         raise FlowEventError(f"from {shown(first)} is no number of a flow")
     total = sink.status()["table"]["transfers"]
     return msgspec.json.encode({"total": total, "flows": sink.flows(first, FLOWS_AT_ONCE)})
