@@ -188,6 +188,8 @@ def test_a_unix_socket(make_agent: Callable[..., Agent], collector: Collector, t
         client.sendall(b"GET /v1/version HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")
         assert b"200 OK" in client.recv(4096)
     assert path.stat().st_mode & 0o777 == 0o600
+    path.unlink()
+    wait_for(path.exists, what="a new socket")
     assert agent.stop() == 0
     assert not path.exists()
 

@@ -26,7 +26,7 @@ from typing import Annotated, Any
 import msgspec
 
 from scitags_agent.http_api import document
-from scitags_agent.local_path import admit, group_id, parse_mode
+from scitags_agent.local_path import OwnSocket, admit, group_id, parse_mode
 from scitags_core import __version__
 from scitags_core.errors import ConfigError, FlowEventError, InvalidValue, shown
 from scitags_core.flow import PORT_MAX, FlowEvent, FlowKey, FlowState, check_tag
@@ -92,6 +92,7 @@ class HttpSource:
         runner = web.AppRunner(application, access_log=None, keepalive_timeout=IDLE_SECONDS, logger=guard.logger)
         await runner.setup()
         server: asyncio.Server | None = None
+        file: OwnSocket | None = None
         try:
             gate = Gate(runner.server, self._settings.max_connections)
             loop = asyncio.get_running_loop()
@@ -100,15 +101,17 @@ class HttpSource:
                 self._path.unlink(missing_ok=True)
                 server = await loop.create_unix_server(gate, os.fspath(self._path))
                 admit(self._path, self._mode, self._group)
+                file = OwnSocket(self._path)
+                await file.watch()
             else:
                 server = await loop.create_server(gate, self._settings.address, self._settings.port)
-            await loop.create_future()
+                await loop.create_future()
         finally:
             if server is not None:
                 server.close()
             await runner.cleanup()
-            if self._path is not None:
-                self._path.unlink(missing_ok=True)
+            if file is not None:
+                file.remove()
 
 
 class Api:

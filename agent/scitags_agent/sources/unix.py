@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from scitags_agent.answers import AnswerWay
-from scitags_agent.local_path import admit, group_id, parse_mode
+from scitags_agent.local_path import OwnSocket, admit, group_id, parse_mode
 from scitags_agent.passed_sockets import PassedSockets, identified
 from scitags_core.errors import ConfigError, FlowEventError, shown
 from scitags_core.flow import FlowEvent, FlowState
@@ -116,7 +116,7 @@ class UnixSocket:
         is_datagram = self._settings.type == "datagram"
         kind = socket.SOCK_DGRAM if is_datagram else socket.SOCK_SEQPACKET
         with socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK) as receiver:
-            self._bind(receiver, kind)
+            file = self._bind(receiver, kind)
             if self._settings.namespaces:
                 from scitags_agent.senders import Senders  # noqa: PLC0415  # few agents need it
 
@@ -124,10 +124,10 @@ class UnixSocket:
             handle = self._receive if is_datagram else self._admit
             loop.add_reader(receiver, handle, receiver, sink)
             try:
-                await asyncio.get_running_loop().create_future()
+                await file.watch()
             finally:
                 loop.remove_reader(receiver)
-                self._path.unlink(missing_ok=True)
+                file.remove()
                 # What was sent before we left is ours to deal with.
                 for one in (receiver,) if is_datagram else tuple(self._connections):
                     while self._receive(one, sink):
@@ -140,7 +140,7 @@ class UnixSocket:
                     self._senders.close()
                     self._senders = None
 
-    def _bind(self, receiver: socket.socket, kind: socket.SocketKind) -> None:
+    def _bind(self, receiver: socket.socket, kind: socket.SocketKind) -> OwnSocket:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if self._path.exists():
             if not stat.S_ISSOCK(self._path.lstat().st_mode):
@@ -154,6 +154,7 @@ class UnixSocket:
         if kind == socket.SOCK_SEQPACKET:
             receiver.listen(128)
         admit(self._path, self._mode, self._group)
+        return OwnSocket(self._path)
 
     # --- connections -------------------------------------------------------------------------------
 
