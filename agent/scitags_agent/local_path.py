@@ -56,7 +56,7 @@ class OwnSocket:
 
     async def watch(self) -> None:
         """Return never; OSError within a second of the file's going: the socket has to be made anew."""
-        while self.is_there():
+        while self.is_there():  # noqa: ASYNC110  (nothing else tells of it)
             await asyncio.sleep(CHECK_SECONDS)
         raise OSError(f"{self._path} has been taken away, and is made anew")
 
