@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -338,6 +339,18 @@ def test_addresses_are_told_as_others_see_them(make_agent: Callable[..., Agent],
     with AgentClient(agent.socket) as client:
         client.announce([start(key=FlowKey.of("10.0.0.5", 1, "192.0.2.9", 2))])
     assert collector.events(1)[0].key.src == "192.0.2.5"
+
+
+def test_no_more_fireflies_leave_in_a_second_than_are_allowed(
+    make_agent: Callable[..., Agent], collector: Collector
+) -> None:
+    agent = make_agent(firefly_backend(collector) + "max_per_second = 50\n")
+    events = [start(key=FlowKey.of("2001:db8::1", port, "2001:db8::2", 1094)) for port in range(1, 31)]
+    began = time.monotonic()
+    with AgentClient(agent.socket) as client:
+        assert client.send(events)
+    collector.wait(30)
+    assert time.monotonic() - began >= 0.5  # less what may leave in the first moment
 
 
 def test_stun_servers_are_asked(make_agent: Callable[..., Agent], collector: Collector) -> None:

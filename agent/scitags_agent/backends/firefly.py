@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 RESOLVE_SECONDS = 300.0
 RESOLVE_AGAIN_SECONDS = 10.0
 STUN_AGAIN_SECONDS = 60.0
+BURST_SECONDS = 0.1  # no more leaves at a moment than is allowed in that time
 SENT_AT_ONCE = 256  # datagrams that are not worth another thread
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=PORT_MAX)]
@@ -163,8 +164,11 @@ class FireflyBackend:
 
     def _room(self, receivers: int) -> int:
         """How many fireflies can be posted at once."""
-        each = self._settings.to_destination + receivers
-        return max(1, min(PAYLOAD_OCTETS // (2 * self._settings.max_octets), MESSAGES // (each or 1)))
+        each = (self._settings.to_destination + receivers) or 1
+        room = min(PAYLOAD_OCTETS // (2 * self._settings.max_octets), MESSAGES // each)
+        if self._settings.max_per_second:
+            room = min(room, int(self._settings.max_per_second * BURST_SECONDS) // each)
+        return max(1, room)
 
     async def _send(self, told: Sequence[FlowChange], datagrams: Sequence[bytes], receivers: Sequence[bytes]) -> None:
         outbox = self._outbox
