@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import grp
 import os
 import re
+import socket
 from pathlib import Path
 
 from scitags_core.errors import ConfigError, shown
@@ -37,6 +39,21 @@ def admit(path: Path, mode: int, group: int) -> None:
     if group >= 0:
         os.chown(path, -1, group)
     path.chmod(mode)
+
+
+def is_dead(path: Path) -> bool:
+    """Whether a socket is there that nobody serves, whatever its type. What cannot be told is taken as alive."""
+    for kind in (socket.SOCK_DGRAM, socket.SOCK_SEQPACKET, socket.SOCK_STREAM):
+        with socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK) as probe:
+            try:
+                probe.connect(os.fspath(path))
+            except ConnectionRefusedError:
+                return True
+            except OSError as error:
+                if error.errno == errno.EPROTOTYPE:
+                    continue
+        return False
+    return False
 
 
 class OwnSocket:

@@ -265,6 +265,27 @@ def test_a_new_configuration_is_taken_and_a_bad_one_is_refused(
 # --- asked how it is ----------------------------------------------------------------------------------
 
 
+def test_clean_takes_away_where_nobody_listens_any_more(
+    agent: Agent, collector: Collector, capsys: pytest.CaptureFixture[str]
+) -> None:
+    agent.kill()
+    assert agent.pipe.is_fifo()  # whoever opens it to write would wait for ever
+    assert main(["agent", "clean", "--config", str(agent.config)]) == 0
+    said = capsys.readouterr().out
+    for path in (agent.pipe, agent.socket):
+        assert f"{path} removed\n" in said
+        assert not path.exists()
+    # What is another's stays.
+    os.mkfifo(agent.pipe)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as other:
+        other.bind(str(agent.socket))
+        other.listen()
+        agent.config.parent.joinpath("state").mkdir()
+        assert main(["agent", "clean", "--config", str(agent.config)]) == 0
+        assert agent.pipe.exists()
+        assert agent.socket.exists()
+
+
 def test_flows_top_and_doctor(agent: Agent, capsys: pytest.CaptureFixture[str]) -> None:
     with AgentClient(agent.socket) as client:
         client.announce([start()])
