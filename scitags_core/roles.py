@@ -36,6 +36,9 @@ class EventSink(Protocol):
     def refuse(self, reason: str) -> None:
         """Input that was not; the reason names the bad value. It is counted, and logged sparingly."""
 
+    def count(self, name: str) -> None:
+        """One more of something that the source does besides, for the status and the metrics, by its name there."""
+
     async def settled(self) -> None:
         """Return when every backend has dealt with what was accepted so far, or after a second."""
 

@@ -71,6 +71,9 @@ class Inlet:
         if self.counters["refused"] == REFUSALS_LOGGED:
             log.warning("source %s: further refusals are only counted", self.name)
 
+    def count(self, name: str) -> None:
+        self.counters[name] += 1
+
     async def settled(self) -> None:
         await self._receiver.fanout.drained(SETTLE_SECONDS)
 
