@@ -65,6 +65,7 @@ class Daemon:
         self._started = time.monotonic()
         self._reloading = asyncio.Lock()
         self._absent = Absent()
+        self._is_full_said = False
         self._notifier = Notifier.from_environment()
         self._kept = handed_over()  # by an earlier agent, and not claimed yet
         self.fanout = Fanout()
@@ -146,8 +147,16 @@ class Daemon:
         changes = self.table.apply_all(events, now)
         if changes:
             self.fanout.put(changes)
+        if len(changes) < len(events):
+            self._complain_when_full()
         if ledger is not None and ledger.is_long:
             self._begin_ledger()
+
+    def _complain_when_full(self) -> None:
+        if self.table.counters["table_full"] and not self._is_full_said:
+            self._is_full_said = True
+            most = self._config.table.max_transfers
+            log.error("%d transfers are under way: what starts beyond is refused (said once, counted from here)", most)
 
     def inheritance_of(self, name: str, under_way: Sequence[FlowChange] = ()) -> Inheritance:
         """What earlier agents have left for a source or a backend."""

@@ -423,6 +423,18 @@ def test_an_event_that_overtakes_its_start_is_put_right() -> None:
     assert table.totals()["put_in_order"] == 2
 
 
+def test_starts_beyond_the_bound_are_refused_counted_and_said_once(
+    make_agent: Callable[..., Agent], collector: Collector
+) -> None:
+    agent = make_agent(firefly_backend(collector), more="[table]\nmax_transfers = 2")
+    with AgentClient(agent.socket) as client:
+        for port in range(1, 6):
+            client.announce([start(key=FlowKey.of("2001:db8::1", port, "2001:db8::2", 1094))])
+    assert agent.status()["table"]["transfers"] == 2
+    assert agent.status()["table"]["table_full"] == 3
+    assert agent.log.read_text().count("2 transfers are under way: what starts beyond is refused") == 1
+
+
 def test_the_newest_tag_wins_and_the_conflict_is_counted() -> None:
     table = FlowTable(max_users=10, idle=seconds(100))
     table.apply(start(), NOON)
