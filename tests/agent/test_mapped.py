@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from scitags_agent.client import AgentClient
 from scitags_agent.mapped import MappedFile
 from scitags_agent.outbox import Outbox, pack_address
-from tests.agent.conftest import Collector
+from scitags_core.flow import FlowKey
+from tests.agent.conftest import Agent, Collector, firefly_backend, wait_for
+from tests.agent.events import start
 
 OCTETS = 1 << 16
 
@@ -64,3 +69,27 @@ def test_fireflies_are_sent_without_room(small: Path, collector: Collector) -> N
     assert outbox.send()
     assert collector.wait(1) == [b"one"]
     outbox.close()
+
+
+def test_a_ledger_with_a_gap_is_written_whole_again(
+    small: Path, make_agent: Callable[..., Agent], collector: Collector
+) -> None:
+    agent = make_agent(firefly_backend(collector), more=f'[agent]\nstate_directory = "{small}/state"')
+    with contextlib.suppress(OSError), (small / "fill").open("wb", buffering=0) as fill:
+        while fill.write(bytes(4096)) == 4096:
+            pass
+    lost, kept = (FlowKey.of("2001:db8::1", port, "2001:db8::2", 1094) for port in (1, 2))
+    with AgentClient(agent.socket) as client:
+        # Longer than what is left of the file's last page.
+        client.announce([msgspec.structs.replace(start(key=lost), application="x" * 8000)])
+        assert agent.status()["ledger"]["failed"] >= 1
+        (small / "fill").unlink()
+
+        def is_whole_again() -> bool:
+            client.announce([start(key=kept, transfer_id="the same")])
+            return "the ledger is whole again" in agent.log.read_text()
+
+        wait_for(is_whole_again, 30, "a whole ledger")
+        agent.kill()
+        agent.start()
+        assert {one["src_port"] for one in client.flows()} == {1, 2}
