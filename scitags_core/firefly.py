@@ -9,6 +9,7 @@ Source: firefly schema version 1; port 10514 by convention of the initiative.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from functools import lru_cache
@@ -28,6 +29,10 @@ VERSION = 1
 MAX_UNFRAGMENTED = 1232
 MAX_DATAGRAM = 65507
 MAX_NESTING = 16
+
+# What fits into 64 bits, with or without a sign: nothing that we keep or pass on takes more.
+NUMBER_MIN, NUMBER_MAX = -(1 << 63), (1 << 64) - 1
+_LONG_NUMBER = re.compile(rb"[0-9]{19}")
 
 _KNOWN = frozenset({"version", "flow-lifecycle", "flow-id", "usage", "context"})
 _START, _END = FlowState.START, FlowState.END
@@ -244,9 +249,9 @@ def turned(event: FlowEvent) -> FlowEvent:
 def decode(datagram: bytes, *, max_octets: int = MAX_DATAGRAM) -> Firefly:
     """The firefly in a datagram or a line of a log.
 
-    Raises FireflyError, naming the bad value, for what is no firefly, is longer than max_octets or is
-    nested deeper than MAX_NESTING. A missing start time, an empty usage, a port of 0 and unknown objects
-    are accepted; the latter are kept in the event's extra.
+    Raises FireflyError, naming the bad value, for what is no firefly, is longer than max_octets, is nested
+    deeper than MAX_NESTING or holds an integer outside NUMBER_MIN..NUMBER_MAX. A missing start time, an empty
+    usage, a port of 0 and unknown objects are accepted; the latter are kept in the event's extra.
     """
     header, message = split(datagram, max_octets=max_octets)
     version = message.get("version")
@@ -275,6 +280,8 @@ def split(datagram: bytes, *, max_octets: int = MAX_DATAGRAM) -> tuple[SyslogHea
     # Fewer brackets than the limit cannot be nested deeper than it: nearly all fireflies end here.
     if datagram.count(b"{", start) + datagram.count(b"[", start) > MAX_NESTING:
         _check_nesting(message)
+    if _LONG_NUMBER.search(datagram, start):
+        _check_numbers(message)
     return parse_header(datagram[:start]), message
 
 
@@ -289,6 +296,16 @@ def _check_nesting(message: dict[str, Any]) -> None:
             return
         level = deeper
     raise FireflyError(f"objects are nested deeper than {MAX_NESTING}")
+
+
+def _check_numbers(message: dict[str, Any]) -> None:
+    left: list[Any] = [message]
+    while left:
+        value = left.pop()
+        if isinstance(value, _CONTAINERS):
+            left += value.values() if isinstance(value, dict) else value
+        elif isinstance(value, int) and not NUMBER_MIN <= value <= NUMBER_MAX:
+            raise FireflyError(f"number {shown(value)} is outside {NUMBER_MIN}..{NUMBER_MAX}")
 
 
 def _event(message: dict[str, Any]) -> FlowEvent:
@@ -374,4 +391,9 @@ def _usage(value: object) -> Usage | None:
     for name, octets in (("received", received), ("sent", sent)):
         if type(octets) is not int and octets is not None:
             raise FlowEventError(f"usage {name} {shown(octets)} is not an integer")
-    return Usage(received, sent)
+    return Usage(_count(received), _count(sent))
+
+
+def _count(octets: int | None) -> int | None:
+    """Nobody has moved less than nothing: whoever says so did not know."""
+    return None if octets is None or octets < 0 else octets

@@ -69,6 +69,33 @@ def test_rubbish_is_refused_by_name(agent: Agent, collector: Collector, message:
     assert said in agent.log.read_text()
 
 
+@pytest.mark.parametrize(
+    ("request_", "why"),
+    [
+        (b'{"request": "bye"}', "request 'bye' is none of events, flows and status"),
+        (b'{"request": "flows", "from": -1}', "from -1 is no number of a flow"),
+        (b'{"request": "flows", "from": 1000000000000000000000}', "from 1000000000000000000000 is no number of a flow"),
+    ],
+)
+def test_a_request_that_cannot_be_met_is_answered_too(agent: Agent, request_: bytes, why: str) -> None:
+    assert msgspec.json.decode(answered_beside(agent.socket, request_)) == {"error": why}
+    assert agent.status()["sources"]["unix"] == {"refused": 1}
+
+
+def test_a_socket_that_is_taken_away_is_made_anew(agent: Agent, collector: Collector) -> None:
+    agent.socket.unlink()
+    wait_for(agent.socket.exists, what="a new socket")
+    with AgentClient(agent.socket) as client:
+        wait_for(lambda: client.send([start()]), what="a socket that somebody listens at")
+    collector.events(1)
+    # What another has put there meanwhile is not ours to remove.
+    other = agent.socket.with_name("other")
+    other.write_text("another's")
+    other.replace(agent.socket)
+    assert agent.stop() == 0
+    assert agent.socket.read_text() == "another's"
+
+
 def test_a_sender_never_waits_and_is_told_nothing_without_an_agent(tmp_path: Path) -> None:
     with AgentClient(tmp_path / "absent") as client:
         assert client.send([start()]) is False
