@@ -62,6 +62,7 @@ class SocketLabels:
         self._timer: asyncio.TimerHandle | None = None
         self._round: asyncio.Task[None] | None = None
         self._is_changed = False
+        self._walked: asyncio.Future[None] | None = None  # done when all that was put until now has been walked to
         self._waiting = WAITING_SECONDS
         self._next_walk = 0.0
         self._closing = False
@@ -121,6 +122,16 @@ class SocketLabels:
         self.expectations.confirm(name)
         self._hurry()
         return True
+
+    async def walked(self) -> None:
+        """Return when the sockets of all that was put are known to the kernel, after PATIENCE_SECONDS at the latest.
+
+        What an open connection sends from then on bears its label.
+        """
+        if self._is_changed:
+            if self._walked is None:
+                self._walked = asyncio.get_running_loop().create_future()
+            await asyncio.wait((self._walked,), timeout=PATIENCE_SECONDS)
 
     def remove(self, keys: Iterable[bytes]) -> None:
         """Of these connections, no label any more."""
@@ -185,6 +196,7 @@ class SocketLabels:
 
     async def _walk_and_tell(self) -> None:
         self._is_changed = False
+        walked, self._walked = self._walked, None
         began = time.monotonic()
         reports: list[SocketReport] = []
         try:
@@ -195,6 +207,8 @@ class SocketLabels:
                 log.error("the sockets cannot be looked at: %s (said once, counted from here)", error)
         finally:
             self._round = None
+            if walked is not None:
+                walked.set_result(None)
         now = time.monotonic()
         self._next_walk = now + WALKS_SHARE * (now - began)
         for report in reports:

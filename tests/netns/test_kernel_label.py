@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from pyroute2 import IPRoute
 
+from scitags_agent import socket_labels
 from scitags_agent.backends.marker import Marker, MarkerSettings, StaticMark
 from scitags_agent.bpf import kernel_label
 from scitags_agent.bpf.attach import tcx_programs
@@ -231,6 +232,29 @@ async def until_kernel_labels(marker: Marker, client: socket.socket, server: soc
 def egress(host: Namespace) -> list[int]:
     with host.entered():
         return tcx_programs(socket.if_nametoindex("alice0"))[0]
+
+
+def test_where_the_kernel_is_alone_an_open_connection_bears_it_once_the_report_is_dealt_with(
+    hosts: Pair, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waits for the answer sends then."""
+    monkeypatch.setattr(socket_labels, "PATIENCE_SECONDS", 10.0)
+
+    async def scenario() -> None:
+        async with running(hosts.alice, label="kernel") as marker:
+            for port in (40000, 40001):
+                client, server = hosts.connect(port)
+                deliver(client, server)
+                seen.words()
+                key = FlowKey.of(ALICE, port, BOB, 1094)
+                await marker.handle([start(key)])
+                deliver(client, server)
+                [found] = seen.labels()[port, 1094]
+                assert label.decode(found).tag == ATLAS
+                client.close()
+                server.close()
+
+    run(scenario())
 
 
 def test_no_program_is_there_where_the_kernel_is_alone(hosts: Pair, seen: Seen) -> None:

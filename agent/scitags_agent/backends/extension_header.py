@@ -45,6 +45,7 @@ FIRST_RETRY_SECONDS = 0.02  # a start may come before its connection
 LAST_RETRY_SECONDS = 5.0
 PATIENCE_SECONDS = 0.25  # between two looks for a socket, from which on room is kept free for its flow
 AT_ONCE = 256
+FIRST_LOOK_SECONDS = 0.1  # for which whoever reports flows waits at most
 
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 Mode = Literal["auto", "socket", "tc", "tc-unreserved"]
@@ -99,6 +100,7 @@ class ExtensionHeader:
         self._queue: list[tuple[float, int, FlowKey]] = []
         self._number = 0
         self._wake = asyncio.Event()
+        self._nothing_due = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._counters: Counter[str] = Counter()
         self._home: Inheritance = Inheritance()
@@ -145,7 +147,9 @@ class ExtensionHeader:
                 self._plan(key, now + self._settings.linger)
             if not change.users:
                 self._unmarked.pop(key, None)
-        if begun and self._tc is not None and self._why_no_sockets:
+        if begun and not self._why_no_sockets:
+            await self._first_look(begun)
+        elif begun and self._tc is not None:
             await self._tc.reserve(begun)
 
     async def close(self) -> None:
@@ -249,6 +253,14 @@ class ExtensionHeader:
         heapq.heappush(self._queue, (when, self._number, key))
         self._wake.set()
 
+    async def _first_look(self, begun: Sequence[FlowKey]) -> None:
+        """Wait for it: connections that are open bear their headers then. Not for crowds, which take long."""
+        if self._task is None or len(begun) > AT_ONCE:
+            return
+        self._nothing_due.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._nothing_due.wait(), FIRST_LOOK_SECONDS)
+
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
@@ -262,6 +274,7 @@ class ExtensionHeader:
                 if without and self._tc is not None:
                     await self._tc.reserve(without)
                 continue
+            self._nothing_due.set()
             wait = self._queue[0][0] - loop.time() if self._queue else None
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), None if wait is None else max(wait, 0))

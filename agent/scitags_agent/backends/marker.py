@@ -196,6 +196,9 @@ class Marker:
         if self._places is not None:
             changes = self._places.spread(changes)
         self._book.carry_out(changes)
+        if self._is_kernels_alone and self._socket_labels is not None:
+            # Nothing else marks them meanwhile, and whoever waits for our answer sends then.
+            await self._socket_labels.walked()
 
     async def close(self) -> None:
         if self._watch is not None:
