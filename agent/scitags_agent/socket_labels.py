@@ -39,6 +39,7 @@ class SocketLabels:
 
     wanted(name) says which keys (layout.pack_key) and which label, None for a connection that is over.
     begun(name, key, label_word) is called when the kernel writes a label, and may be called again.
+    refused(name, key, state) likewise when it does not.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class SocketLabels:
         namespaces: Sequence[str],
         wanted: Callable[[FlowKey], Wanted | None],
         begun: Callable[[FlowKey, bytes, int], None],
+        refused: Callable[[FlowKey, bytes, SocketState], None],
     ) -> None:
         self._kernel = kernel
         self._namespaces: Finder | None = None
@@ -56,6 +58,7 @@ class SocketLabels:
             self._namespaces = Finder(namespaces)
         self._wanted = wanted
         self._begun = begun
+        self._refused = refused
         self._offered: deque[tuple[float, FlowKey]] = deque()  # when each has lasted for a moment, the next first
         self._names: dict[bytes, FlowKey] = {}
         self._unsettled: set[bytes] = set()  # those whose socket is not there yet, or has sent nothing since
@@ -218,6 +221,8 @@ class SocketLabels:
                     self._unsettled.discard(report.key)
                 if report.state == SocketState.LABELLED:
                     self._begun(name, report.key, report.label)
+                elif report.state != SocketState.GIVEN_BACK:
+                    self._refused(name, report.key, report.state)
         if not self._closing:
             self._plan()
 
