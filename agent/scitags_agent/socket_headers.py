@@ -23,6 +23,8 @@ from scitags_core.tag import UNKNOWN, Tag
 # linux/in6.h
 IPV6_HOPOPTS = 54
 IPV6_DSTOPTS = 59
+IPV6_MTU_DISCOVER, IPV6_DONTFRAG = 23, 62
+_REFUSING = (2, 3, 4)  # IPV6_PMTUDISC_DO, _PROBE and _INTERFACE
 OPTIONS = {
     "destination-options": (IPV6_DSTOPTS,),
     "hop-by-hop": (IPV6_HOPOPTS,),
@@ -41,6 +43,7 @@ class Outcome(enum.Enum):
     NO_RIGHT = "no_right"
     REFUSED = "kernel_refused"
     ACCEPTED = "accepted"
+    OWN_SIZES = "own_sizes"
 
 
 class Job(msgspec.Struct):
@@ -114,6 +117,12 @@ class SocketHeaders:
             if is_new and is_accepted(one):
                 job.outcome, job.reason = Outcome.ACCEPTED, _NO_ROOM
                 return
+            if is_new and _fits_datagrams_to_the_path(one):
+                job.outcome, job.reason = (
+                    Outcome.OWN_SIZES,
+                    "its application makes datagrams as long as the path allows",
+                )
+                return
             for option in self._options:
                 if job.tag is not None:
                     one.setsockopt(socket.IPPROTO_IPV6, option, exthdr.encode(job.tag.experiment, job.tag.activity, 0))
@@ -124,6 +133,14 @@ class SocketHeaders:
                 for option in self._options:
                     one.setsockopt(socket.IPPROTO_IPV6, option, None, 0)
                 job.outcome, job.reason = Outcome.ACCEPTED, _NO_ROOM
+
+
+def _fits_datagrams_to_the_path(one: socket.socket) -> bool:
+    """Whether the kernel refuses datagrams that are too long, as QUIC has it do: full ones would not leave any more."""
+    if one.type != socket.SOCK_DGRAM:
+        return False
+    discovery = one.getsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER)
+    return discovery in _REFUSING or bool(one.getsockopt(socket.IPPROTO_IPV6, IPV6_DONTFRAG))
 
 
 def _is_ours(octets: bytes) -> bool:

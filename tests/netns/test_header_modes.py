@@ -29,6 +29,7 @@ from tests.netns.test_tc_headers import MARKED, at_tc, our_routes, with_data
 from tests.netns.watching import ATLAS, ETH_P_ALL, FLOW, Seen, deliver, end, run, running, start
 
 UDP_SEGMENT = 103  # linux/udp.h
+IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DO = 23, 2  # linux/in6.h
 
 
 @pytest.fixture
@@ -187,6 +188,42 @@ def test_datagrams_and_those_that_the_kernel_cuts(pair: Pair, tap: Tap) -> None:
             counters = backend.counters()
             assert counters["packets_marked"] == 3
             assert counters["packets_fragment"] == 1
+
+    try:
+        run(scenario())
+    finally:
+        frames.close()
+
+
+@pytest.mark.parametrize("mode", ["auto", "tc"])
+def test_datagrams_as_long_as_the_path_allows_leave_as_they_are(pair: Pair, mode: str) -> None:
+    """As QUIC sends them: the kernel is to cut none, and refuses what is too long."""
+    flow = FlowKey.of(ALICE, 40000, BOB, 1094, "udp")
+    frames = Datagrams(pair.bob, "bob0")
+
+    async def scenario() -> None:
+        with pair.bob.entered():
+            receiver = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        with pair.alice.entered():
+            sender = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        with sender, receiver:
+            receiver.bind((BOB, 1094))
+            sender.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DO)
+            sender.bind((ALICE, 40000))
+            sender.connect((BOB, 1094))
+            async with at_tc(pair.alice, mode=mode) as backend:
+                await backend.handle([start(flow)])
+                if mode == "auto":
+                    await until(backend, "tc_own_sizes")
+                for size in (1444, 1445, 1452):
+                    sender.send(bytes(size))
+                assert frames.read() == [((ATLAS,), 1444), ((), 1445), ((), 1452)]
+                assert our_routes(pair.alice) == {}
+                counters = backend.counters()
+                assert (counters["packets_marked"], counters["packets_no_room"]) == (1, 2)
+                mark = backend.mark_of(flow)
+                assert mark is not None
+                assert mark.by == "header: tc, what fits"
 
     try:
         run(scenario())

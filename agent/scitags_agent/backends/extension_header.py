@@ -147,10 +147,11 @@ class ExtensionHeader:
                 self._plan(key, now + self._settings.linger)
             if not change.users:
                 self._unmarked.pop(key, None)
+        if self._tc is not None:
+            # Datagrams cost no route.
+            await self._tc.reserve([key for key in begun if self._why_no_sockets or key.protocol == "udp"])
         if begun and not self._why_no_sockets:
             await self._first_look(begun)
-        elif begun and self._tc is not None:
-            await self._tc.reserve(begun)
 
     async def close(self) -> None:
         passed_sockets.wait_no_more(self)
