@@ -10,6 +10,7 @@ import os
 import socket
 import struct
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,7 +30,8 @@ from tests.netns.test_tc_headers import MARKED, at_tc, our_routes, with_data
 from tests.netns.watching import ATLAS, ETH_P_ALL, FLOW, Seen, deliver, end, run, running, start
 
 UDP_SEGMENT = 103  # linux/udp.h
-IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DO = 23, 2  # linux/in6.h
+IPV6_MTU_DISCOVER = 23  # linux/in6.h
+IPV6_PMTUDISC_WANT, IPV6_PMTUDISC_DO, IPV6_PMTUDISC_PROBE = 1, 2, 3
 
 
 @pytest.fixture
@@ -193,6 +195,58 @@ def test_datagrams_and_those_that_the_kernel_cuts(pair: Pair, tap: Tap) -> None:
         run(scenario())
     finally:
         frames.close()
+
+
+def test_an_accepted_connection_does_not_wait_when_room_is_made(pair: Pair) -> None:
+    """Its first segments are still as long as before: none is refused, and what was set for that is given back."""
+    flow, before = FLOW.reversed(), IPV6_PMTUDISC_WANT
+
+    async def scenario() -> None:
+        client, server = pair.connect(40000)
+        tap = Tap(pair.bob, "bob0")
+        with server, client, contextlib.closing(tap):
+            async with at_tc(pair.bob, mode="auto") as backend:
+                await backend.handle([start(flow)])
+                await until(backend, "connections_with_room")
+                assert server.getsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER) == IPV6_PMTUDISC_PROBE
+                deliver(server, client)
+                assert refused_packets(pair.bob) == 0
+                async with asyncio.timeout(10):
+                    while server.getsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER) != before:  # noqa: ASYNC110
+                        await asyncio.sleep(0.01)
+                tap.packets(flow)
+                deliver(server, client)
+                assert headers_of(tap.packets(flow)) == {MARKED}
+                assert refused_packets(pair.bob) == 0
+
+    run(scenario())
+
+
+def test_what_was_set_for_an_idle_connection_is_given_back_at_the_end(pair: Pair) -> None:
+    flow = FLOW.reversed()
+
+    async def scenario() -> None:
+        client, server = pair.connect(40000)
+        with server, client:
+            for is_stopped in (False, True):
+                async with at_tc(pair.bob, mode="auto") as backend:
+                    await backend.handle([start(flow)])
+                    await until(backend, "connections_with_room")
+                    if not is_stopped:
+                        await backend.handle([end(flow)])
+                        async with asyncio.timeout(10):
+                            while server.getsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER) != IPV6_PMTUDISC_WANT:  # noqa: ASYNC110
+                                await asyncio.sleep(0.01)
+                assert server.getsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER) == IPV6_PMTUDISC_WANT
+
+    run(scenario())
+
+
+def refused_packets(host: Namespace) -> int:
+    """That were longer than their route lets through."""
+    with host.entered():
+        lines = Path("/proc/thread-self/net/snmp6").read_text(encoding="ascii").splitlines()
+    return int(dict(line.split() for line in lines)["Ip6FragFails"])
 
 
 @pytest.mark.parametrize("mode", ["auto", "tc"])

@@ -31,6 +31,7 @@ from scitags_agent.bpf.interfaces import check_pattern
 from scitags_agent.bpf.libbpf import MarkerUnavailable
 from scitags_agent.bpf.loader import DEFAULT_MAX_FLOWS
 from scitags_agent.connections import Lookup
+from scitags_agent.eased_sockets import EasedSockets
 from scitags_agent.inet_diag import SockDiagError
 from scitags_agent.socket_headers import Job, Outcome, SocketHeaders
 from scitags_agent.tc_headers import TcHeaders, TcSettings
@@ -86,6 +87,8 @@ class ExtensionHeader:
         for pattern in settings.interfaces:
             check_pattern(pattern)
         self._sockets = SocketHeaders(settings.header, settings.namespaces)
+        self._eased = EasedSockets(self._sockets)
+        self._giving_back: asyncio.Task[None] | None = None
         # A thread of our own, as it is in the network namespace in which it was made, whoever leaves that meanwhile.
         self._worker = ThreadPoolExecutor(1, "scitags-sockets")
         self._tc: TcHeaders | None = None
@@ -155,9 +158,11 @@ class ExtensionHeader:
 
     async def close(self) -> None:
         passed_sockets.wait_no_more(self)
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        tasks = [task for task in (self._task, self._giving_back) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._in_thread(self._eased.give_back, {})
         directory = self._home.directory
         keep = self._settings.on_stop == "leave" and directory is not None
         if keep and directory is not None:
@@ -273,12 +278,29 @@ class ExtensionHeader:
                 await self._in_thread(self._sockets.do, jobs)
                 without = [job.key for job in jobs if self._is_to_have_room(job, loop.time())]
                 if without and self._tc is not None:
-                    await self._tc.reserve(without)
+                    await self._make_room(self._tc, without)
                 continue
             self._nothing_due.set()
             wait = self._queue[0][0] - loop.time() if self._queue else None
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), None if wait is None else max(wait, 0))
+
+    async def _make_room(self, tc: TcHeaders, keys: Sequence[FlowKey]) -> None:
+        """At tc, for connections of which some are open."""
+        if not tc.why_no_routes:
+            await self._in_thread(self._eased.ease, keys)
+        await tc.reserve(keys)
+        if self._eased.keys and (self._giving_back is None or self._giving_back.done()):
+            self._giving_back = asyncio.create_task(self._give_back(tc))
+
+    async def _give_back(self, tc: TcHeaders) -> None:
+        wait = PATIENCE_SECONDS / 2
+        while self._eased.keys:
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, LAST_RETRY_SECONDS)
+            rooms = {key: tc.room_of(key) for key in self._eased.keys}
+            reserved = {key: room.reserved for key, room in rooms.items() if room is not None}
+            await self._in_thread(self._eased.give_back, reserved)
 
     def _take_due(self, now: float, limit: int) -> Iterator[FlowKey]:
         while self._queue and self._queue[0][0] <= now and limit:
