@@ -102,6 +102,14 @@ def test_a_drifted_mapping_is_found_with_the_registry_of_each_date(
     ]
 
 
+def test_dcaches_own_defaults_can_be_read_first() -> None:
+    """They say before a name what it may be; so may a line that was copied from them."""
+    defaults = "(one-of?true|false)pool.enable.firefly=false\npool.firefly.destination=\nthe.agent = localhost:10514\n"
+    lines = found(defaults, GOOD.replace("pool.enable.firefly = true\n", "").replace("localhost:10514", "${the.agent}"))
+    assert lines == ["file1:1: error: pool.enable.firefly: is not true, so that the pool tells nobody of its transfers"]
+    assert found(defaults, GOOD.replace("pool.enable", "(one-of?true|false)pool.enable")) == []
+
+
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [

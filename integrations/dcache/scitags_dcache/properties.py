@@ -16,6 +16,8 @@ from scitags_core.errors import ConfigError
 
 _SECTION = re.compile(r"\s*\[([^\]/]+)(?:/([^\]/]+))?\]\s*")
 _PROPERTY = re.compile(r"((?:\\.|[^\s=:\\])+)\s*[=:]?\s*(.*)", re.DOTALL)
+# dCache's own defaults say before a name what it may be: "(one-of?true|false)pool.enable.firefly".
+_ANNOTATION = re.compile(r"\([^()]*\)")
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 _REFERENCE = re.compile(r"\$\{([^${}]+)\}")
 _NESTED = 50
@@ -130,6 +132,7 @@ def parse(text: str, path: str = "-") -> list[Section]:
         found = _PROPERTY.fullmatch(line)
         if found:
             name, value = (_ESCAPE.sub(r"\1", part) for part in found.groups())
+            name = name[len(annotation[0]) :] if (annotation := _ANNOTATION.match(name)) else name
             sections[-1].properties[name] = Property(path, number, name, value.rstrip())
     return sections
 
