@@ -55,10 +55,13 @@ class EventSink(Protocol):
     def prepare_to_match(self) -> None:
         """Say that match() will be asked: connections are watched from now on, not from the first question on."""
 
-    async def match(self, event: FlowEvent, *, sent: float | None = None) -> FlowEvent | None:
+    async def match(
+        self, event: FlowEvent, *, sent: float | None = None, is_redirected: bool = False
+    ) -> FlowEvent | None:
         """The event with the 5-tuple of the connection that it means, for reports that may name another one.
 
         sent is when the report was sent, in seconds by time.monotonic, for a source that knows exactly.
+        is_redirected says that its far end may be whoever sent the near one elsewhere, and that the connection stands.
 
         None when it cannot be said. A start may take some seconds, an end no longer than its start. (An event of
         which a port is 0 can be accepted as it is: the agent does this by itself.)

@@ -48,7 +48,9 @@ class Sink:
     def prepare_to_match(self) -> None:
         pass
 
-    async def match(self, event: FlowEvent, *, sent: float | None = None) -> FlowEvent | None:
+    async def match(
+        self, event: FlowEvent, *, sent: float | None = None, is_redirected: bool = False
+    ) -> FlowEvent | None:
         return event
 
     async def reload(self) -> str:

@@ -180,9 +180,11 @@ class Daemon:
         """Watch connections from now on."""
         self.lookout.prepare_to_match()
 
-    async def match(self, event: FlowEvent, *, sent: float | None = None) -> FlowEvent | None:
+    async def match(
+        self, event: FlowEvent, *, sent: float | None = None, is_redirected: bool = False
+    ) -> FlowEvent | None:
         """The event with the 5-tuple of the connection of this host that it means; None when that cannot be said."""
-        return await self.lookout.match(event, sent=sent)
+        return await self.lookout.match(event, sent=sent, is_redirected=is_redirected)
 
     def status(self) -> dict[str, Any]:
         """Everything counted, ready for JSON."""

@@ -57,6 +57,7 @@ def examine(config: Config | None) -> list[Finding]:
     found += _interfaces(_patterns(config))
     if "extension_header" in backends:
         found += _headers(config)
+        found += _cards(config)
     if config is not None and config.agent.namespaces:
         found += _namespaces(config.agent.namespaces)
     if {"sock_ops", "iperf3"} & (sources | enrichers):
@@ -183,6 +184,27 @@ def _header_finding(way: str, how: str, why_not: str, otherwise: str, *, is_bad:
             subject, "bad", why_not, "packaging/systemd/extension-header.conf has the rights that are needed"
         )
     return Finding(subject, "note", why_not, f"until then they are {otherwise}")
+
+
+def _cards(config: Config | None) -> Iterator[Finding]:
+    """Interfaces that have packets with headers cut and summed by the processor."""
+    from scitags_agent.bpf.interfaces import matching  # noqa: PLC0415
+    from scitags_agent.offloads import features, leaves_headers_to_the_processor  # noqa: PLC0415
+
+    instances = [one for one, _ in config.backends if one.kind.kind == "extension_header"] if config else []
+    patterns = [pattern for one in instances for pattern in getattr(one.settings, "interfaces", ())]
+    for name in sorted(one.name for one in matching(patterns)):
+        try:
+            enabled = features(name)
+        except OSError:
+            continue  # gone meanwhile
+        if leaves_headers_to_the_processor(enabled):
+            yield Finding(
+                f"card {name}",
+                "note",
+                "this card sums TCP over IPv6 alone: packets with a header are cut and summed by the processor",
+                "where that is too slow, take the flow label (the backend marker) in place of headers",
+            )
 
 
 def _why_not_at_tc() -> str:

@@ -56,7 +56,7 @@ def test_announced_events_are_in_force_and_refusals_come_back(agent: Agent, coll
         (b"\xff\xfe", "no valid JSON"),
         (b"7", "Expected `object`, got `int`"),
         (b'{"request": "bye"}', "request 'bye' is none of events, flows and status"),
-        (b"[" * 5000 + b"]" * 5000, "no valid JSON"),
+        (b"[" * 5000 + b"]" * 5000, "refused source=unix"),  # too deep for Python 3.11, and no event for any
         (msgspec.json.encode(ONE | {"experiment": 2}), "both scitag and experiment"),
         (msgspec.json.encode(ONE | {"dst": "host.example"}), "'host.example' is not an IP address"),
     ],

@@ -47,6 +47,9 @@ COPIES_REMEMBERED = 64
 
 _RESERVED = Tag(1, 0)
 
+# What dCache calls third-party copies by HTTP: it names the other storage's door, which sends it elsewhere.
+_PULLS_AND_PUSHES = frozenset({"remotehttpdatatransfer", "remotehttpsdatatransfer"})
+
 Dialect = Literal["auto", "plain", "dcache"]
 
 
@@ -205,7 +208,7 @@ def _as_dcache_means_it(event: FlowEvent) -> FlowEvent:
 
 async def _match(event: FlowEvent, sent: float | None, sink: EventSink) -> None:
     """Accept an event for the connection that it means; as it is, where that cannot be said."""
-    found = await sink.match(event, sent=sent)
+    found = await sink.match(event, sent=sent, is_redirected=event.application in _PULLS_AND_PUSHES)
     if found is None:
         # Without its ports it cannot be announced by itself.
         found = msgspec.structs.replace(event, start_time=None) if event.state is FlowState.END else event

@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import re
 import stat
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,6 +38,8 @@ CROWDED_SECONDS = 0.002
 # large one. What comes one by one is never kept waiting.
 BUSY_OCTETS = 4096
 GATHER_SECONDS = 0.001
+# StoRM writes each line over the last one, from the beginning of the file: what a longer one had more stays behind it.
+_LEFT_OVER = re.compile(rb"[0-9A-Fa-f:.\[\] \n]*", re.ASCII)
 MADE = "made"  # a file that says that the pipe is ours
 _SPOOL_AT = 4096
 
@@ -229,7 +232,7 @@ class NamedPipe:
         Only a file that holds nothing but events goes: a path that was misspelt must cost nobody a file.
         """
         try:
-            events = [parse_line(line) for line in self._path.read_bytes().splitlines() if line.strip()]
+            events = _events_in(self._path.read_bytes())
         except FlowEventError as error:
             raise ConfigError(f"{self._path} is a file, and not of flow events: {error}") from None
         log.warning("%s was a regular file with %d events: replaced by a pipe", self._path, len(events))
@@ -310,3 +313,11 @@ def rescued(line: bytes) -> list[FlowEvent]:
 
 
 KIND = SourceKind("named_pipe", NamedPipeSettings, NamedPipe)
+
+
+def _events_in(content: bytes) -> list[FlowEvent]:
+    """The events of a file that a writer has made. Raises FlowEventError for one that holds something else."""
+    first, _, rest = content.partition(b"\n")
+    if rest and len(rest) <= MAX_LINE and _LEFT_OVER.fullmatch(rest):
+        content = first
+    return [parse_line(line) for line in content.splitlines() if line.strip()]
