@@ -22,6 +22,7 @@ from scitags_agent.config import AUTO, BackendOptions, Config, Instance
 from scitags_agent.fanout import Fanout, Lane
 from scitags_agent.inlet import Inlet
 from scitags_agent.ledger import Frame, Ledger
+from scitags_agent.log import set_up as set_up_log
 from scitags_agent.lookout import Lookout
 from scitags_agent.notify import Notifier, descriptor_name, handed_over
 from scitags_agent.table import FlowTable
@@ -278,6 +279,8 @@ class Daemon:
         if config.agent.state_directory != self._config.agent.state_directory:
             log.warning("state_directory is read at start only: it stays as it is")
         old_backends = dict(self._backends)
+        if config.log != self._config.log:
+            set_up_log(config.log)
         self._config = config
         self._absent.clear()
         await self.lookout.configure(config)
