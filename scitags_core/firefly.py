@@ -9,7 +9,6 @@ Source: firefly schema version 1; port 10514 by convention of the initiative.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from functools import lru_cache
@@ -32,7 +31,6 @@ MAX_NESTING = 16
 
 # What fits into 64 bits, with or without a sign: nothing that we keep or pass on takes more.
 NUMBER_MIN, NUMBER_MAX = -(1 << 63), (1 << 64) - 1
-_LONG_NUMBER = re.compile(rb"[0-9]{19}")
 
 _KNOWN = frozenset({"version", "flow-lifecycle", "flow-id", "usage", "context"})
 _START, _END = FlowState.START, FlowState.END
@@ -250,8 +248,8 @@ def decode(datagram: bytes, *, max_octets: int = MAX_DATAGRAM) -> Firefly:
     """The firefly in a datagram or a line of a log.
 
     Raises FireflyError, naming the bad value, for what is no firefly, is longer than max_octets, is nested
-    deeper than MAX_NESTING or holds an integer outside NUMBER_MIN..NUMBER_MAX. A missing start time, an empty
-    usage, a port of 0 and unknown objects are accepted; the latter are kept in the event's extra.
+    deeper than MAX_NESTING, or has us keep an integer outside NUMBER_MIN..NUMBER_MAX. A missing start time,
+    an empty usage, a port of 0 and unknown objects are accepted; the latter are kept in the event's extra.
     """
     header, message = split(datagram, max_octets=max_octets)
     version = message.get("version")
@@ -280,8 +278,6 @@ def split(datagram: bytes, *, max_octets: int = MAX_DATAGRAM) -> tuple[SyslogHea
     # Fewer brackets than the limit cannot be nested deeper than it: nearly all fireflies end here.
     if datagram.count(b"{", start) + datagram.count(b"[", start) > MAX_NESTING:
         _check_nesting(message)
-    if _LONG_NUMBER.search(datagram, start):
-        _check_numbers(message)
     return parse_header(datagram[:start]), message
 
 
@@ -298,14 +294,19 @@ def _check_nesting(message: dict[str, Any]) -> None:
     raise FireflyError(f"objects are nested deeper than {MAX_NESTING}")
 
 
-def _check_numbers(message: dict[str, Any]) -> None:
-    left: list[Any] = [message]
+def _extra(message: dict[str, Any]) -> dict[str, Any]:
+    """The objects that are unknown here. Raises FlowEventError for a number in them that nobody could write down."""
+    if message.keys() <= _KNOWN:
+        return {}
+    extra = {name: value for name, value in message.items() if name not in _KNOWN}
+    left: list[Any] = [extra]
     while left:
         value = left.pop()
         if isinstance(value, _CONTAINERS):
             left += value.values() if isinstance(value, dict) else value
         elif isinstance(value, int) and not NUMBER_MIN <= value <= NUMBER_MAX:
-            raise FireflyError(f"number {shown(value)} is outside {NUMBER_MIN}..{NUMBER_MAX}")
+            raise FlowEventError(f"number {shown(value)} is outside {NUMBER_MIN}..{NUMBER_MAX}")
+    return extra
 
 
 def _event(message: dict[str, Any]) -> FlowEvent:
@@ -328,7 +329,7 @@ def _event(message: dict[str, Any]) -> FlowEvent:
         application=application,
         usage=_usage(message.get("usage")),
         zone=zone_of(flow_id["dst-ip"]),
-        extra={} if message.keys() <= _KNOWN else {k: value for k, value in message.items() if k not in _KNOWN},
+        extra=_extra(message),
     )
 
 
@@ -391,6 +392,8 @@ def _usage(value: object) -> Usage | None:
     for name, octets in (("received", received), ("sent", sent)):
         if type(octets) is not int and octets is not None:
             raise FlowEventError(f"usage {name} {shown(octets)} is not an integer")
+        if octets is not None and octets > NUMBER_MAX:
+            raise FlowEventError(f"usage {name} {shown(octets)} is greater than {NUMBER_MAX}")
     return Usage(_count(received), _count(sent))
 
 

@@ -73,18 +73,14 @@ class Relay:
                     log.warning("a firefly cannot be passed on to %s: %s (said once)", collector.text, error)
                 self._complained = True
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether each collector has an address."""
-        return all(collector.where is not None for collector in self._collectors)
-
-    async def resolve(self) -> None:
-        """Look the collectors' names up."""
+    async def resolve(self) -> bool:
+        """Look the collectors' names up; whether each has an address."""
         for collector in self._collectors:
             try:
                 await collector.resolve()
             except (OSError, UnicodeError) as error:
                 log.warning("collector %s: %s", collector.text, error)
+        return all(collector.where is not None for collector in self._collectors)
 
     def close(self) -> None:
         """Leave nothing behind."""
