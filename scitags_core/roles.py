@@ -36,6 +36,9 @@ class EventSink(Protocol):
     def refuse(self, reason: str) -> None:
         """Input that was not; the reason names the bad value. It is counted, and logged sparingly."""
 
+    def count(self, name: str) -> None:
+        """One more of something that the source does besides, for the status and the metrics, by its name there."""
+
     async def settled(self) -> None:
         """Return when every backend has dealt with what was accepted so far, or after a second."""
 
@@ -52,10 +55,13 @@ class EventSink(Protocol):
     def prepare_to_match(self) -> None:
         """Say that match() will be asked: connections are watched from now on, not from the first question on."""
 
-    async def match(self, event: FlowEvent, *, sent: float | None = None) -> FlowEvent | None:
+    async def match(
+        self, event: FlowEvent, *, sent: float | None = None, is_redirected: bool = False
+    ) -> FlowEvent | None:
         """The event with the 5-tuple of the connection that it means, for reports that may name another one.
 
         sent is when the report was sent, in seconds by time.monotonic, for a source that knows exactly.
+        is_redirected says that its far end may be whoever sent the near one elsewhere, and that the connection stands.
 
         None when it cannot be said. A start may take some seconds, an end no longer than its start. (An event of
         which a port is 0 can be accepted as it is: the agent does this by itself.)
@@ -111,7 +117,7 @@ class Backend(Protocol):
     async def start(self, inheritance: Inheritance) -> None:
         """Make ready, with what an earlier agent left.
 
-        An exception leaves this backend out, and is reported by name.
+        An exception leaves this backend out, and is reported by name; a new instance is tried later.
         """
 
     async def handle(self, changes: Sequence[FlowChange]) -> None:

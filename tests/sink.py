@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ class Sink:
     def __init__(self) -> None:
         self.events: list[FlowEvent] = []
         self.refused: list[str] = []
+        self.counters: Counter[str] = Counter()
         self.position = b""
         self.inheritance = Inheritance()
         self.is_crowded = False
@@ -31,6 +33,9 @@ class Sink:
     def refuse(self, reason: str) -> None:
         self.refused.append(reason)
 
+    def count(self, name: str) -> None:
+        self.counters[name] += 1
+
     async def settled(self) -> None:
         await asyncio.sleep(0)
 
@@ -43,7 +48,9 @@ class Sink:
     def prepare_to_match(self) -> None:
         pass
 
-    async def match(self, event: FlowEvent, *, sent: float | None = None) -> FlowEvent | None:
+    async def match(
+        self, event: FlowEvent, *, sent: float | None = None, is_redirected: bool = False
+    ) -> FlowEvent | None:
         return event
 
     async def reload(self) -> str:

@@ -22,6 +22,7 @@ Ports = tuple[Transport, int, int]  # near, far; one of them 0, which stands for
 class Place(msgspec.Struct, frozen=True):
     """What is sure of a report: a connection from here to there is meant. far_port is 0 where near_port serves.
 
+    far is empty where nothing is known of the far end (scitags_agent.redirected).
     namespace is where it is, as in FlowKey; 0: in any that is looked into.
     """
 
@@ -46,7 +47,7 @@ class Place(msgspec.Struct, frozen=True):
         """key is a connection's, with our end as its source."""
         return (
             key.src == self.near
-            and key.dst == self.far
+            and self.far in ("", key.dst)
             and self.namespace in (0, key.namespace)
             and (not self.near_port or key.src_port == self.near_port)
             and (not self.far_port or key.dst_port == self.far_port)

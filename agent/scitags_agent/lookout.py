@@ -105,10 +105,12 @@ class Lookout:
         except OSError as error:
             log.warning("connections cannot be looked up: %s", error)
 
-    async def match(self, event: FlowEvent, *, sent: float | None = None) -> FlowEvent | None:
+    async def match(
+        self, event: FlowEvent, *, sent: float | None = None, is_redirected: bool = False
+    ) -> FlowEvent | None:
         """The event with the 5-tuple of the connection of this host that it means; None when that cannot be said."""
         try:
-            return await self._matchmaker().match(event, sent=sent)
+            return await self._matchmaker().match(event, sent=sent, is_redirected=is_redirected)
         except OSError as error:
             self._cannot_look(error)
             return None

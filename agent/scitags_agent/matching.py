@@ -41,6 +41,7 @@ from scitags_agent.inet_diag import Connection, SockDiagError
 from scitags_agent.matched import Matched
 from scitags_agent.newcomers import IsAnnounced, Newcomers
 from scitags_agent.presence import Presence, find_alive
+from scitags_agent.redirected import Redirected
 from scitags_agent.sightings import Sightings
 from scitags_agent.used_again import Kept, has_moved, is_used_again, kept
 from scitags_agent.waiting import Options, Waiting, came_just_now, could_mean
@@ -92,6 +93,7 @@ class Matcher:
         self._matched = Matched()
         self._counters: Counter[str] = Counter(exact=0, matched=0, ambiguous=0, unmatched=0, elsewhere=0)
         self._assignment = Assignment(self._matched, self._counters)
+        self._redirected = Redirected(host, self._matched, self._assignment, self._counters)
         self._newcomers = Newcomers(host, self._matched, self._assignment, is_announced)
         self._expecting = Expecting(self._newcomers, wait, expect)
 
@@ -135,16 +137,23 @@ class Matcher:
         self._may_watch = False
         self._newcomers.watch(self._decide_soon)
 
-    async def match(self, event: FlowEvent, *, sent: float | None = None) -> FlowEvent | None:
+    async def match(
+        self, event: FlowEvent, *, sent: float | None = None, is_redirected: bool = False
+    ) -> FlowEvent | None:
         """The event with the 5-tuple of the connection that it means; None when that cannot be said.
 
-        sent is when it was sent, by time.monotonic, where the kernel has noted that.
+        sent is when it was sent, by time.monotonic, where the kernel has noted that. is_redirected: its far end may be
+        untrue altogether, and its connection stands (scitags_agent.redirected).
 
         For reports whose far port may be missing or untrue: of one that is true and comes before its connection,
         another that comes meanwhile may be taken for it. A start may wait, an end no longer than its start. What is
         reported of one 5-tuple is answered in order, and stays in order when the caller acts on the answer before it
         awaits anything else. Raises SockDiagError.
         """
+        if is_redirected and event.key.is_complete and event.state is not FlowState.ONGOING:
+            told = self._redirected.match(event)
+            if told is not None or event.state is FlowState.START:
+                return told
         if event.state is FlowState.END:
             return await self._match_end(event)
         known = self._matched.oldest(event.key)

@@ -115,6 +115,39 @@ def test_a_pipe_that_is_deleted_or_replaced_by_a_file_is_put_back(agent: Agent, 
     collector.events(3)
 
 
+def test_a_link_is_followed_to_wherever_it_leads_at_the_time(make_agent: Callable[..., Agent], tmp_path: Path) -> None:
+    link, one, other = (tmp_path / name for name in ("link", "one", "other"))
+    link.symlink_to(one)
+    agent = make_agent(
+        f'[[backend]]\nkind = "firefly"\nto_destination = false\n'
+        f'[[source]]\nkind = "named_pipe"\nname = "own"\npath = "{link}"\n'
+    )
+    wait_for(one.is_fifo)
+    other.touch()
+    (tmp_path / "new").symlink_to(other)
+    (tmp_path / "new").replace(link)
+    wait_for(lambda: other.is_fifo() and not one.exists(), what="the pipe where the link leads now")
+    # With the link gone, a writer makes a file in its place.
+    (tmp_path / "file").write_bytes(STORM_START)
+    (tmp_path / "file").replace(link)
+    wait_for(lambda: link.is_fifo() and not other.exists(), what="the pipe in the file's place")
+    wait_for(lambda: agent.accepted("own") == 1, what="the event in the file")
+    assert agent.stop() == 0
+    assert not link.exists()
+
+
+def test_a_file_whose_lines_were_written_over_each_other_is_replaced_too(agent: Agent, collector: Collector) -> None:
+    """StoRM 1.8.1 writes from the beginning of the file each time, and cuts nothing off."""
+    agent.pipe.unlink()
+    wait_for(agent.pipe.is_fifo, what="a new pipe")
+    made = agent.pipe.with_name("made")
+    made.write_bytes(b"end tcp [fd00:5:0:0:0:0:0:1] 8085 [fd00:5:0:0:0:0:0:2] 34722 2 15\n:2] 40772 2 15\n5\n")
+    made.replace(agent.pipe)
+    wait_for(agent.pipe.is_fifo, what="a pipe in the file's place")
+    write(agent.pipe, STORM_START)
+    assert [one.state for one in collector.events(1)] == [FlowState.START]
+
+
 def test_the_pipe_goes_when_the_agent_stops_and_comes_with_the_mode_asked_for(
     make_agent: Callable[..., Agent], collector: Collector, tmp_path: Path
 ) -> None:
@@ -137,13 +170,14 @@ def test_a_pipe_that_was_there_before_stays(make_agent: Callable[..., Agent], co
     assert agent.pipe.exists()
 
 
-def test_a_file_that_holds_no_events_is_left_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b"root:x:0:0:root:/root:/bin/sh\n", b"2024 12:30\n1 2 3\n", STORM_END + b"mine\n"])
+def test_a_file_that_holds_something_else_is_left_alone(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "precious"
-    path.write_text("root:x:0:0:root:/root:/bin/sh\n")
+    path.write_bytes(content)
     pipe = NamedPipe(NamedPipeSettings(path=str(path)))
     with pytest.raises(ConfigError, match="not of flow events"):
         asyncio.run(pipe.run(Sink()))
-    assert path.read_text().startswith("root")
+    assert path.read_bytes() == content
 
 
 @pytest.mark.parametrize("mode", ["rw", "9", "01777", "0x1ff"])

@@ -68,6 +68,7 @@ class Pool:
         sent: int = 0,
         seconds: float = 0.0,
         own_port: int = POOL,
+        application: str = "http",
     ) -> None:
         """A firefly to the client's host, and once more to the agent. seconds is for how long the transfer took.
 
@@ -86,7 +87,7 @@ class Pool:
             },
             "flow-lifecycle": lifecycle,
             "usage": usage,
-            "context": {"application": "http", "activity-id": tag.activity, "experiment-id": tag.experiment},
+            "context": {"application": application, "activity-id": tag.activity, "experiment-id": tag.experiment},
             "version": 1,
         }  # fmt: skip
         header = f"<134>1 {java_instant(now)} {client[0]} dCache - firefly-json - "

@@ -19,7 +19,7 @@ from confluent_kafka import OFFSET_INVALID, Consumer, Producer, TopicPartition
 from scitags_core.cli.main import main
 from scitags_core.flow import FlowEvent, FlowKey, FlowState, Usage
 from scitags_core.flow_json import decode_events
-from scitags_core.tag import Tag
+from scitags_core.tag import UNKNOWN, Tag
 from scitags_dcache.billing import BillingError, BillingReader
 from scitags_dcache.billing_command import Consumption, agent_writer
 
@@ -85,6 +85,24 @@ def test_an_upload_has_the_client_as_its_source() -> None:
     assert (end.key, end.usage) == (POOL.reversed(), Usage(received=0, sent=2999))
 
 
+def test_messages_of_a_real_one() -> None:
+    """dCache 12.0.1: a download, an upload of a VO's, one through the door, a pull, and one with the reserved tag."""
+    lines = (Path(__file__).parent / "billing_12.0.1.jsonl").read_bytes().splitlines()
+    told = [
+        (end.application, end.key, tuple(end.tag), end.usage)
+        for start, end in map(READER.read, lines)
+        if (start.state, end.state) == (FlowState.START, FlowState.END)
+    ]
+    pool, client, octets = "fd00:dc::1", "fd00:dc::2", Usage(received=0, sent=3_000_000)
+    assert told == [
+        ("http", FlowKey(pool, 20689, client, 37754), (2, 15), octets),
+        ("https", FlowKey(client, 59836, pool, 22009), (2, 1), octets),
+        ("http", FlowKey(pool, 0, pool, 20991), (2, 15), octets),
+        ("remotehttpsdatatransfer", FlowKey(pool, 2881, pool, 34998), (2, 15), octets),
+        ("http", FlowKey(pool, 20689, client, 59580), tuple(UNKNOWN), octets),
+    ]
+
+
 @pytest.mark.parametrize("none", ["", None])
 def test_without_a_tag_the_primary_fqan_counts(none: str | None) -> None:
     assert {one.tag for one in READER.read(message(**with_peer(transferTag=none)))} == {Tag(2, 1)}
@@ -145,25 +163,26 @@ def test_from_the_broker_to_the_agents_socket(
     broker: tuple[str, Producer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     where, producer = broker
-    for one in (message(), b"{", json.dumps({"msgType": "remove"}).encode(), message(isWrite="write")):
+    for one in (message(), b"{", message(), json.dumps({"msgType": "remove"}).encode(), message(isWrite="write")):
         producer.produce("billing", one, partition=0)
     assert producer.flush(10) == 0
     path = tmp_path / "agent.sock"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as agent:
         agent.bind(str(path))
         agent.settimeout(10)
-        assert main(["dcache", "billing", "--bootstrap", where, "--to", str(path), "--count", "4"]) == 0
+        assert main(["dcache", "billing", "--bootstrap", where, "--to", str(path), "--count", "5"]) == 0
         heard = [decode_events(agent.recv(1 << 16)) for _ in range(2)]
     assert heard == [(READER.read(message()), []), (READER.read(message(isWrite="write")), [])]
     told = capsys.readouterr().err.splitlines()
     assert json.loads(told[-1].removeprefix("scitags: ")) == {
-        "messages": 4,
+        "messages": 5,
         "transfers": 2,
         "skipped": 1,
         "refused": 1,
+        "repeated": 1,
     }
     assert "refused: " in told[0]
-    assert committed(where, "billing", "scitags") == 4
+    assert committed(where, "billing", "scitags") == 5
 
 
 @pytest.mark.parametrize("bad", ["novalue", "no.such.setting=1"])

@@ -102,6 +102,23 @@ def test_a_drifted_mapping_is_found_with_the_registry_of_each_date(
     ]
 
 
+def test_dcaches_own_defaults_can_be_read_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They say before a name what it may be, which dCache takes from nobody else."""
+    defaults, site = tmp_path / "defaults" / "pool.properties", tmp_path / "dcache.conf"
+    defaults.parent.mkdir()
+    defaults.write_text("(one-of?true|false)pool.enable.firefly=false\nthe.agent = localhost:10514\n")
+    site.write_text(GOOD.replace("localhost:10514", "${the.agent}"))
+    assert main(["dcache", "check", str(defaults), str(site)]) == 0
+    assert "nothing to say" in capsys.readouterr().out
+    site.write_text(GOOD.replace("pool.enable", "(one-of?true|false)pool.enable"))
+    assert main(["dcache", "check", str(site)]) == 1
+    assert "(one-of?true|false) before the name is for dCache's own defaults" in capsys.readouterr().out
+
+
+def test_escapes_as_java_has_them() -> None:
+    assert found(GOOD.replace("atlas:2", "atlas\\u003a2")) == found(GOOD) == []
+
+
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [

@@ -19,6 +19,7 @@ from tests.netns.conftest import ALICE, BOB
 OCTETS = 2_000_000
 REPEATED = 50
 WEB, PUSHED = 8088, 50_000
+PULL = "remotehttpsdatatransfer"
 APART = 0.010
 REDIRECT_SECONDS = (0.002, 0.003, 0.005)  # from the pool's start to the client's connection
 
@@ -124,6 +125,37 @@ def test_what_a_pool_pushes_is_told_of_when_it_is_over(site: Site) -> None:
         assert (end.state, end.ends, end.octets) == ("end", (BOB, WEB, ALICE, pool.getsockname()[1]), (0, PUSHED))
     took = datetime.fromisoformat(end.end_time) - datetime.fromisoformat(end.start_time)
     assert took == timedelta(seconds=0.5)
+
+
+def test_what_a_pool_pulls_comes_from_wherever_the_other_storage_sends_it(site: Site) -> None:
+    """Its fireflies have the other one's door, and its own port of the connection to the other one's pool."""
+    with ExitStack() as stack:
+        with site.pair.bob.entered():
+            door, far_pool = (
+                stack.enter_context(socket.create_server((address, WEB), family=socket.AF_INET6))
+                for address in (BOB, CAROL)
+            )
+        with site.pair.alice.entered():
+            at_door, data = (stack.enter_context(socket.create_connection((there, WEB), 10)) for there in (BOB, CAROL))
+        stack.enter_context(door.accept()[0])
+        far = stack.enter_context(far_pool.accept()[0])
+        own, ends = data.getsockname()[1], (CAROL, WEB, ALICE, data.getsockname()[1])
+        site.pool.tell("start", (BOB, WEB), PRODUCTION, own_port=own, application=PULL)
+        (start,) = site.agent.wait_for(bool, "the start")
+        site.tags()
+        for connection in (data, at_door):
+            connection.sendall(bytes(PUSHED))
+        received = 0
+        while received < PUSHED:
+            received += len(far.recv(PUSHED))
+        seen = site.tags()
+        assert set(seen[own, WEB]) == {PRODUCTION}
+        assert set(seen[at_door.getsockname()[1], WEB]) == {None}
+        site.pool.tell("end", (BOB, WEB), PRODUCTION, sent=PUSHED, own_port=own, application=PULL)
+        (end,) = site.agent.wait_for(bool, "the end")
+    assert [(one.state, one.ends) for one in (start, end)] == [("start", ends), ("end", ends)]
+    assert end.octets == (0, PUSHED)
+    assert site.matching()["matched"] == 1
 
 
 @pytest.mark.parametrize("kind", ["site", "labelling_site"])

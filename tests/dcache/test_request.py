@@ -42,8 +42,15 @@ def test_numbers_that_it_does_not(text: str) -> None:
         ("COPY", f"{WEBDAV}?scitag.flow=145", {"Source": FAR}, None),
         ("COPY", WEBDAV, {"Source": FAR, "TransferHeaderSciTag": "144"}, 144),
         ("GET", WEBDAV, {}, None),
+        ("GET", f"{WEBDAV}?scitag.flow=145", {"SciTag": " ", "TransferHeaderSciTag": "144"}, 144),
+        ("GET", f"{WEBDAV}?scitag.flow=%3145", {"SciTag": ""}, 145),
+        ("GET", f"{WEBDAV}?scitag.flow=144&scitag.flow=145", {}, 144),
+        ("GET", f"{WEBDAV}?scitag.flow=", {}, None),
+        ("COPY", WEBDAV, {"Source": FAR, "SciTag": "", "TransferHeaderSciTag": "144"}, 144),
         ("", "root://door.example.org//f?scitag.flow=145", {"SciTag": "143"}, 145),
         ("", "root://door.example.org//f?authz=x", {}, None),
+        ("", "root://door.example.org//f?scitag.flow=144&a=b&scitag.flow=145", {}, 145),
+        ("", "root://door.example.org//f?scitag.flow=", {}, None),
     ],
 )
 def test_which_of_them_counts(method: str, url: str, headers: dict[str, str], scitag: int | None) -> None:

@@ -2,7 +2,8 @@
 
 dCache publishes a JSON object for each thing that it bills (dcache.enable.kafka; its topic is `billing`). Those with
 msgType "transfer" tell of a mover that has ended: which makes a start and an end, for records and fireflies, and comes
-too late for marking. The format is that of dCache's public source; no message of a real one was at hand.
+too late for marking. Pools send them (dcache.enable.kafka), and the service billing can (dcache.billing.enable.kafka):
+with both, each message comes twice. The format is that of a real dCache 12.0.1.
 
 The remote port is what the door saw of the client, as in dCache's fireflies; the pool's own end is told by releases
 whose messages have a localEndpoint.
@@ -19,12 +20,13 @@ import msgspec
 from scitags_core.errors import CarrierError, FlowEventError, InvalidValue, ScitagsError, shown
 from scitags_core.flow import FlowEvent, FlowKey, FlowState, Usage
 from scitags_core.instant import parse_instant
-from scitags_core.tag import Tag
+from scitags_core.tag import UNKNOWN, Tag
 from scitags_dcache.request import parse
 
 TRANSFER = "transfer"
 DEFAULT_ACTIVITY = 1  # of a transfer that is tagged by its VO, as dCache has it
 _ENDPOINT = re.compile(r"(\[[^\]]+\]|[0-9.]+):([0-9]{1,5})", re.ASCII)
+_RESERVED = Tag(1, 0)  # dCache takes the reserved 64 for a tag
 _PRIMARY_FQAN = re.compile(r"FQANPrincipal\[/([^/,\]]+)[^,\]]*,primary\]")
 
 
@@ -79,7 +81,8 @@ class BillingReader:
     def _tag(self, found: _Transfer) -> Tag | None:
         """As for its fireflies: the tag of the request, which must be good, else the VO of the primary FQAN."""
         if found.protocolInfo.transferTag:
-            return parse(found.protocolInfo.transferTag, "transferTag")
+            tag = parse(found.protocolInfo.transferTag, "transferTag")
+            return UNKNOWN if tag == _RESERVED else tag
         for principal in found.subject:
             vo = _PRIMARY_FQAN.fullmatch(principal)
             if vo is not None and vo[1].lower() in self._mapping:

@@ -8,14 +8,15 @@ import signal
 import socket
 import sys
 import threading
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from scitags_core.cli import names
 from scitags_core.cli.output import json_line
 from scitags_core.errors import ConfigError, InvalidValue, shown
-from scitags_core.flow import FlowEvent
+from scitags_core.flow import FlowEvent, FlowKey
 from scitags_core.flow_json import encode_event
 from scitags_dcache import vo_mapping
 from scitags_dcache.billing import BillingError, BillingReader
@@ -30,6 +31,8 @@ RETRY_SECONDS = 0.5
 SEND_SECONDS = 5.0
 COMMIT_MILLISECONDS = 1000
 PROBLEMS_TOLD = 5  # of each kind
+# Pools and the service billing can both send a message; they do so within seconds.
+TRANSFERS_REMEMBERED = 1 << 14
 
 Write = Callable[[list[FlowEvent]], None]
 
@@ -47,6 +50,7 @@ class Consumption:
         self._reader = reader
         self._write = write
         self._stopping = threading.Event()
+        self._handed_over: OrderedDict[tuple[str, FlowKey, datetime | None], None] = OrderedDict()
         self.counters: Counter[str] = Counter(messages=0, transfers=0, skipped=0, refused=0)
 
     def stop(self) -> None:
@@ -103,7 +107,17 @@ class Consumption:
         if not events:
             self.counters["skipped"] += 1
             return True
-        return self._hand_over(events)
+        end = events[-1]
+        transfer = end.transfer_id, end.key, end.end_time
+        if transfer in self._handed_over:
+            self.counters["repeated"] += 1
+            return True
+        if not self._hand_over(events):
+            return False
+        self._handed_over[transfer] = None
+        if len(self._handed_over) > TRANSFERS_REMEMBERED:
+            self._handed_over.popitem(last=False)
+        return True
 
     def _hand_over(self, events: list[FlowEvent]) -> bool:
         while True:

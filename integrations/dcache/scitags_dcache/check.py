@@ -130,6 +130,9 @@ def _misplaced(configuration: Configuration) -> Iterator[Finding]:
     for section in configuration.sections:
         ours = [one for one in section.properties.values() if one.name == config.ENABLE or _is_ours(one)]
         for one in ours:
+            if one.annotation and not one.is_default:
+                text = f"{one.name}: {one.annotation} before the name is for dCache's own defaults alone: remove it"
+                yield Finding("error", one.where, text)
             if one.name not in config.NAMES:
                 yield Finding("error", one.where, f"there is no property {one.name}{_meant(one.name)}")
             elif section.service not in ("", POOL):

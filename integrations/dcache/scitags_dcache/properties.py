@@ -16,18 +16,26 @@ from scitags_core.errors import ConfigError
 
 _SECTION = re.compile(r"\s*\[([^\]/]+)(?:/([^\]/]+))?\]\s*")
 _PROPERTY = re.compile(r"((?:\\.|[^\s=:\\])+)\s*[=:]?\s*(.*)", re.DOTALL)
-_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
+# dCache's own defaults say before a name what it may be: "(one-of?true|false)pool.enable.firefly".
+_ANNOTATION = re.compile(r"\([^()]*\)")
+_ESCAPE = re.compile(r"\\(?:u([0-9A-Fa-f]{4})|(.))", re.DOTALL)
 _REFERENCE = re.compile(r"\$\{([^${}]+)\}")
 _NESTED = 50
 
 
 class Property(msgspec.Struct, frozen=True):
-    """One of a file: its line (from 1), and the value as it is written."""
+    """One of a file: its line (from 1), the value as it is written, and what defaults say before the name."""
 
     path: str
     line: int
     name: str
     value: str
+    annotation: str = ""
+
+    @property
+    def is_default(self) -> bool:
+        """Whether it is of dCache's own files (/usr/share/dcache/defaults)."""
+        return Path(self.path).parent.name == "defaults"
 
     @property
     def where(self) -> str:
@@ -129,9 +137,17 @@ def parse(text: str, path: str = "-") -> list[Section]:
             continue
         found = _PROPERTY.fullmatch(line)
         if found:
-            name, value = (_ESCAPE.sub(r"\1", part) for part in found.groups())
-            sections[-1].properties[name] = Property(path, number, name, value.rstrip())
+            name, value = (_ESCAPE.sub(_escaped, part) for part in found.groups())
+            annotation = _ANNOTATION.match(name)
+            name = name[annotation.end() :] if annotation else name
+            one = Property(path, number, name, value.rstrip(), annotation[0] if annotation else "")
+            sections[-1].properties[name] = one
     return sections
+
+
+def _escaped(found: re.Match[str]) -> str:
+    """As Java's properties have it."""
+    return chr(int(found[1], 16)) if found[1] else found[2]
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:

@@ -5,8 +5,8 @@
     read(passive_request(tagged))  the tag by which the passive side does
 
 WebDAV reads the header SciTag, then TransferHeaderSciTag, then ?scitag.flow= of the URL; for a COPY it looks at the
-headers alone. xroot reads scitag.flow. The first that is there counts: of a bad one the pool tells nothing at all, and
-the others are not asked (seen with dCache 12.0.1).
+headers alone. xroot reads scitag.flow, the last where there are several, and decodes nothing. The first that is there
+and not blank counts: of a bad one the pool tells nothing at all (seen with dCache 12.0.1).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ XROOT_SCHEMES = frozenset({"root", "roots", "xroot", "xroots"})
 LOWEST = 64
 _JAVA_INT = re.compile(r"[+-]?[0-9]{1,10}", re.ASCII)
 _HANDED_ON = "transferheader"
+_BETWEEN_OPAQUE = re.compile("[?&]")
 
 
 class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -82,11 +83,11 @@ def read(request: Request) -> Tag | None:
     Raises CarrierError when the one that counts is bad: no firefly comes then. InvalidValue as tag_request.
     """
     if request.scheme in XROOT_SCHEMES:
-        return _read_url(request.url)
+        return _read_opaque(request.url)
     method = _method(request)
     lowered = {name.lower(): value for name, value in request.headers.items()}
     for name in (carrier.SCITAG_HEADER, carrier.TRANSFER_HEADER):
-        if name.lower() in lowered:
+        if lowered.get(name.lower(), "").strip():
             return parse(lowered[name.lower()], name)
     return None if method == COPY else _read_url(request.url)
 
@@ -114,10 +115,17 @@ def inject(request: Any, tag: Tag) -> dict[str, Any]:
 
 
 def _read_url(url: str) -> Tag | None:
+    """The first that there is; a blank one is none, and hides those behind it."""
     for name, value in parse_qsl(urlsplit(url).query, keep_blank_values=True):
         if name == carrier.URL_PARAMETER:
-            return parse(value, carrier.URL_PARAMETER)
+            return parse(value, carrier.URL_PARAMETER) if value.strip() else None
     return None
+
+
+def _read_opaque(url: str) -> Tag | None:
+    parameters = dict(part.partition("=")[::2] for part in _BETWEEN_OPAQUE.split(url.partition("?")[2]))
+    value = parameters.get(carrier.URL_PARAMETER, "")
+    return parse(value, carrier.URL_PARAMETER) if value else None
 
 
 def _method(request: Request) -> str:
