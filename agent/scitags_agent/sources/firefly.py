@@ -41,6 +41,7 @@ DATAGRAMS_AT_ONCE = 256
 SO_RCVBUFFORCE = 33
 RESOLVE_SECONDS = 300.0
 RESOLVE_AGAIN_SECONDS = 10.0
+FIRST_RESOLVE_SECONDS = 1.0  # for which what is heard waits at most
 MATCHES_AT_ONCE = 4096
 # dCache sends each firefly to its peer and to the agent, one right after the other.
 COPIES_REMEMBERED = 64
@@ -104,13 +105,18 @@ class FireflySource:
                 sink.prepare_to_match()
             for host, port in self._addresses:
                 receivers += [stack.enter_context(one) for one in await _listen(host, port)]
+            complete = False
+            # What comes meanwhile waits in the kernel, and is passed on like all others.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FIRST_RESOLVE_SECONDS):
+                    complete = await self._relay.resolve()
             for receiver in receivers:
                 loop.add_reader(receiver, self._receive, receiver, sink)
                 stack.callback(loop.remove_reader, receiver)
             log.info("fireflies are heard at %s", ", ".join(self._settings.listen))
             while True:
-                complete = await self._relay.resolve()
                 await asyncio.sleep(RESOLVE_SECONDS if complete else RESOLVE_AGAIN_SECONDS)
+                complete = await self._relay.resolve()
 
     def _receive(self, receiver: socket.socket, sink: EventSink) -> None:
         """Take what is there, up to a bound so that others get their turn."""
