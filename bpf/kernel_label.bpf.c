@@ -29,6 +29,8 @@ char LICENSE[] SEC("license") = "GPL";
 #define AF_INET6 10
 #define SOL_SOCKET 1
 #define SOL_TCP 6
+#define SOL_IPV6 41
+#define IPV6_AUTOFLOWLABEL 70
 #define SO_TXREHASH 74
 #define TXREHASH_OFF 0
 #define TXREHASH_DEFAULT -1
@@ -185,14 +187,30 @@ static __always_inline int is_ours(struct bpf_sock_ops *ops, __be32 *place)
 	return !settings.has_netns_cookie || is_looked_into(bpf_get_netns_cookie(ops), place);
 }
 
-/* Has the kernel write this label from now on. */
+/* Why the kernel makes no label of a socket's hash; SOCKET_LABELLED where it does. A sock_ops program asks through its
+ * context. Kernels that do not tell what the application wants (before 6.0) are taken to make one. */
+static __always_inline int why_no_label(const struct tcp6_sock *sock, void *asked_through)
+{
+	int automatic = 1;
+
+	if (sock->inet6.flow_label)
+		return SOCKET_OWN_LABEL;
+	bpf_getsockopt(asked_through, SOL_IPV6, IPV6_AUTOFLOWLABEL, &automatic, sizeof(automatic));
+	return automatic ? SOCKET_LABELLED : SOCKET_NO_LABEL;
+}
+
+/* Has the kernel write this label from now on; where the application has chosen one itself or none, the walk tells. */
 static __always_inline void give(struct bpf_sock_ops *ops, __be32 label, __u64 expectation)
 {
 	struct bpf_sock *sock = ops->sk;
 	int off = TXREHASH_OFF, before;
+	struct tcp6_sock *full;
 	struct labelled *known;
 
 	if (!sock)
+		return;
+	full = bpf_skc_to_tcp6_sock(sock);
+	if (!full || why_no_label(full, ops) != SOCKET_LABELLED)
 		return;
 	known = bpf_sk_storage_get(&labelled, sock, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!known)
@@ -461,10 +479,12 @@ SEC("iter/tcp") int scitags_walk(struct bpf_iter__tcp *walk)
 		if (cookie && *cookie)
 			return 0;
 	}
-	if (!known->label && sock->inet6.flow_label) {
-		known->state = SOCKET_OWN_LABEL;
-		tell(walk, &key, sock, known, 0);
-		return 0;
+	if (!known->label) {
+		known->state = why_no_label(sock, sock);
+		if (known->state != SOCKET_LABELLED) {
+			tell(walk, &key, sock, known, 0);
+			return 0;
+		}
 	}
 	flags = sock->tcp.bpf_sock_ops_cb_flags;
 	if (label && !known->label) {

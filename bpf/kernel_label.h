@@ -14,6 +14,7 @@ enum socket_state {
 	SOCKET_GIVEN_BACK,
 	SOCKET_OWN_LABEL, /* the application has chosen a label itself, which is left alone */
 	SOCKET_REFUSED,	  /* the kernel would not be asked for the callback */
+	SOCKET_NO_LABEL,  /* the application wants none (IPV6_AUTOFLOWLABEL) */
 };
 
 /* What is known of a socket. */

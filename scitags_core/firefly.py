@@ -29,6 +29,9 @@ MAX_UNFRAGMENTED = 1232
 MAX_DATAGRAM = 65507
 MAX_NESTING = 16
 
+# What fits into 64 bits, with or without a sign: nothing that we keep or pass on takes more.
+NUMBER_MIN, NUMBER_MAX = -(1 << 63), (1 << 64) - 1
+
 _KNOWN = frozenset({"version", "flow-lifecycle", "flow-id", "usage", "context"})
 _START, _END = FlowState.START, FlowState.END
 _STATES = {state.value: state for state in FlowState}
@@ -244,9 +247,9 @@ def turned(event: FlowEvent) -> FlowEvent:
 def decode(datagram: bytes, *, max_octets: int = MAX_DATAGRAM) -> Firefly:
     """The firefly in a datagram or a line of a log.
 
-    Raises FireflyError, naming the bad value, for what is no firefly, is longer than max_octets or is
-    nested deeper than MAX_NESTING. A missing start time, an empty usage, a port of 0 and unknown objects
-    are accepted; the latter are kept in the event's extra.
+    Raises FireflyError, naming the bad value, for what is no firefly, is longer than max_octets, is nested
+    deeper than MAX_NESTING, or has us keep an integer outside NUMBER_MIN..NUMBER_MAX. A missing start time,
+    an empty usage, a port of 0 and unknown objects are accepted; the latter are kept in the event's extra.
     """
     header, message = split(datagram, max_octets=max_octets)
     version = message.get("version")
@@ -291,6 +294,21 @@ def _check_nesting(message: dict[str, Any]) -> None:
     raise FireflyError(f"objects are nested deeper than {MAX_NESTING}")
 
 
+def _extra(message: dict[str, Any]) -> dict[str, Any]:
+    """The objects that are unknown here. Raises FlowEventError for a number in them that nobody could write down."""
+    if message.keys() <= _KNOWN:
+        return {}
+    extra = {name: value for name, value in message.items() if name not in _KNOWN}
+    left: list[Any] = [extra]
+    while left:
+        value = left.pop()
+        if isinstance(value, _CONTAINERS):
+            left += value.values() if isinstance(value, dict) else value
+        elif isinstance(value, int) and not NUMBER_MIN <= value <= NUMBER_MAX:
+            raise FlowEventError(f"number {shown(value)} is outside {NUMBER_MIN}..{NUMBER_MAX}")
+    return extra
+
+
 def _event(message: dict[str, Any]) -> FlowEvent:
     lifecycle = _object(message, "flow-lifecycle")
     flow_id = _object(message, "flow-id")
@@ -311,7 +329,7 @@ def _event(message: dict[str, Any]) -> FlowEvent:
         application=application,
         usage=_usage(message.get("usage")),
         zone=zone_of(flow_id["dst-ip"]),
-        extra={} if message.keys() <= _KNOWN else {k: value for k, value in message.items() if k not in _KNOWN},
+        extra=_extra(message),
     )
 
 
@@ -374,4 +392,11 @@ def _usage(value: object) -> Usage | None:
     for name, octets in (("received", received), ("sent", sent)):
         if type(octets) is not int and octets is not None:
             raise FlowEventError(f"usage {name} {shown(octets)} is not an integer")
-    return Usage(received, sent)
+        if octets is not None and octets > NUMBER_MAX:
+            raise FlowEventError(f"usage {name} {shown(octets)} is greater than {NUMBER_MAX}")
+    return Usage(_count(received), _count(sent))
+
+
+def _count(octets: int | None) -> int | None:
+    """Nobody has moved less than nothing: whoever says so did not know."""
+    return None if octets is None or octets < 0 else octets

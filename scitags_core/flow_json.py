@@ -4,7 +4,7 @@
      "dst": "2001:db8::2", "dst_port": 43720, "scitag": 143}
 
 Either scitag, or experiment and activity, by number. Optional: start_time and end_time (ISO 8601),
-application, usage {"sent", "received"} in octets, and id, which tells apart the transfers that share a
+application, usage {"sent", "received"} in octets (0..2^64-1), and id, which tells apart the transfers that share a
 connection. One object or an array of them. Unknown members are refused, so that a misspelt one is found.
 """
 
@@ -19,6 +19,8 @@ from scitags_core.errors import FlowEventError, InvalidValue, TagError, shown
 from scitags_core.flow import FlowEvent, FlowKey, FlowState, Usage, check_tag, zone_of
 from scitags_core.instant import parse_instant
 from scitags_core.tag import UNKNOWN, Tag, decode
+
+OCTETS_MAX = (1 << 64) - 1
 
 
 class FlowEventJson(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -81,7 +83,7 @@ def decode_event(item: object) -> FlowEvent:
         start_time=_instant("start_time", fields.start_time),
         end_time=_instant("end_time", fields.end_time),
         application=fields.application,
-        usage=fields.usage,
+        usage=_usage(fields.usage),
         transfer_id=fields.id,
         zone=zone_of(fields.dst),
     )
@@ -122,6 +124,14 @@ def _tag(fields: FlowEventJson) -> Tag:
     if fields.experiment is None or fields.activity is None:
         raise FlowEventError("neither scitag nor experiment and activity are given")
     return check_tag(fields.experiment, fields.activity)
+
+
+def _usage(usage: Usage | None) -> Usage | None:
+    if usage is not None:
+        for name, octets in (("received", usage.received), ("sent", usage.sent)):
+            if octets is not None and not 0 <= octets <= OCTETS_MAX:
+                raise FlowEventError(f"usage {name} {shown(octets)} is outside 0..{OCTETS_MAX}")
+    return usage
 
 
 def _instant(name: str, text: str | None) -> datetime | None:

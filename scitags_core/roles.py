@@ -36,6 +36,9 @@ class EventSink(Protocol):
     def refuse(self, reason: str) -> None:
         """Input that was not; the reason names the bad value. It is counted, and logged sparingly."""
 
+    def count(self, name: str) -> None:
+        """One more of something that the source does besides, for the status and the metrics, by its name there."""
+
     async def settled(self) -> None:
         """Return when every backend has dealt with what was accepted so far, or after a second."""
 
@@ -114,7 +117,7 @@ class Backend(Protocol):
     async def start(self, inheritance: Inheritance) -> None:
         """Make ready, with what an earlier agent left.
 
-        An exception leaves this backend out, and is reported by name.
+        An exception leaves this backend out, and is reported by name; a new instance is tried later.
         """
 
     async def handle(self, changes: Sequence[FlowChange]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ class Sink:
     def __init__(self) -> None:
         self.events: list[FlowEvent] = []
         self.refused: list[str] = []
+        self.counters: Counter[str] = Counter()
         self.position = b""
         self.inheritance = Inheritance()
         self.is_crowded = False
@@ -30,6 +32,9 @@ class Sink:
 
     def refuse(self, reason: str) -> None:
         self.refused.append(reason)
+
+    def count(self, name: str) -> None:
+        self.counters[name] += 1
 
     async def settled(self) -> None:
         await asyncio.sleep(0)

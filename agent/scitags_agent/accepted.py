@@ -16,7 +16,6 @@ from scitags_agent import tcp_info
 _LISTEN = "0A"  # TCP_LISTEN, as it is shown
 _HEADERS_OCTETS = 40 + 20  # IPv6 and TCP
 _STAMPS, _STAMPS_OCTETS = 1, 12  # TCPI_OPT_TIMESTAMPS
-_TCP_INFO_OCTETS = 512
 _LISTENERS = Path("/proc/thread-self/net/tcp6")
 
 
@@ -43,6 +42,6 @@ def fits(one: socket.socket, octets: int) -> bool:
     """Whether a full segment of a TCP socket leaves room for so many octets of extension headers; True for others."""
     if one.type != socket.SOCK_STREAM:
         return True
-    info = tcp_info.decode(one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_OCTETS))
+    info = tcp_info.decode(one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, tcp_info.TCP_INFO_OCTETS))
     stamps = _STAMPS_OCTETS if info["options"] & _STAMPS else 0
     return info["snd_mss"] + _HEADERS_OCTETS + stamps + octets <= info["pmtu"]

@@ -1,9 +1,10 @@
-"""Take away what a killed agent left that will not be started again: programs on interfaces, routes, its ledger."""
+"""Take away what a killed agent left that will not be started again: programs, routes, pipes, sockets, its ledger."""
 
 from __future__ import annotations
 
 import os
 import socket
+import stat
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,13 +16,18 @@ from scitags_agent.bpf.layout import BPF_PROG_DETACH, BPF_PROG_GET_FD_BY_ID, BPF
 from scitags_agent.bpf.libbpf import library
 from scitags_agent.bpf.namespaces import inside
 from scitags_agent.bpf.placement import CLSACT, PROGRAMS
+from scitags_agent.config import Instance
 from scitags_agent.ledger import Ledger
+from scitags_agent.local_path import is_dead
 from scitags_agent.namespaces import Finder
 from scitags_agent.reserved_routes import ROUTES, remove_left
+from scitags_agent.sources.named_pipe import MADE
 
 
-def clean(directory: Path, namespaces: Sequence[str] = ()) -> list[str]:
+def clean(directory: Path, namespaces: Sequence[str] = (), sources: Sequence[Instance] = ()) -> list[str]:
     """What was taken away, a line each; in network namespaces of these patterns, too (scitags_agent.namespaces).
+
+    Of the sources, pipes that the agent had made (a writer would wait for ever), and sockets that nobody serves.
 
     Raises LedgerUnusable while an agent runs, OSError without the right to.
     """
@@ -45,6 +51,7 @@ def clean(directory: Path, namespaces: Sequence[str] = ()) -> list[str]:
             # One that has gone has taken its interfaces with it.
             with suppress(FileNotFoundError), inside(number, found):
                 done += [f"{one.name}: {line}" for line in _clean_interfaces(programs, clsact=clsact)]
+        done += [f"{path} removed" for source in sources if (path := _remove_file(source, ledger)) is not None]
     except OSError:
         ledger.close()
         raise
@@ -63,6 +70,23 @@ def _clean_interfaces(programs: set[int], *, clsact: bool) -> list[str]:
 
             clear_stale(index)
     return done
+
+
+def _remove_file(source: Instance, ledger: Ledger) -> Path | None:
+    """Where the source's writers came to, if that was ours and is of no use any more."""
+    path = Path(getattr(source.settings, "socket" if source.kind.kind == "http" else "path", ""))
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return None
+    if source.kind.kind == "named_pipe":
+        is_left = stat.S_ISFIFO(mode) and (ledger.home(f"source {source.name}") / MADE).exists()
+    else:
+        is_left = source.kind.kind in ("unix", "http") and stat.S_ISSOCK(mode) and is_dead(path)
+    if not is_left:
+        return None
+    path.resolve().unlink()
+    return path
 
 
 def _remove_routes(home: Path) -> list[str]:

@@ -238,7 +238,8 @@ def _clean(arguments: argparse.Namespace) -> int:
 
     settings = config.read(arguments.config, PluginHost.load())
     try:
-        done = cleaning.clean(settings.ledger, settings.agent.namespaces) if settings.ledger is not None else []
+        directory, namespaces = settings.ledger, settings.agent.namespaces
+        done = cleaning.clean(directory, namespaces, settings.sources) if directory is not None else []
     except OSError as error:
         raise ConfigError(f"not everything could be taken away: {error.strerror}") from None
     print("\n".join(done) if done else "nothing was left")

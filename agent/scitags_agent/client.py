@@ -7,6 +7,7 @@ with AgentClient("/run/scitags/agent.sock") as agent:
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from array import array
@@ -36,6 +37,7 @@ class AgentClient:
         *,
         type: Literal["datagram", "seqpacket"] = "datagram",  # noqa: A002  (the word of the configuration)
     ) -> None:
+        """A socket that takes connections is spoken to by connection, also where type says "datagram"."""
         self._path = os.fspath(path)
         self._is_datagram = type == "datagram"
         self._socket: socket.socket | None = None
@@ -68,7 +70,9 @@ class AgentClient:
             connection.sendmsg([message], rights if sockets else [], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL, address)
         except BlockingIOError:
             return False
-        except OSError:
+        except OSError as error:
+            if self._adapts_to(error):
+                return self.send(events, sockets)
             self._forget()
             return False
         return True
@@ -119,17 +123,27 @@ class AgentClient:
             self._socket.close()
             self._socket = None
 
+    def _adapts_to(self, error: Exception) -> bool:
+        """Whether it failed for the type of the socket alone, which is known from now on."""
+        if not (self._is_datagram and isinstance(error, OSError) and error.errno == errno.EPROTOTYPE):
+            return False
+        self.close()
+        self._is_datagram = False
+        return True
+
     def _ask(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
         try:
             message = self._answer_to(msgspec.json.encode(request), timeout)
             answer = msgspec.json.decode(message) if message else None
         except (OSError, msgspec.DecodeError) as error:
+            if self._adapts_to(error):
+                return self._ask(request, timeout)
             self._forget()
             raise AgentUnavailable(f"no answer from the agent at {self._path}: {error}") from None
         if not message:  # it has ended
             self._forget()
             raise AgentUnavailable(f"no answer from the agent at {self._path}")
-        if not isinstance(answer, dict):
+        if not isinstance(answer, dict) or "error" in answer:
             raise PeerDataError(f"the agent at {self._path} answered {answer!r}")
         return answer
 

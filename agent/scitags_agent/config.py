@@ -89,7 +89,10 @@ class Instance(msgspec.Struct, frozen=True):
 
     def create(self) -> Any:
         """The thing itself. Raises ConfigError for settings that no single key shows to be wrong."""
-        return self.kind.create(self.settings)
+        try:
+            return self.kind.create(self.settings)
+        except ConfigError as error:
+            raise ConfigError(f"{self.name}: {error}") from None
 
 
 class BackendOptions(msgspec.Struct, frozen=True):
@@ -135,6 +138,8 @@ def parse(document: Mapping[str, Any], plugins: PluginHost, where: str) -> Confi
     common = {"namespaces": _namespaces(tables.agent.namespaces, where)} if tables.agent.namespaces else {}
     backends = _instances("backend", own, plugins.collect("provide_backends"), plugins, where, common=common)
     sources = _instances("source", tables.source, plugins.collect("provide_sources"), plugins, where, common=common)
+    for instances in (sources, backends):
+        _check_paths(instances, where)
     enrichers = _instances(
         "enricher", tables.enricher, plugins.collect("provide_enrichers"), plugins, where, common=common
     )
@@ -147,6 +152,18 @@ def parse(document: Mapping[str, Any], plugins: PluginHost, where: str) -> Confi
         enrichers,
         _ledger_directory(tables.agent.state_directory, where),
     )
+
+
+_ALONE_AT_A_PATH = frozenset({"named_pipe", "unix", "http", "jsonl"})
+
+
+def _check_paths(instances: Sequence[Instance], where: str) -> None:
+    """ConfigError for two that would read one pipe, serve one socket or write one file: each would spoil the other."""
+    names: dict[str, str] = {}
+    for one in instances:
+        for path in (getattr(one.settings, key, "") for key in ("path", "socket")):
+            if path and one.kind.kind in _ALONE_AT_A_PATH and names.setdefault(path, one.name) != one.name:
+                raise ConfigError(f"{where}: {names[path]} and {one.name} have one path, {shown(path)}")
 
 
 def _ledger_directory(setting: str, where: str) -> Path | None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from scitags_agent.absent import Absent
 from scitags_agent.config import AUTO, BackendOptions, Config, Instance
 from scitags_agent.fanout import Fanout, Lane
 from scitags_agent.inlet import Inlet
@@ -43,6 +44,8 @@ EXPIRY_SECONDS = 10.0
 CLAIM_SECONDS = 2.0
 FIRST_RESTART_SECONDS = 0.5
 LAST_RESTART_SECONDS = 30.0
+# What an event may hold, from whoever's source, that the ledger has no form for: it costs that, and no neighbour.
+NOT_WRITABLE = (OverflowError, TypeError, UnicodeError, RecursionError)
 OWN = "table"  # the source of the events that the agent makes by itself
 
 
@@ -61,6 +64,8 @@ class Daemon:
         self._positions: dict[str, bytes] = {}
         self._started = time.monotonic()
         self._reloading = asyncio.Lock()
+        self._absent = Absent()
+        self._is_full_said = False
         self._notifier = Notifier.from_environment()
         self._kept = handed_over()  # by an earlier agent, and not claimed yet
         self.fanout = Fanout()
@@ -103,6 +108,7 @@ class Daemon:
                 self._expire,
                 self._report,
                 self.lookout.look_for_gone,
+                partial(self._absent.keep_trying, self._reloading),
                 self._close_unclaimed,
                 self._notifier.keep_alive,
             )
@@ -141,8 +147,16 @@ class Daemon:
         changes = self.table.apply_all(events, now)
         if changes:
             self.fanout.put(changes)
+        if len(changes) < len(events):
+            self._complain_when_full()
         if ledger is not None and ledger.is_long:
             self._begin_ledger()
+
+    def _complain_when_full(self) -> None:
+        if self.table.counters["table_full"] and not self._is_full_said:
+            self._is_full_said = True
+            most = self._config.table.max_transfers
+            log.error("%d transfers are under way: what starts beyond is refused (said once, counted from here)", most)
 
     def inheritance_of(self, name: str, under_way: Sequence[FlowChange] = ()) -> Inheritance:
         """What earlier agents have left for a source or a backend."""
@@ -186,6 +200,7 @@ class Daemon:
             **self.lookout.status(),
             "ledger": {"kept": self._ledger is not None, "failed": self.failures["ledger"]},
             "backends": {lane.name: lane.status() for lane in self.fanout.lanes},
+            "absent": self._absent.shown(),
         }
 
     def flows(self, first: int = 0, limit: int | None = None) -> list[dict[str, Any]]:
@@ -262,6 +277,7 @@ class Daemon:
             log.warning("state_directory is read at start only: it stays as it is")
         old_backends = dict(self._backends)
         self._config = config
+        self._absent.clear()
         await self.lookout.configure(config)
         self.table.configure(
             max_users=config.table.max_transfers,
@@ -298,11 +314,16 @@ class Daemon:
             if isinstance(backend, ShowsStatus):
                 backend.show(self.status)
             await backend.start(self.inheritance_of(f"backend {name}", under_way))
+        except asyncio.CancelledError:
+            await backend.close()
+            raise
         except Exception as error:
             await backend.close()
             if options.required:
                 raise ConfigError(f"required backend {name} cannot start: {error}") from error
-            log.error("backend %s cannot start and is left out: %s", name, error)
+            self._absent.add(
+                f"backend {name}", str(error), lambda: self._start_backend(instance, options, instance.create(), again)
+            )
             return
         self._backends[name] = instance, options
         done = self._ledger.done(name, self.table.serial) if self._ledger is not None else None
@@ -312,10 +333,14 @@ class Daemon:
         try:
             await enricher.start()
         except Exception as error:
-            log.error("enricher %s cannot start and is left out: %s", instance.name, error)
             await _close_enricher(instance.name, enricher)
+            self._absent.add(
+                f"enricher {instance.name}", str(error), lambda: self._start_enricher(instance, instance.create())
+            )
             return
         self._enrichers[instance.name] = instance, enricher
+        order = [one.name for one in self._config.enrichers]
+        self._enrichers = {name: self._enrichers[name] for name in order if name in self._enrichers}
 
     async def _stop_enricher(self, name: str) -> None:
         _, enricher = self._enrichers.pop(name)
@@ -392,18 +417,18 @@ class Daemon:
             return
         try:
             self._ledger.rotate(self.table.serial, list(self.table.flows()), self._positions, self.fanout.outstanding())
-        except OSError as error:
+        except (OSError, *NOT_WRITABLE) as error:
             self._count_ledger_failure(error)
 
     def _write_down(self, ledger: Ledger, frame: Frame) -> None:
         try:
             ledger.append(frame)
-        except OSError as error:
+        except (OSError, *NOT_WRITABLE) as error:
             self._count_ledger_failure(error)
         if frame.position:
             self._positions[frame.source] = frame.position
 
-    def _count_ledger_failure(self, error: OSError) -> None:
+    def _count_ledger_failure(self, error: Exception) -> None:
         self.failures["ledger"] += 1
         if self.failures["ledger"] == 1:
             log.error("the ledger cannot be written: %s (said once, counted from here)", error)

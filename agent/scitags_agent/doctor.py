@@ -44,6 +44,8 @@ def examine(config: Config | None) -> list[Finding]:
     sources = {one.kind.kind for one in config.sources} if config else {"unix"}
     enrichers = {one.kind.kind for one in config.enrichers} if config else set()
     found = [_kernel()]
+    if config is not None:
+        found += _settings(config)
     if "marker" in backends:
         found += [
             _capabilities("marker", _MARKERS_CAPABILITIES),
@@ -52,9 +54,10 @@ def examine(config: Config | None) -> list[Finding]:
             _kernel_labels(),
             _labels(),
         ]
-        found += _interfaces(config)
+    found += _interfaces(_patterns(config))
     if "extension_header" in backends:
         found += _headers(config)
+        found += _cards(config)
     if config is not None and config.agent.namespaces:
         found += _namespaces(config.agent.namespaces)
     if {"sock_ops", "iperf3"} & (sources | enrichers):
@@ -69,6 +72,32 @@ def examine(config: Config | None) -> list[Finding]:
 
 def _kernel() -> Finding:
     return Finding("kernel", "good", f"Linux {platform.release()} on {platform.machine()}")
+
+
+def _settings(config: Config) -> Iterator[Finding]:
+    """What no single key shows to be wrong, and what is to be there before the agent is."""
+    for one in (*config.sources, *config.enrichers, *(backend for backend, _ in config.backends)):
+        try:
+            one.create()
+        except ConfigError as error:
+            yield Finding("configuration", "bad", str(error), "the agent does not start with it")
+    for one, _ in config.backends:
+        for address in getattr(one.settings, "source", []):
+            with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                try:
+                    probe.bind((address, 0))
+                except OSError as error:
+                    text = f"cannot be sent from: {error.strerror}"
+                    yield Finding(f"{one.name}: {address}", "bad", text, "name one that `ip address` shows")
+        if one.kind.kind == "jsonl":
+            yield from _records(one.name, Path(getattr(one.settings, "path", "")))
+
+
+def _records(name: str, path: Path) -> Iterator[Finding]:
+    if not path.parent.is_dir():
+        yield Finding(f"{name}: {path}", "bad", f"there is no directory {path.parent}", f"mkdir -p {path.parent}")
+    elif not os.access(path if path.exists() else path.parent, os.W_OK):
+        yield Finding(f"{name}: {path}", "bad", "cannot be written to", "LogsDirectory= in the unit, or another path")
 
 
 def _capabilities(backend: str, wanted: Mapping[int, str]) -> Finding:
@@ -157,6 +186,27 @@ def _header_finding(way: str, how: str, why_not: str, otherwise: str, *, is_bad:
     return Finding(subject, "note", why_not, f"until then they are {otherwise}")
 
 
+def _cards(config: Config | None) -> Iterator[Finding]:
+    """Interfaces that have packets with headers cut and summed by the processor."""
+    from scitags_agent.bpf.interfaces import matching  # noqa: PLC0415
+    from scitags_agent.offloads import features, leaves_headers_to_the_processor  # noqa: PLC0415
+
+    instances = [one for one, _ in config.backends if one.kind.kind == "extension_header"] if config else []
+    patterns = [pattern for one in instances for pattern in getattr(one.settings, "interfaces", ())]
+    for name in sorted(one.name for one in matching(patterns)):
+        try:
+            enabled = features(name)
+        except OSError:
+            continue  # gone meanwhile
+        if leaves_headers_to_the_processor(enabled):
+            yield Finding(
+                f"card {name}",
+                "note",
+                "this card sums TCP over IPv6 alone: packets with a header are cut and summed by the processor",
+                "where that is too slow, take the flow label (the backend marker) in place of headers",
+            )
+
+
 def _why_not_at_tc() -> str:
     from scitags_agent.bpf.header_program import probe  # noqa: PLC0415
 
@@ -200,18 +250,26 @@ def _labels() -> Finding:
     )
 
 
-def _interfaces(config: Config | None) -> Iterator[Finding]:
+def _patterns(config: Config | None) -> list[list[str]]:
+    """Those of each backend that needs an interface; headers may do with sockets, unless some are named."""
+    if config is None:
+        return [["*"]]
+    wanted = [(one.kind.kind, list(getattr(one.settings, "interfaces", []))) for one, _ in config.backends]
+    return [some for kind, some in wanted if kind == "marker" or (kind == "extension_header" and some != ["*"])]
+
+
+def _interfaces(wanted: Sequence[Sequence[str]]) -> Iterator[Finding]:
     from scitags_agent.bpf.interfaces import matching  # noqa: PLC0415
 
-    patterns = ["*"]
-    if config is not None:
-        for instance, _ in config.backends:
-            patterns = list(getattr(instance.settings, "interfaces", patterns))
-    found = matching(patterns)
-    if not found:
-        yield Finding("interfaces", "bad", f"none matches {', '.join(patterns)}", "name one that `ip link` shows")
+    for patterns in wanted:
+        if not matching(patterns):
+            yield Finding("interfaces", "bad", f"none matches {', '.join(patterns)}", "name one that `ip link` shows")
+            continue
+        for pattern in patterns:
+            if not matching([pattern]):
+                yield Finding(f"interface {pattern}", "note", "there is none now", "the agent waits for it; `ip link`")
     global_ones = _with_global_addresses()
-    for one in found:
+    for one in sorted({one for patterns in wanted for one in matching(patterns)}, key=lambda one: one.index):
         mtu = _read(f"/sys/class/net/{one.name}/mtu")
         state = _read(f"/sys/class/net/{one.name}/operstate")
         has_address = one.name in global_ones

@@ -112,6 +112,10 @@ def health(status: Status) -> Iterator[Metric]:
             for path, number in _numbers(counters):
                 family.add_metric((name, path), number)
         yield family
+    absent = GaugeMetricFamily("scitags_agent_absent", "What is configured and could not start.", labels=("part",))
+    for name in left.pop("absent", {}):
+        absent.add_metric((name,), 1)
+    yield absent
     rest = UnknownMetricFamily("scitags_agent_status", "The rest of the agent's status.", labels=("counter",))
     left.pop("pid", None)
     for path, number in _numbers(left):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_OF_DATAGRAMS = "its application says how long its datagrams are"
 NO_ROOM = Room(why="no room is kept free for it yet")
 
 
@@ -88,7 +89,7 @@ class HeaderFlows:
 
     def set_room(self, flow: HeaderFlow, room: Room) -> None:
         """What its packets have room for from now on."""
-        flow.room = room
+        flow.room = room if keeps_room(flow.key) else Room(room.path_mtu, 0, room.why or _OF_DATAGRAMS)
         self._write(flow)
 
     def peer_mtus(self, flow: HeaderFlow) -> list[int]:
@@ -140,6 +141,11 @@ class HeaderFlows:
         except OSError:
             self._forget(flow, self._places_of(flow.key))
             raise
+
+
+def keeps_room(key: FlowKey) -> bool:
+    """Whether the kernel says how long a flow's packets are."""
+    return key.protocol == "tcp"
 
 
 def _canonical(key: FlowKey) -> FlowKey:

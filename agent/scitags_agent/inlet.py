@@ -18,7 +18,13 @@ SETTLE_SECONDS = 1.0
 REFUSALS_LOGGED = 20  # for each source; a peer that sends rubbish must not fill the disk
 REASONS_COUNTED = 50  # for each source
 
-_QUOTED = re.compile(r"0x[0-9a-f]+|'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\d+")
+# What errors.shown() has cut comes first, as it has no quote at its end; then whatever else a peer has chosen.
+_CHOSEN = re.compile(
+    r"b?[\"'\[{(].{118,119}\.\.\. \(\d+ characters\)"
+    r"|(?<=unknown field )`.*`(?= in | - at )"
+    r"|0x[0-9a-f]+|b?'(?:[^'\\]|\\.)*'|b?\"(?:[^\"\\]|\\.)*\"|\d+",
+    re.DOTALL,
+)
 
 
 class Receiver(Protocol):
@@ -67,6 +73,9 @@ class Inlet:
         if self.counters["refused"] == REFUSALS_LOGGED:
             log.warning("source %s: further refusals are only counted", self.name)
 
+    def count(self, name: str) -> None:
+        self.counters[name] += 1
+
     async def settled(self) -> None:
         await self._receiver.fanout.drained(SETTLE_SECONDS)
 
@@ -104,4 +113,4 @@ class Inlet:
 
 def reason_kind(reason: str) -> str:
     """A refusal's reason without the values that were bad: what is counted."""
-    return _QUOTED.sub("…", reason)[:120]
+    return _CHOSEN.sub("…", reason)[:120]

@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
+import shutil
 import zlib
 from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
@@ -31,8 +33,14 @@ from scitags_core.errors import ScitagsError
 from scitags_core.flow import FlowChange, FlowEvent, FlowKey
 from scitags_core.roles import KEEP
 
+log = logging.getLogger(__name__)
+
 FORMAT = 2
+# Ahead of every serial that an agent whose snapshot cannot be read may have given.
+SERIALS_SKIPPED = 1 << 32
 ROTATE_OCTETS = 16 << 20
+HOMES = "of-"
+SOURCE_HOMES = f"{HOMES}source"
 _LENGTH_OCTETS = 4
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -93,21 +101,45 @@ class Ledger:
             raise LedgerUnusable(f"{directory} is in use by another agent") from None
 
     def load(self) -> tuple[Snapshot, list[Frame]]:
-        """What the last agent left: the snapshot, and the frames behind it. Nothing when the machine has restarted."""
+        """What the last agent left: the snapshot, and the frames behind it. Nothing when the machine has restarted.
+
+        What a version of another format has left, or what is damaged, cannot be gone on with: its flows are forgotten,
+        and that is said. What backends have put into the kernel is there nevertheless, and so is what they know of it.
+        """
         empty = Snapshot(FORMAT, self._boot, 0, 0, [], {}, [])
         try:
             content = (self.directory / "snapshot").read_bytes()
             heading = msgspec.msgpack.decode(content, type=_Heading)
-            if (heading.format, heading.boot) == (FORMAT, self._boot):
-                snapshot = msgspec.msgpack.decode(content, type=Snapshot)
-                frames = list(_frames(self._events(snapshot.generation).read_bytes()))
-                self._generation = snapshot.generation
-                return snapshot, frames
         except (OSError, msgspec.DecodeError):
-            pass
-        # Serials begin anew: nothing may stay that knows those of before.
-        self._clear()
-        return empty, []
+            heading = _Heading(FORMAT, "")
+        if heading.boot != self._boot:
+            # Serials begin anew: nothing may stay that knows those of before.
+            self._clear()
+            return empty, []
+        try:
+            if heading.format != FORMAT:
+                raise msgspec.DecodeError(f"its format is {heading.format}, not {FORMAT}")
+            snapshot = msgspec.msgpack.decode(content, type=Snapshot)
+            frames = list(_frames(self._events(snapshot.generation).read_bytes()))
+        except (OSError, msgspec.DecodeError) as error:
+            log.warning("%s: the flows that an earlier agent had are forgotten: %s", self.directory, error)
+            return msgspec.structs.replace(empty, serial=self._forget_flows()), []
+        self._generation = snapshot.generation
+        return snapshot, frames
+
+    def _forget_flows(self) -> int:
+        """Remove what tells of flows and of what sources had read; a serial that is ahead of all before."""
+        for one in self.directory.iterdir():
+            if one.name.startswith(SOURCE_HOMES):
+                shutil.rmtree(one, ignore_errors=True)
+            elif one.name.startswith(("snapshot", "events-", "seen")):
+                one.unlink()
+        last = 0
+        for path in self.directory.glob("done-*"):
+            number = MappedNumber(path)
+            last = max(last, number.value)
+            number.close()
+        return last + SERIALS_SKIPPED
 
     def append(self, frame: Frame) -> None:
         """Write a frame down. Raises OSError."""
@@ -182,7 +214,7 @@ class Ledger:
 
     def home(self, name: str) -> Path:
         """A directory for one source or backend, made when it is not there. Raises OSError."""
-        home = self.directory / f"of-{_file_name(name)}"
+        home = self.directory / f"{HOMES}{_file_name(name)}"
         home.mkdir(exist_ok=True, mode=0o700)
         return home
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -70,6 +71,8 @@ class LiveSockets:
             taken = self._libc.syscall(ctypes.c_long(_SYS_PIDFD_GETFD), there, descriptor, 0)
             if taken < 0:
                 code = ctypes.get_errno()
+                if code == errno.EBADF:
+                    raise ProcessLookupError(code, f"process {process} has closed it meanwhile")
                 raise OSError(code, f"pidfd_getfd: {os.strerror(code)}")
             return int(taken)
         finally:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from scitags_agent.bpf.flow_table import why_refused
+from scitags_agent.bpf.kernel_label import SocketState
 from scitags_agent.bpf.layout import FLOW_KEY_OCTETS, label_word
 from scitags_agent.marks import Mark, MarkMaker
 from scitags_agent.socket_labels import SocketLabels, Wanted
@@ -22,6 +23,13 @@ from scitags_core.flow import FlowChange, FlowKey
 from scitags_core.tag import Tag
 
 log = logging.getLogger(__name__)
+
+_OWN_LABEL = "own_label"
+_WHY_NOT_BY_KERNEL = {
+    SocketState.OWN_LABEL: _OWN_LABEL,
+    SocketState.NO_LABEL: "no_automatic_label",
+    SocketState.REFUSED: "kernel_refused",
+}
 
 
 class Table(Protocol):
@@ -41,6 +49,7 @@ class MarkBook:
     unmarked    why, for flows that are under way
     counters    flows that were not marked, by reason
     by_kernel   how many connections the kernel labels
+    not_by_kernel   by name, why it does not label one for which it was asked; as a counter's name
     program     the table, once it is there
     labels      has the kernel write labels itself; None where it does not
     place_of    what stands for the network namespace of a flow in the kernel's maps
@@ -61,6 +70,7 @@ class MarkBook:
         self.unmarked: dict[FlowKey, str] = {}
         self.counters: Counter[str] = Counter()
         self.by_kernel = 0
+        self.not_by_kernel: dict[FlowKey, str] = {}
         self._removals: deque[tuple[float, list[Mark]]] = deque()  # the next first
         self._remover: asyncio.TimerHandle | None = None
         # For those that the changes in work release: when they go, by the event loop's clock, and who has been.
@@ -126,6 +136,23 @@ class MarkBook:
         self.program.remove([one for one in mark.requests if one[:FLOW_KEY_OCTETS] == key])
         self._set_by_kernel(mark, True)
 
+    def note_refused(self, name: FlowKey, key: bytes, state: SocketState) -> None:
+        """The kernel does not label one direction. A label that the application has chosen itself stays at tc, too."""
+        mark = self.marks.get(name)
+        if mark is None or self.program is None:
+            return
+        reason = _WHY_NOT_BY_KERNEL[state]
+        if state == SocketState.OWN_LABEL:
+            self.program.remove([one for one in mark.requests if one[:FLOW_KEY_OCTETS] == key])
+        if self.not_by_kernel.get(name) != reason:
+            self.not_by_kernel[name] = reason
+            if self.leaves_unmarked(reason):
+                self.counters[f"unmarked_{reason}"] += 1
+
+    def leaves_unmarked(self, reason: str) -> bool:
+        """Whether what the kernel does not label for this reason bears no label of ours at all."""
+        return self._is_kernels_alone or reason == _OWN_LABEL
+
     def _handle_unusual(self, change: FlowChange) -> None:
         """What cannot be marked, or something on the way cannot."""
         key, tag = change.event.key, change.mark
@@ -186,7 +213,7 @@ class MarkBook:
     def _write(self, mark: Mark) -> None:
         """Give a connection the label of the tag that it has now."""
         self._maker.label(mark)
-        if not self._is_kernels_alone:
+        if not self.leaves_unmarked(self.not_by_kernel.get(mark.name, "")):
             # Of what the kernel labels, too: it follows in a moment, and until then the program writes.
             self._requests += mark.requests
             self._requested += [mark] * len(mark.requests)
@@ -257,6 +284,7 @@ class MarkBook:
                 requests.append(mark.opposite)
             if mark.is_offered and self.labels is not None:
                 self._set_by_kernel(mark, False)
+                self.not_by_kernel.pop(mark.name, None)
                 self.labels.remove(mark.directions)
         if requests:
             self.program.remove(requests)  # type: ignore[union-attr]

@@ -112,7 +112,10 @@ class Outbox:
             family = socket.AF_INET6 if ":" in source else socket.AF_INET
             if family not in self._sockets:
                 raise OSError(errno.EAFNOSUPPORT, f"this host has no sockets for the source address {source}")
-            self._sockets[family].bind((source, 0))
+            try:
+                self._sockets[family].bind((source, 0))
+            except OSError as error:
+                raise OSError(error.errno, f"source {source}: {error.strerror}") from None
 
     def close(self) -> None:
         """Close the sockets; the file stays as it is."""

@@ -6,6 +6,9 @@ already, that stays as it is, and nothing is reserved.
 
 What the kernel learns of the path MTU is respected: the room is then taken from that. While a route changes, packets
 that have no room are left unmarked by the program: it asks the socket what the kernel goes by.
+
+For datagrams no room is kept: they are as long as their application makes them, and a lower MTU would have the kernel
+cut them in two, or refuse them. Of their way just the MTU is told.
 """
 
 from __future__ import annotations
@@ -58,7 +61,7 @@ class Room(msgspec.Struct, frozen=True):
 
     path_mtu   what it lets through, as far as this host knows; 0 when it does not
     reserved   what the kernel fills, when the room is kept free; 0 when not
-    why        why not
+    why        why not; empty where nobody has asked for it
     """
 
     path_mtu: int = 0
@@ -67,10 +70,13 @@ class Room(msgspec.Struct, frozen=True):
 
 
 class _Reservation(msgspec.Struct):
-    """learned is a path MTU that was told of on the way, believed until then; peer what the other end takes at most."""
+    """keepers are those of the users that room is kept for; learned is a path MTU that was told of on the way, believed
+    until then; peer what the other end takes at most.
+    """
 
     source: str
     users: int = 0
+    keepers: int = 0
     room: Room = Room()
     route: Route | None = None
     interfaces: Sequence[int] = ()
@@ -186,23 +192,28 @@ class ReservedRoutes:
                     return "both its ends are on this host" if can_bind(destination) else (namespace, destination)
         return "its source is no address of this host"
 
-    def reserve(self, place: Place, source: str, now: float) -> Room:
-        """Keep room for one flow more; source is its source address."""
+    def reserve(self, place: Place, source: str, now: float, *, keeps: bool = True) -> Room:
+        """Keep room for one flow more; source is its source address. Not keeps: look how much would fit alone."""
         one = self._reservations.get(place)
         if one is None:
             one = self._reservations[place] = _Reservation(source, route=self._left.pop(place, None))
-            self._establish(place, one, now)
         one.users += 1
+        one.keepers += keeps
+        if one.users == 1 or (keeps and one.keepers == 1):
+            self._establish(place, one, now)
         return one.room
 
-    def release(self, place: Place) -> None:
-        """One flow less; after the last the route is as it was."""
+    def release(self, place: Place, *, keeps: bool = True) -> None:
+        """One flow less, as of reserve(); after the last for which room is kept the route is as it was."""
         one = self._reservations.get(place)
         if one is None:
             return
         one.users -= 1
-        if one.users <= 0:
+        one.keepers -= keeps
+        if not one.keepers:
             self._withdraw(place, one)
+            one.room = Room(one.room.path_mtu)
+        if one.users <= 0:
             del self._reservations[place]
 
     def forget_left(self) -> None:
@@ -275,13 +286,15 @@ class ReservedRoutes:
 
     def _is_not_ours(self, place: Place, one: _Reservation, now: float) -> bool:
         """Whether packets go another way than by our route, or less than is reserved fits through."""
-        if one.route is None:
+        if one.route is None and one.keepers:
             return False
         try:
             with self._asking(place[0]) as asked:
                 found = asked.resolved(place[1], one.source)
         except OSError:
             return True
+        if one.route is None:
+            return 0 < found.mtu < one.room.path_mtu
         if found.protocol != PROTOCOL:
             return True
         if found.mtu < one.room.reserved:
@@ -304,7 +317,7 @@ class ReservedRoutes:
                     one.learned, one.learned_until = path_mtu, now + _LEARNED_SECONDS
                 reserved = path_mtu - self._room
                 one.room = Room(path_mtu, 0, self._why_not(namespace, base, reserved))
-                if one.room.why:
+                if one.room.why or not one.keepers:
                     return
                 route = base.towards(address, PROTOCOL, _metrics(base, reserved, own))
                 asked.add(route)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -23,6 +23,9 @@ from scitags_core.tag import UNKNOWN, Tag
 # linux/in6.h
 IPV6_HOPOPTS = 54
 IPV6_DSTOPTS = 59
+IPV6_MTU_DISCOVER, IPV6_DONTFRAG = 23, 62
+IPV6_PMTUDISC_DO, IPV6_PMTUDISC_PROBE, IPV6_PMTUDISC_INTERFACE = 2, 3, 4
+_REFUSING = (IPV6_PMTUDISC_DO, IPV6_PMTUDISC_PROBE, IPV6_PMTUDISC_INTERFACE)
 OPTIONS = {
     "destination-options": (IPV6_DSTOPTS,),
     "hop-by-hop": (IPV6_HOPOPTS,),
@@ -41,6 +44,7 @@ class Outcome(enum.Enum):
     NO_RIGHT = "no_right"
     REFUSED = "kernel_refused"
     ACCEPTED = "accepted"
+    OWN_SIZES = "own_sizes"
 
 
 class Job(msgspec.Struct):
@@ -77,6 +81,17 @@ class SocketHeaders:
             except OSError as error:
                 job.outcome, job.reason = Outcome.REFUSED, str(error)
 
+    def begin(self) -> None:
+        """Before each few questions in a row: sockets come and go."""
+        self._sockets.begin()
+
+    def opened(self, key: FlowKey) -> Iterator[socket.socket]:
+        """This host's sockets of a connection, each open until the next is asked for. Raises OSError."""
+        for inode in self._inodes(key):
+            with socket.socket(fileno=self._sockets.take(inode)) as one:
+                _check(one, key)
+                yield one
+
     def _find_and_act(self, job: Job) -> None:
         job.reason = "no such connection is open on this host"
         for inode in self._inodes(job.key):
@@ -101,11 +116,7 @@ class SocketHeaders:
     def _act(self, job: Job, descriptor: int) -> None:
         """Set the options of a socket; the descriptor is closed."""
         with socket.socket(fileno=descriptor) as one:
-            try:
-                identified(FlowEvent(state=FlowState.START, key=job.key, tag=job.tag or UNKNOWN), one.fileno())
-            except FlowEventError as error:
-                # Between the look and the grasp the number came to name another.
-                raise ProcessLookupError(str(error)) from None
+            _check(one, job.key)
             present = {option: one.getsockopt(socket.IPPROTO_IPV6, option, _MOST_OCTETS) for option in self._options}
             if not all(_is_ours(octets) for octets in present.values()):
                 job.outcome, job.reason = Outcome.OWN_OPTIONS, "the application has set options of its own"
@@ -113,6 +124,12 @@ class SocketHeaders:
             is_new = job.tag is not None and not any(present.values())
             if is_new and is_accepted(one):
                 job.outcome, job.reason = Outcome.ACCEPTED, _NO_ROOM
+                return
+            if is_new and _fits_datagrams_to_the_path(one):
+                job.outcome, job.reason = (
+                    Outcome.OWN_SIZES,
+                    "its application makes datagrams as long as the path allows",
+                )
                 return
             for option in self._options:
                 if job.tag is not None:
@@ -124,6 +141,22 @@ class SocketHeaders:
                 for option in self._options:
                     one.setsockopt(socket.IPPROTO_IPV6, option, None, 0)
                 job.outcome, job.reason = Outcome.ACCEPTED, _NO_ROOM
+
+
+def _check(one: socket.socket, key: FlowKey) -> None:
+    """Between the look and the grasp the number may have come to name another: ProcessLookupError."""
+    try:
+        identified(FlowEvent(state=FlowState.START, key=key, tag=UNKNOWN), one.fileno())
+    except FlowEventError as error:
+        raise ProcessLookupError(str(error)) from None
+
+
+def _fits_datagrams_to_the_path(one: socket.socket) -> bool:
+    """Whether the kernel refuses datagrams that are too long, as QUIC has it do: full ones would not leave any more."""
+    if one.type != socket.SOCK_DGRAM:
+        return False
+    discovery = one.getsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER)
+    return discovery in _REFUSING or bool(one.getsockopt(socket.IPPROTO_IPV6, IPV6_DONTFRAG))
 
 
 def _is_ours(octets: bytes) -> bool:

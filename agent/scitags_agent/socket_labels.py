@@ -39,6 +39,7 @@ class SocketLabels:
 
     wanted(name) says which keys (layout.pack_key) and which label, None for a connection that is over.
     begun(name, key, label_word) is called when the kernel writes a label, and may be called again.
+    refused(name, key, state) likewise when it does not.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class SocketLabels:
         namespaces: Sequence[str],
         wanted: Callable[[FlowKey], Wanted | None],
         begun: Callable[[FlowKey, bytes, int], None],
+        refused: Callable[[FlowKey, bytes, SocketState], None],
     ) -> None:
         self._kernel = kernel
         self._namespaces: Finder | None = None
@@ -56,12 +58,14 @@ class SocketLabels:
             self._namespaces = Finder(namespaces)
         self._wanted = wanted
         self._begun = begun
+        self._refused = refused
         self._offered: deque[tuple[float, FlowKey]] = deque()  # when each has lasted for a moment, the next first
         self._names: dict[bytes, FlowKey] = {}
         self._unsettled: set[bytes] = set()  # those whose socket is not there yet, or has sent nothing since
         self._timer: asyncio.TimerHandle | None = None
         self._round: asyncio.Task[None] | None = None
         self._is_changed = False
+        self._walked: asyncio.Future[None] | None = None  # done when all that was put until now has been walked to
         self._waiting = WAITING_SECONDS
         self._next_walk = 0.0
         self._closing = False
@@ -121,6 +125,16 @@ class SocketLabels:
         self.expectations.confirm(name)
         self._hurry()
         return True
+
+    async def walked(self) -> None:
+        """Return when the sockets of all that was put are known to the kernel, after PATIENCE_SECONDS at the latest.
+
+        What an open connection sends from then on bears its label.
+        """
+        if self._is_changed:
+            if self._walked is None:
+                self._walked = asyncio.get_running_loop().create_future()
+            await asyncio.wait((self._walked,), timeout=PATIENCE_SECONDS)
 
     def remove(self, keys: Iterable[bytes]) -> None:
         """Of these connections, no label any more."""
@@ -185,6 +199,7 @@ class SocketLabels:
 
     async def _walk_and_tell(self) -> None:
         self._is_changed = False
+        walked, self._walked = self._walked, None
         began = time.monotonic()
         reports: list[SocketReport] = []
         try:
@@ -195,6 +210,8 @@ class SocketLabels:
                 log.error("the sockets cannot be looked at: %s (said once, counted from here)", error)
         finally:
             self._round = None
+            if walked is not None:
+                walked.set_result(None)
         now = time.monotonic()
         self._next_walk = now + WALKS_SHARE * (now - began)
         for report in reports:
@@ -204,6 +221,8 @@ class SocketLabels:
                     self._unsettled.discard(report.key)
                 if report.state == SocketState.LABELLED:
                     self._begun(name, report.key, report.label)
+                elif report.state != SocketState.GIVEN_BACK:
+                    self._refused(name, report.key, report.state)
         if not self._closing:
             self._plan()
 

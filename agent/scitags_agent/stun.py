@@ -8,7 +8,7 @@ import os
 import socket
 import struct
 
-from scitags_core.errors import PeerDataError
+from scitags_core.errors import PeerDataError, shown
 
 PORT = 3478
 TRIES = 4
@@ -16,9 +16,12 @@ FIRST_WAIT_SECONDS = 0.5  # doubled for each try (section 6.2.1)
 _COOKIE = 0x2112A442
 _BINDING_REQUEST = 0x0001
 _BINDING_SUCCESS = 0x0101
+_BINDING_ERROR = 0x0111
+_ERROR_CODE = 0x0009
 _XOR_MAPPED_ADDRESS = 0x0020
 _HEADER = struct.Struct("!HHI12s")
 _ATTRIBUTE = struct.Struct("!HH")
+_REASON_AT = 4  # in ERROR-CODE, behind class and number (section 14.8)
 _FAMILIES = {1: 4, 2: 16}  # octets of an address
 
 
@@ -27,21 +30,31 @@ def binding_request(transaction: bytes) -> bytes:
     return _HEADER.pack(_BINDING_REQUEST, 0, _COOKIE, transaction)
 
 
+def is_answer(message: bytes, transaction: bytes) -> bool:
+    """Whether a datagram answers our request; any other is to be passed over (section 6.3)."""
+    if len(message) < _HEADER.size:
+        return False
+    kind, _, cookie, echoed = _HEADER.unpack_from(message)
+    return kind in (_BINDING_SUCCESS, _BINDING_ERROR) and (cookie, echoed) == (_COOKIE, transaction)
+
+
 def mapped_address(answer: bytes, transaction: bytes) -> str:
-    """The address in the answer to a request. PeerDataError for what is no such answer."""
-    if len(answer) < _HEADER.size:
-        raise PeerDataError(f"a STUN answer of {len(answer)} octets is too short")
-    kind, length, cookie, echoed = _HEADER.unpack_from(answer)
-    if (kind, cookie, echoed) != (_BINDING_SUCCESS, _COOKIE, transaction):
-        raise PeerDataError(f"a STUN message of type {kind:#06x} is no answer to our request")
+    """The address in the answer to a request. PeerDataError for what is none, and for the refusal of a server."""
+    if not is_answer(answer, transaction):
+        raise PeerDataError(f"a STUN message {answer[: _HEADER.size].hex()} is no answer to our request")
+    kind, length, _, _ = _HEADER.unpack_from(answer)
     at, end = _HEADER.size, min(len(answer), _HEADER.size + length)
     while at + _ATTRIBUTE.size <= end:
         name, octets = _ATTRIBUTE.unpack_from(answer, at)
         value = answer[at + _ATTRIBUTE.size : at + _ATTRIBUTE.size + octets]
-        if name == _XOR_MAPPED_ADDRESS:
+        if kind == _BINDING_SUCCESS and name == _XOR_MAPPED_ADDRESS:
             return _address(value, transaction)
+        if kind == _BINDING_ERROR and name == _ERROR_CODE and len(value) >= _REASON_AT:
+            reason = value[_REASON_AT:].decode("utf-8", "replace")
+            raise PeerDataError(f"the STUN server refuses: {(value[2] & 7) * 100 + value[3]} {shown(reason)}")
         at += _ATTRIBUTE.size + (octets + 3 & ~3)
-    raise PeerDataError("a STUN answer has no XOR-MAPPED-ADDRESS")
+    missing = "XOR-MAPPED-ADDRESS" if kind == _BINDING_SUCCESS else "ERROR-CODE"
+    raise PeerDataError(f"a STUN answer of type {kind:#06x} has no {missing}")
 
 
 def _address(value: bytes, transaction: bytes) -> str:
@@ -55,7 +68,8 @@ def _address(value: bytes, transaction: bytes) -> str:
 async def discover(host: str, port: int, family: socket.AddressFamily) -> tuple[str, str]:
     """Our own address towards the server, and the one that the server sees.
 
-    Takes up to 7.5 seconds. Raises OSError (TimeoutError among them) and PeerDataError.
+    Takes up to 7.5 seconds. Raises OSError (TimeoutError among them), UnicodeError for what is no name of a host, and
+    PeerDataError.
     """
     loop = asyncio.get_running_loop()
     with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as asker:
@@ -65,8 +79,15 @@ async def discover(host: str, port: int, family: socket.AddressFamily) -> tuple[
         for number in range(TRIES):
             asker.send(binding_request(transaction))
             try:
-                answer = await asyncio.wait_for(loop.sock_recv(asker, 2048), FIRST_WAIT_SECONDS * 2**number)
+                async with asyncio.timeout(FIRST_WAIT_SECONDS * 2**number):
+                    return asker.getsockname()[0], mapped_address(await _answer(asker, transaction), transaction)
             except TimeoutError:
                 continue
-            return asker.getsockname()[0], mapped_address(answer, transaction)
     raise TimeoutError(f"no answer from the STUN server {host} port {port}")
+
+
+async def _answer(asker: socket.socket, transaction: bytes) -> bytes:
+    loop = asyncio.get_running_loop()
+    while not is_answer(message := await loop.sock_recv(asker, 2048), transaction):
+        pass
+    return message

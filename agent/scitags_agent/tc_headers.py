@@ -21,7 +21,7 @@ import msgspec
 from scitags_agent.bpf.attach import Way
 from scitags_agent.bpf.header_program import Header, HeaderProgram, room_of
 from scitags_agent.bpf.placement import Placement
-from scitags_agent.header_flows import NO_ROOM, HeaderFlows
+from scitags_agent.header_flows import NO_ROOM, HeaderFlows, keeps_room
 from scitags_agent.looks import Looks
 from scitags_agent.reserved_routes import OWN, ROUTES, Place, ReservedRoutes, Room
 from scitags_agent.too_big import TooBigMessages
@@ -132,7 +132,7 @@ class TcHeaders:
         self._flows.put(key, tag)
 
     async def reserve(self, keys: Iterable[FlowKey]) -> None:
-        """Keep room free for these, of those that were put."""
+        """Keep room free for these, of those that were put; for datagrams see how much fits."""
         flows = [flow for flow in map(self._flows.of, keys) if flow is not None and not flow.is_asked]
         for flow in flows:
             flow.is_asked = True
@@ -141,7 +141,7 @@ class TcHeaders:
             answers = await self._in_thread(_reserve, self._routes, [flow.key for flow in flows], now)
             for flow, (place, room) in zip(flows, answers, strict=True):
                 if self._flows.of(flow.key) is not flow:  # it has ended meanwhile
-                    self._release(place)
+                    self._release(place, flow.key)
                     continue
                 flow.place = place
                 if place is not None:
@@ -163,7 +163,7 @@ class TcHeaders:
                 del self._by_place[flow.place]
             if not self._by_place:
                 self._has_room.clear()
-        self._release(flow.place)
+        self._release(flow.place, flow.key)
 
     def room_of(self, key: FlowKey) -> Room | None:
         """What room a connection has; None when it is not marked here."""
@@ -208,9 +208,9 @@ class TcHeaders:
             **self._failures,
         }
 
-    def _release(self, place: Place | None) -> None:
+    def _release(self, place: Place | None, key: FlowKey) -> None:
         if place is not None and self._routes is not None:
-            self._worker.submit(self._routes.release, place)
+            self._worker.submit(partial(self._routes.release, place, keeps=keeps_room(key)))
 
     def _hear(self) -> None:
         if self._routes is not None and self._routes.heard():
@@ -322,7 +322,7 @@ def _reserve(routes: ReservedRoutes, keys: Sequence[FlowKey], now: float) -> lis
         places = [(routes.place_of(one.src, one.dst, one.namespace), one.src) for one in ends]
         place, source = next(((place, source) for place, source in places if isinstance(place, tuple)), places[0])
         if isinstance(place, tuple):
-            found.append((place, routes.reserve(place, source, now)))
+            found.append((place, routes.reserve(place, source, now, keeps=keeps_room(key))))
         else:
             found.append((None, Room(why=place)))
     return found

@@ -10,6 +10,7 @@ import struct
 from functools import lru_cache
 
 # Names as in the header, less "tcpi_"; in order. Before them come two octets of bit fields, see decode().
+TCP_INFO_OCTETS = 512  # more than any kernel tells
 _OCTETS = ("state", "ca_state", "retransmits", "probes", "backoff", "options")
 _FIELDS = tuple(
     (name, code)

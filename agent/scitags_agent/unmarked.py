@@ -12,7 +12,10 @@ _SHOWN = {
     "experiment_above_511": "a flow label has nine bits for the experiment",
     "table_full": "the table is full",
     "not_tcp": "the kernel labels TCP alone",
+    "own_label": "its application has chosen a flow label itself",
+    "no_automatic_label": "its application wants no label of the kernel's (IPV6_AUTOFLOWLABEL)",
     "own_options": "its application has set options of its own",
+    "own_sizes": "its application makes datagrams as long as the path allows",
     "no_right": "a right is missing (scitags agent doctor)",
     "kernel_refused": "the kernel refused (see the log)",
 }

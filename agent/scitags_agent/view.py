@@ -72,6 +72,7 @@ def _page(
     for name, counters in status["backends"].items():
         shown = {key: value for key, value in counters.items() if value}
         lines.append(f"  {name}: " + ", ".join(f"{key} {value:,}" for key, value in shown.items()))
+    lines += [f"  {name} is not there: {why}" for name, why in status.get("absent", {}).items()]
     rows = []
     for (experiment, activity), transfers in count.most_common():
         names = registry.names(Tag(experiment, activity))

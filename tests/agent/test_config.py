@@ -86,6 +86,14 @@ def test_every_mistake_is_named(plugins: PluginHost, change: dict[str, Any], sai
     assert said in str(caught.value)
 
 
+def test_two_that_would_spoil_each_other_are_refused() -> None:
+    document = {
+        "source": [{"kind": "named_pipe"}, {"kind": "named_pipe", "path": "/run/other"}, {"kind": "named_pipe"}]
+    }
+    with pytest.raises(ConfigError, match="t: named_pipe and named_pipe-3 have one path, '/var/run/flowd'"):
+        config.parse(document | {"backend": [{"kind": "firefly"}]}, PluginHost.load(), "t")
+
+
 def test_a_malformed_file_is_named_with_its_line(plugins: PluginHost, tmp_path: Path) -> None:
     path = tmp_path / "agent.toml"
     path.write_text("[log]\nlevel = info\n")

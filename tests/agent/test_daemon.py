@@ -13,7 +13,9 @@ import pytest
 
 from scitags_agent import cli
 from scitags_agent.client import AgentClient
+from scitags_agent.inlet import reason_kind
 from scitags_core.cli import main as scitags
+from scitags_core.errors import shown
 from tests.agent.conftest import Agent, Collector, firefly_backend, wait_for
 from tests.agent.events import end, start
 
@@ -92,6 +94,20 @@ def test_signals_that_do_not_stop_it(make_agent: Callable[..., Agent]) -> None:
     assert agent.stop() == 0
 
 
+@pytest.mark.parametrize(
+    ("reason", "kind"),
+    [
+        ("port 70000 is outside 0..65535 in b'start it\\'s'", "port … is outside …..… in …"),
+        (f"{shown(bytes(range(256)))} has 1 fields, not 8", "… has … fields, not …"),
+        (f"{shown(chr(34) * 300)}: no port in {shown(chr(39) * 300)}", "…: no port in …"),
+        (f"{shown({'a': 'b' * 300})} is not an object", "… is not an object"),
+        ("Object contains unknown field `a`b 'c` in {'a`b': 1}", "Object contains unknown field … in {…: …}"),
+    ],
+)
+def test_refusals_are_counted_by_reason_whatever_a_peer_has_chosen(reason: str, kind: str) -> None:
+    assert reason_kind(reason) == kind
+
+
 def test_events_are_logged_only_when_asked(make_agent: Callable[..., Agent]) -> None:
     quiet = make_agent(SILENT)
     telling = make_agent(SILENT, more="[log]\nevents = true")
@@ -109,6 +125,8 @@ def test_a_backend_that_cannot_start_is_left_out_unless_required(make_agent: Cal
     elsewhere = '[[backend]]\nkind = "firefly"\nname = "elsewhere"\nsource = ["192.0.2.77"]\n'
     agent = make_agent(elsewhere + SILENT)
     assert set(agent.status()["backends"]) == {"firefly"}
+    why = "[Errno 99] source 192.0.2.77: Cannot assign requested address"
+    assert agent.status()["absent"] == {"backend elsewhere": why}
     assert "backend elsewhere cannot start and is left out" in agent.log.read_text()
     strict = make_agent(f"{elsewhere}required = true\n{SILENT}", started=False)
     done = subprocess.run(

@@ -91,7 +91,7 @@ def test_enrichers_are_started_asked_counted_and_closed(
         await asyncio.gather(daemon, asyncio.to_thread(talk))
 
     asyncio.run(asyncio.wait_for(live(), 30))
-    assert [one.calls for one in Witness.made] == [
+    assert [one.calls for one in Witness.made[:4]] == [  # behind those what could not start may have been tried again
         ["start", "close"],
         ["start", "enrich", "close"],
         ["start", "enrich", "close"],
@@ -103,5 +103,5 @@ def test_enrichers_are_started_asked_counted_and_closed(
         "nothing": {"failed": 0, "asked": 1},
     }
     assert collector.events(1)[0].usage == Usage(sent=1)
-    assert "enricher start cannot start and is left out: told to fail at start" in caplog.text
+    assert "enricher start cannot start and is left out until it can: told to fail at start" in caplog.text
     assert "enricher close failed to close" in caplog.text

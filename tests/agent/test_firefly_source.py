@@ -173,6 +173,23 @@ def test_what_is_heard_is_passed_on(how: str, collector: Collector) -> None:
         assert (found.key, found.usage) == (ELSEWHERE.reversed(), Usage(received=10, sent=3000))
 
 
+@pytest.mark.parametrize("how", ["unchanged", "normalised"])
+def test_what_is_passed_on_in_a_circle_stops(make_agent: Callable[..., Agent], collector: Collector, how: str) -> None:
+    port = free_udp_port()
+    agent = make_agent(
+        f'{firefly_backend(collector)}[[source]]\nkind = "firefly"\nlisten = ["[::1]:{port}"]\n'
+        f'relay = ["[::1]:{port}"]\nrelay_as = "{how}"\n'
+    )
+    wait_for(lambda: is_bound(port), what="the source")
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sender:
+        sender.sendto(datagram(event()), ("::1", port))
+        wait_for(lambda: agent.status()["sources"]["firefly"].get("refused") == 1, what="its return")
+        sender.sendto(datagram(event(state=FlowState.END)), ("::1", port))
+        wait_for(lambda: agent.status()["sources"]["firefly"].get("refused") == 2, what="its return")
+    assert agent.status()["sources"]["firefly"] == {"accepted": 2, "refused": 2, "relayed": 2}
+    assert agent.status()["table"]["transfers"] == 0
+
+
 @pytest.mark.parametrize("settings", [{"listen": []}, {"allow": ["10.0.0.1/8"]}, {"listen": ["[::1]:0"]}])
 def test_bad_settings_are_named(settings: dict[str, list[str]]) -> None:
     with pytest.raises(ConfigError):

@@ -121,7 +121,31 @@ def test_what_is_wrong_is_said_in_json(api: Api) -> None:
     assert api.ask("GET", "/nowhere")[0] == 404
     assert api.ask("PUT", "/v1/flows")[0] == 405
     assert api.ask("POST", "/v1/flows", b"[" + b" " * (2 << 20) + b"]")[0] == 413
-    assert api.ask("GET", "/v1/status")[1]["sources"]["http"]["refused"] == 3
+    assert api.ask("POST", "/v1/flows", b"no gzip", {"Content-Encoding": "gzip"})[0] == 400
+    assert api.ask("GET", "/v1/status")[1]["sources"]["http"]["refused"] == 8
+
+
+@pytest.mark.parametrize(
+    ("octets", "why"),
+    [
+        (b"rubbish\r\n\r\n", "Invalid method"),
+        (b"GET / HTTP/9.9\r\n\r\n", "Invalid HTTP version"),
+        (b"POST /v1/flows HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n", "Content-Length"),
+        (b"POST /v1/flows HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n[", "the client left"),
+    ],
+)
+def test_what_is_no_request_is_counted_and_takes_no_more_than_a_line_of_the_log(
+    api: Api, octets: bytes, why: str
+) -> None:
+    for _ in range(3):
+        with socket.create_connection(("127.0.0.1", api.port), 10) as connection:
+            connection.sendall(octets)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(4096):
+                pass
+    wait_for(lambda: api.agent.status()["sources"]["http"] == {"refused": 3}, what="the refusals")
+    log = api.agent.log.read_text()
+    assert [why in line for line in log.splitlines() if "info:" not in line] == [True] * 3
 
 
 def test_health_readiness_version_reload_and_the_description(api: Api) -> None:
@@ -164,6 +188,8 @@ def test_a_unix_socket(make_agent: Callable[..., Agent], collector: Collector, t
         client.sendall(b"GET /v1/version HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")
         assert b"200 OK" in client.recv(4096)
     assert path.stat().st_mode & 0o777 == 0o600
+    path.unlink()
+    wait_for(path.exists, what="a new socket")
     assert agent.stop() == 0
     assert not path.exists()
 

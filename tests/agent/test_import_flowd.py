@@ -60,9 +60,6 @@ def test_a_storages_configuration_is_carried_over_whole() -> None:
         ({"BACKEND": "ebpf", "IP_DISCOVERY_ENABLED": True}, "IP_DISCOVERY_ENABLED = true: only fireflies"),
         ({"BACKEND": "ebpf", "UDP_FIREFLY_NETLINK": True}, "UDP_FIREFLY_NETLINK = true: flowd does not read it with"),
         ({"BACKEND": "prometheus", "PROMETHEUS_SS_PATH": "/usr/sbin/ss"}, 'PROMETHEUS_SS_PATH = "/usr/sbin/ss": no'),
-        ({"PLUGIN": "firefly"}, 'PLUGIN = "firefly": fireflies of others'),
-        ({"PLUGIN": "firefly", "FIREFLY_LISTENER_HOST": "::"}, 'FIREFLY_LISTENER_HOST = "::": belongs to'),
-        ({"PLUGIN": "firefly", "FIREFLY_LISTENER_PORT": 10515}, "FIREFLY_LISTENER_PORT = 10515: belongs to"),
         ({"PLUGIN": "netstat"}, "NETSTAT_EXPERIMENT = null: no connection can be given that tag"),
         (
             {"PLUGIN": "netlink", "NETLINK_EXPERIMENT": "atals", "NETLINK_ACTIVITY": 1},
@@ -100,7 +97,7 @@ def test_what_has_no_equivalent_is_said(values: dict[str, Any], lacks: str) -> N
         ),
         ({"UDP_FIREFLY_WITH_NETLINK": True}, {"enricher": [{"kind": "sock_diag", "shape": "flowd"}]}),
         ({"UDP_FIREFLY_NETLINK": False}, {"backend": [{"kind": "firefly"}]}),
-        ({"IP_DISCOVERY_ENABLED": True}, {"backend": [{"kind": "firefly", "stun": "stun.l.google.com:19305"}]}),
+        ({"IP_DISCOVERY_ENABLED": True}, {"backend": [{"kind": "firefly", "stun": list(flowd.STUN_SERVERS)}]}),
         ({"IP_DISCOVERY_ENABLED": False}, {"backend": [{"kind": "firefly"}]}),
     ],
 )
@@ -146,11 +143,23 @@ def test_every_option_is_tested() -> None:
 
 
 @pytest.mark.parametrize("name", ["ebpf", "ebpf_el8", "ebpf_el9"])
-def test_without_an_interface_all_are_marked_and_that_is_said(name: str) -> None:
+def test_without_an_interface_those_with_a_global_address_are_marked_on(name: str) -> None:
     tables, lacking, notes = imported(settings(BACKEND=name))
-    assert tables["backend"] == [{"kind": "marker"}]
-    assert lacking == []
-    assert notes[0].startswith("NETWORK_INTERFACE is missing")
+    assert tables["backend"] == [{"kind": "marker", "interfaces": ["global-ipv6"]}]
+    assert (lacking, notes) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("values", "keys", "remarks"),
+    [
+        ({}, {"listen": ["0.0.0.0:10514"], "allow": ["0.0.0.0/0", "::/0"]}, 1),
+        ({"FIREFLY_LISTENER_HOST": "::1", "FIREFLY_LISTENER_PORT": 10515}, {"listen": ["[::1]:10515"]}, 0),
+    ],
+)
+def test_fireflies_are_listened_for(values: dict[str, Any], keys: dict[str, Any], remarks: int) -> None:
+    tables, lacking, notes = imported(settings(PLUGIN="firefly", **values))
+    assert tables["source"] == [{"kind": "firefly", **keys}, {"kind": "unix"}]
+    assert (lacking, len(notes)) == ([], remarks)
 
 
 def test_a_dummy_is_a_log_of_events() -> None:

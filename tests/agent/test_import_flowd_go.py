@@ -10,9 +10,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from scitags_agent.config import parse
 from scitags_agent.importers import flowd_go
 from scitags_core.cli import main as scitags
 from scitags_core.errors import ConfigError
+from scitags_core.plugins import PluginHost
 
 WHOLE = """
 # a storage
@@ -83,11 +85,11 @@ LACKING = [
     ({"workDir": "/var/x", "backends": FIREFLY}, 'workDir = "/var/x": systemd keeps track'),
     (plugin("namedPipe", maxReaders=7), "plugins.namedPipe.maxReaders = 7: not needed"),
     (plugin("namedPipe", buffSize=7), "plugins.namedPipe.buffSize = 7: not needed"),
-    (plugin("api", bindAddress="::", bindPort=80), 'plugins.api = {"bindAddress": "::", "bindPort": 80}: there is no'),
-    (
-        plugin("firefly", bindAddress="::", bindPort=1, bufferSize=4097, deadline=1, hasSyslogHeader=True),
-        'plugins.firefly = {"bindAddress": "::", "bindPort": 1, "bufferSize": 4097, "deadline": 1, "hasSyslogHeader":',
-    ),
+    (plugin("api", bindPort=0), "plugins.api.bindPort = 0: a port is named"),
+    (plugin("firefly", bindPort=0), "plugins.firefly.bindPort = 0: storages have to know the port"),
+    (plugin("firefly", bufferSize=4097), "plugins.firefly.bufferSize = 4097: not needed"),
+    (plugin("firefly", deadline=1), "plugins.firefly.deadline = 1: not needed"),
+    (plugin("firefly", hasSyslogHeader=True), "plugins.firefly.hasSyslogHeader = true: each firefly shows"),
     (plugin("perfsonar", experimentId=2, activityId=2), 'plugins.perfsonar = {"experimentId": 2, "activityId": 2}:'),
     (
         {"plugins": {"perfsonar": {"experimentId": 600}}, "backends": {"marker": {}}},
@@ -101,11 +103,13 @@ LACKING = [
     (backend("marker", debugMode=True), "backends.marker.debugMode = true: the program writes no trace"),
     (backend("marker", matchAll=True), "backends.marker.matchAll = true: without plugins.perfsonar"),
     (
-        backend("marker", markingStrategy="hopByHopDestination"),
-        'backends.marker.markingStrategy = "hopByHopDestination": packets are marked by flow label only',
+        {
+            "plugins": {"perfsonar": {"experimentId": 2, "activityId": 2}},
+            "backends": {"marker": {"markingStrategy": "hopByHopDestination"}},
+        },
+        'backends.marker.markingStrategy = "hopByHopDestination": what everything bears is a flow label',
     ),
     (backend("firefly", prependSyslog=False), "backends.firefly.prependSyslog = false: a firefly has a syslog"),
-    (backend("firefly", stun={}), 'backends.firefly.stun.stunServers = "stun1.l.google.com:3478": one server'),
     (backend("prometheus", log=False), "backends.prometheus.log = false: the log has one level"),
     (enricher("netlink", protocol=17), "enrichers.netlink.protocol = 17: what is asked"),
     (enricher("netlink", ext=1), "enrichers.netlink.ext = 1: what is asked"),
@@ -126,6 +130,44 @@ def test_what_has_no_equivalent_is_said(document: dict[str, Any], lacks: str) ->
 
 
 CARRIED: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    (plugin("api"), {"source": [{"kind": "http", "address": "127.0.0.1", "port": 7777}, {"kind": "unix"}]}),
+    (
+        plugin("api", bindAddress="::", bindPort=8080),  # nobody beyond this host without a token
+        {"source": [{"kind": "http", "port": 8080}, {"kind": "unix"}]},
+    ),
+    (plugin("firefly"), {"source": [{"kind": "firefly", "listen": ["127.0.0.1:10514"]}, {"kind": "unix"}]}),
+    (
+        plugin("firefly", bindAddress="::", bindPort=10515),
+        {
+            "source": [
+                {"kind": "firefly", "listen": ["[::]:10515"], "allow": ["0.0.0.0/0", "::/0"]},
+                {"kind": "unix"},
+            ]
+        },
+    ),
+    *(
+        (
+            backend("marker", markingStrategy=strategy, targetInterfaces=["eno1"]),
+            {"backend": [{"kind": "extension_header", "header": header, "interfaces": ["eno1"]}]},
+        )
+        for strategy, header in (
+            ("hopByHop", "hop-by-hop"),
+            ("Destination", "destination-options"),
+            ("hopByHopDestination", "both"),
+        )
+    ),
+    (
+        backend("marker", discoverInterfaces=True, targetInterfaces=["eth0"]),
+        {"backend": [{"kind": "marker", "interfaces": ["global-ipv6"]}]},
+    ),
+    (
+        backend("firefly", stun={}),
+        {
+            "backend": [
+                {"kind": "firefly", "destination_port": 10514, "stun": list(flowd_go.STUN_SERVERS)},
+            ]
+        },
+    ),
     (
         {
             "plugins": {"perfsonar": {"experimentId": 2, "activityId": 3}},
@@ -178,14 +220,16 @@ CARRIED: list[tuple[dict[str, Any], dict[str, Any]]] = [
         },
     ),
     (
-        backend("firefly", stun={"manualMapping": {"10.0.0.1": "192.0.2.1"}, "stunServers": ["s.example:1"]}),
+        backend(
+            "firefly", stun={"manualMapping": {"10.0.0.1": "192.0.2.1"}, "stunServers": ["s.example:1", "t.example"]}
+        ),
         {
             "backend": [
                 {
                     "kind": "firefly",
                     "destination_port": 10514,
                     "public_addresses": {"10.0.0.1": "192.0.2.1"},
-                    "stun": "s.example:1",
+                    "stun": ["s.example:1", "t.example"],
                 }
             ]
         },
@@ -265,14 +309,23 @@ def test_every_option_is_tested() -> None:
     tried = {path for document in (*documents, yaml.safe_load(WHOLE)) for path in paths(document)}
     known = keys_of(msgspec.inspect.type_info(flowd_go._File))
     assert ".backends.firefly.stun.stunServers" in known
-    assert known - tried <= {".backends.marker.discoverInterfaces"}  # below
+    assert known <= tried
 
 
-def test_discovered_interfaces_are_all_and_that_is_said() -> None:
-    tables, lacking, notes = imported(backend("marker", discoverInterfaces=True, targetInterfaces=["eth0"]))
-    assert tables["backend"] == [{"kind": "marker"}]
-    assert lacking == []
-    assert notes[0].startswith("discoverInterfaces: ")
+@pytest.mark.parametrize(("document", "_"), CARRIED)
+def test_what_is_carried_over_can_be_made(document: dict[str, Any], _: object) -> None:
+    config = parse(imported(document)[0], PluginHost.load(), "the configuration")
+    for one in (*config.sources, *config.enrichers, *(instance for instance, _ in config.backends)):
+        one.create()
+
+
+def test_who_reaches_an_open_address_is_said() -> None:
+    _, _, notes = imported(plugin("api", bindAddress="0.0.0.0"))
+    assert notes[0].startswith("plugins.api.bindAddress '0.0.0.0': whoever is not on this host needs a token")
+    _, _, notes = imported(plugin("firefly", bindAddress="0.0.0.0"))
+    assert notes == [
+        "plugins.firefly: of fireflies whose flow has no end at this host nothing is done, unless only_local = false"
+    ]
 
 
 def test_a_relative_pipe_is_pointed_out() -> None:
@@ -301,7 +354,8 @@ def test_metrics_that_are_turned_off_stay_off() -> None:
     [
         ("plugins: [", "no YAML: .*line 1"),
         ("just a word", "'just a word' is no mapping"),
-        ("", "None is no mapping"),
+        ("", "it asks for nothing"),
+        ("# all of it commented\n---\n", "it asks for nothing"),
         ("plugins: {api: {bindPort: high}}", r"Expected `int`, got `str` - at `\$.plugins.api.bindPort`"),
         ("backends: {firefly: {collectorPort: 70000}}", "collectorPort"),
         ("plugins: {namedPipe: {}}", "it asks flowd-go for no backend"),
@@ -310,6 +364,7 @@ def test_metrics_that_are_turned_off_stay_off() -> None:
         ("plugins: {iperf3: {activityIDs: [1]}}", "experimentIDs and activityIDs are not of one length"),
         ("backends: {firefly: {enrich: true, enrichmentMode: fat}}", "enrichmentMode 'fat' is no mode"),
         ("{backends: {firefly: {}}, enrichers: {period: 0, netlink: {}}}", "period 0 is no number of milli"),
+        ("backends: {marker: {markingStrategy: colour}}", "markingStrategy 'colour' is no strategy"),
         ("{backends: {firefly: {}}, enrichers: {skops: {strategy: guess}}}", "strategy 'guess' is no strategy"),
     ],
 )

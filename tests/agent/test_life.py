@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -76,6 +77,34 @@ def test_a_ledger_that_cannot_be_read_is_forgotten_whole(tmp_path: Path) -> None
     ledger = Ledger(tmp_path)
     assert ledger.load()[0].serial == 0
     assert {one.name for one in tmp_path.iterdir()} == {"lock"}
+    ledger.close()
+
+
+@pytest.mark.parametrize("damage", ["another format", "a frame that is none"])
+def test_what_is_in_the_kernel_is_known_to_the_next_when_the_flows_cannot_be_read(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.rotate(500, [], {"pipe": b"7"}, [])
+    ledger.note_seen([KEY])
+    ledger.done("firefly", 500).close()
+    (ledger.home("backend marker") / "programs").write_text("[7]")
+    (ledger.home("source pipe") / "spool").touch()
+    ledger.close()
+    if damage == "another format":
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        (tmp_path / "snapshot").write_bytes(msgspec.msgpack.encode([99, boot, {"what": "ever"}]))
+    else:
+        (tmp_path / "events-1").write_bytes(b"\1\0\0\0\xc1")
+    ledger = Ledger(tmp_path)
+    snapshot, frames = ledger.load()
+    assert (snapshot.flows, snapshot.positions, snapshot.outstanding, frames) == ([], {}, [], [])
+    assert snapshot.serial > 500
+    assert {one.name for one in tmp_path.iterdir()} == {"lock", "done-firefly", "of-backend%20marker"}
+    assert (ledger.home("backend marker") / "programs").read_text() == "[7]"
+    assert "the flows that an earlier agent had are forgotten" in caplog.text
+    ledger.rotate(snapshot.serial, [], {}, [])
+    assert ledger.load()[0].serial == snapshot.serial
     ledger.close()
 
 
@@ -236,6 +265,27 @@ def test_a_new_configuration_is_taken_and_a_bad_one_is_refused(
 # --- asked how it is ----------------------------------------------------------------------------------
 
 
+def test_clean_takes_away_where_nobody_listens_any_more(
+    agent: Agent, collector: Collector, capsys: pytest.CaptureFixture[str]
+) -> None:
+    agent.kill()
+    assert agent.pipe.is_fifo()  # whoever opens it to write would wait for ever
+    assert main(["agent", "clean", "--config", str(agent.config)]) == 0
+    said = capsys.readouterr().out
+    for path in (agent.pipe, agent.socket):
+        assert f"{path} removed\n" in said
+        assert not path.exists()
+    # What is another's stays.
+    os.mkfifo(agent.pipe)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as other:
+        other.bind(str(agent.socket))
+        other.listen()
+        agent.config.parent.joinpath("state").mkdir()
+        assert main(["agent", "clean", "--config", str(agent.config)]) == 0
+        assert agent.pipe.exists()
+        assert agent.socket.exists()
+
+
 def test_flows_top_and_doctor(agent: Agent, capsys: pytest.CaptureFixture[str]) -> None:
     with AgentClient(agent.socket) as client:
         client.announce([start()])
@@ -253,11 +303,18 @@ def test_the_doctor_names_what_is_in_the_way(tmp_path: Path, capsys: pytest.Capt
     config = tmp_path / "agent.toml"
     config.write_text(
         '[[source]]\nkind = "unix"\n[[backend]]\nkind = "firefly"\ncollectors = ["nowhere.invalid"]\n'
+        'source = ["192.0.2.77"]\n[[source]]\nkind = "named_pipe"\ngroup = "no-such-group"\n'
         '[[backend]]\nkind = "marker"\ninterfaces = ["no-such-interface"]\n'
+        '[[backend]]\nkind = "extension_header"\ninterfaces = ["lo", "neither"]\n'
+        f'[[backend]]\nkind = "jsonl"\npath = "{tmp_path}/none/flows"\n'
     )
     assert main(["agent", "doctor", "--json", "--config", str(config)]) == 1
     found = {one["subject"]: one for one in msgspec.json.decode(capsys.readouterr().out)["findings"]}
     assert found["interfaces"]["text"] == "none matches no-such-interface"
+    assert found["interface neither"]["verdict"] == "note"
+    assert found["configuration"]["text"] == "named_pipe: there is no group 'no-such-group'"
+    assert found["firefly: 192.0.2.77"]["text"] == "cannot be sent from: Cannot assign requested address"
+    assert found[f"jsonl: {tmp_path}/none/flows"]["text"] == f"there is no directory {tmp_path}/none"
     assert found["collector nowhere.invalid"]["verdict"] == "bad"
     config.write_text("[[sauce]]\n")
     assert main(["agent", "doctor", "--config", str(config)]) == 1
@@ -305,20 +362,44 @@ def test_addresses_are_told_as_others_see_them(make_agent: Callable[..., Agent],
     assert collector.events(1)[0].key.src == "192.0.2.5"
 
 
-def test_a_stun_server_is_asked(make_agent: Callable[..., Agent], collector: Collector) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
-        server.bind(("127.0.0.1", 0))
-        server.settimeout(10)
-        backend = f'{firefly_backend(collector)}stun = "127.0.0.1:{server.getsockname()[1]}"\n'
+def test_no_more_fireflies_leave_in_a_second_than_are_allowed(
+    make_agent: Callable[..., Agent], collector: Collector
+) -> None:
+    agent = make_agent(firefly_backend(collector) + "max_per_second = 50\n")
+    events = [start(key=FlowKey.of("2001:db8::1", port, "2001:db8::2", 1094)) for port in range(1, 31)]
+    began = time.monotonic()
+    with AgentClient(agent.socket) as client:
+        assert client.send(events)
+    collector.wait(30)
+    assert time.monotonic() - began >= 0.5  # less what may leave in the first moment
+
+
+def test_stun_servers_are_asked(make_agent: Callable[..., Agent], collector: Collector) -> None:
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as refusing,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server,
+    ):
+        for one in (refusing, server):
+            one.bind(("127.0.0.1", 0))
+            one.settimeout(10)
+        names = [f"127.0.0.1:{one.getsockname()[1]}" for one in (refusing, server)]
+        backend = f"{firefly_backend(collector)}stun = {names}\n"
         agent = make_agent(backend, started=False)
         agent.start_without_waiting()
+        request, client_address = refusing.recvfrom(2048)
+        refusal = bytes.fromhex("0009000a 00000401 4e6f206f6e65 0000")  # section 14.8
+        refusing.sendto(b"\1\x11" + len(refusal).to_bytes(2, "big") + request[4:20] + refusal, client_address)
         request, client_address = server.recvfrom(2048)
         assert (request[:2], request[4:8]) == (b"\0\1", bytes.fromhex("2112a442"))
         # RFC 8489, section 14.2: 192.0.2.1, port 32853, under the magic cookie.
         attribute = bytes.fromhex("00200008 0001a147 e112a643")
+        # What is no answer to this request is passed over (section 6.3).
+        server.sendto(b"junk", client_address)
+        server.sendto(b"\1\1\0\0" + request[4:8] + bytes(12), client_address)
         server.sendto(b"\1\1" + len(attribute).to_bytes(2, "big") + request[4:20] + attribute, client_address)
     agent.start_waiting()
     wait_for(lambda: "127.0.0.1 is seen from outside as 192.0.2.1" in agent.log.read_text(), what="an answer")
+    assert "the STUN server refuses: 401 'No one" in agent.log.read_text()
     with AgentClient(agent.socket) as client:
         client.announce([start(key=FlowKey.of("127.0.0.1", 1, "192.0.2.9", 2))])
     assert collector.events(1)[0].key.src == "192.0.2.1"
@@ -340,6 +421,18 @@ def test_an_event_that_overtakes_its_start_is_put_right() -> None:
     assert not table.apply(end(transfer_id="b", key=KEY.reversed()), NOON)
     assert len(table.apply(start(transfer_id="b", key=KEY.reversed()), NOON + seconds(2))) == 1
     assert table.totals()["put_in_order"] == 2
+
+
+def test_starts_beyond_the_bound_are_refused_counted_and_said_once(
+    make_agent: Callable[..., Agent], collector: Collector
+) -> None:
+    agent = make_agent(firefly_backend(collector), more="[table]\nmax_transfers = 2")
+    with AgentClient(agent.socket) as client:
+        for port in range(1, 6):
+            client.announce([start(key=FlowKey.of("2001:db8::1", port, "2001:db8::2", 1094))])
+    assert agent.status()["table"]["transfers"] == 2
+    assert agent.status()["table"]["table_full"] == 3
+    assert agent.log.read_text().count("2 transfers are under way: what starts beyond is refused") == 1
 
 
 def test_the_newest_tag_wins_and_the_conflict_is_counted() -> None:

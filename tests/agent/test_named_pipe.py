@@ -115,6 +115,27 @@ def test_a_pipe_that_is_deleted_or_replaced_by_a_file_is_put_back(agent: Agent, 
     collector.events(3)
 
 
+def test_a_link_is_followed_to_wherever_it_leads_at_the_time(make_agent: Callable[..., Agent], tmp_path: Path) -> None:
+    link, one, other = (tmp_path / name for name in ("link", "one", "other"))
+    link.symlink_to(one)
+    agent = make_agent(
+        f'[[backend]]\nkind = "firefly"\nto_destination = false\n'
+        f'[[source]]\nkind = "named_pipe"\nname = "own"\npath = "{link}"\n'
+    )
+    wait_for(one.is_fifo)
+    other.touch()
+    (tmp_path / "new").symlink_to(other)
+    (tmp_path / "new").replace(link)
+    wait_for(lambda: other.is_fifo() and not one.exists(), what="the pipe where the link leads now")
+    # With the link gone, a writer makes a file in its place.
+    (tmp_path / "file").write_bytes(STORM_START)
+    (tmp_path / "file").replace(link)
+    wait_for(lambda: link.is_fifo() and not other.exists(), what="the pipe in the file's place")
+    wait_for(lambda: agent.accepted("own") == 1, what="the event in the file")
+    assert agent.stop() == 0
+    assert not link.exists()
+
+
 def test_a_file_whose_lines_were_written_over_each_other_is_replaced_too(agent: Agent, collector: Collector) -> None:
     """StoRM 1.8.1 writes from the beginning of the file each time, and cuts nothing off."""
     agent.pipe.unlink()

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -234,18 +234,12 @@ def test_a_crowd_of_scrapers_is_answered_or_refused() -> None:
     assert counters == {"scrapes": 8, "scrapes_cut": MAX_CONNECTIONS, "requests_refused": 1}
 
 
-@pytest.fixture
-def taken_port() -> Iterator[int]:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield server.getsockname()[1]
-
-
-def test_an_agent_shows_its_flows_and_does_without_when_the_port_is_taken(
-    make_agent: Callable[..., Agent], taken_port: int
-) -> None:
+def test_an_agent_does_without_while_a_port_is_taken(make_agent: Callable[..., Agent]) -> None:
     free = socket.create_server(("127.0.0.1", 0))
     port = free.getsockname()[1]
     free.close()
+    taken = socket.create_server(("127.0.0.1", 0))
+    taken_port = taken.getsockname()[1]
     agent = make_agent(
         f'[[backend]]\nkind = "prometheus"\nport = {port}\n'
         f'[[backend]]\nkind = "prometheus"\nname = "second"\nport = {taken_port}\n'
@@ -255,6 +249,12 @@ def test_an_agent_shows_its_flows_and_does_without_when_the_port_is_taken(
     wait_for(lambda: value(samples(get(port)[2]), "scitags_transfers", **PRODUCTION) == 1, 5, "the flow")
     assert list(agent.status()["backends"]) == ["prometheus"]
     assert "backend second cannot start and is left out" in agent.log.read_text()
+    assert value(samples(get(port)[2]), "scitags_agent_absent", part="backend second") == 1
+    # As soon as it can, it is there, and knows what goes on.
+    taken.close()
+    wait_for(lambda: "second" in agent.status()["backends"], 60, "the port")
+    assert agent.status()["absent"] == {}
+    wait_for(lambda: value(samples(get(taken_port)[2]), "scitags_transfers", **PRODUCTION) == 1, 5, "the flow")
     assert agent.stop() == 0
 
 

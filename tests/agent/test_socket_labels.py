@@ -51,7 +51,7 @@ def test_short_transfers_cost_the_kernel_nothing_however_many_there_are() -> Non
         return ([str(name).encode()], 1) if name in under_way else None
 
     async def scenario() -> tuple[int, int]:
-        labels = SocketLabels(cast("KernelLabels", kernel), [], wanted, lambda *_: None)
+        labels = SocketLabels(cast("KernelLabels", kernel), [], wanted, lambda *_: None, lambda *_: None)
         await labels.start()
         for port in range(1, MANY + 1):
             labels.offer(flow(port))
@@ -80,7 +80,7 @@ def test_a_namespace_that_comes_as_it_ends_is_passed_over() -> None:
     kernel = Kernel()
 
     async def scenario() -> None:
-        labels = SocketLabels(cast("KernelLabels", kernel), [], lambda _: None, lambda *_: None)
+        labels = SocketLabels(cast("KernelLabels", kernel), [], lambda _: None, lambda *_: None, lambda *_: None)
         await labels.start()
         labels.set_place(1, 2, 3)
         await labels.close(give_back=0)

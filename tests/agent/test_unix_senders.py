@@ -53,6 +53,12 @@ def test_events_and_requests_by_connection(
         assert client.announce([end(), end(transfer_id="b")]) == []
     collector.wait(4)
     assert agent.status()["table"]["flows"] == 0
+    # Who does not know the type of the socket finds out.
+    with AgentClient(tmp_path / "own") as client:
+        assert client.send([start()])
+        assert client.status()["sources"]["own"] == {"accepted": 3}
+    with AgentClient(tmp_path / "own") as client:
+        assert len(list(client.flows())) == 1
 
 
 def test_a_table_longer_than_an_answer_comes_in_parts(agent: Agent) -> None:

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from hypothesis import strategies as st
 
+from scitags_core import firefly
 from scitags_core.flow import FlowEvent, FlowKey, FlowState, Usage
 from scitags_core.tag import Tag
 from tests.core.shared_spec import SPEC
@@ -74,14 +75,15 @@ def schema_validator() -> jsonschema.Draft202012Validator:
 
 
 _instants = st.datetimes(timezones=st.just(UTC))
+_numbers = st.integers(firefly.NUMBER_MIN, firefly.NUMBER_MAX) | st.floats(allow_nan=False, allow_infinity=False)
 _json = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
+    st.none() | st.booleans() | _numbers | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=8,
 )
 _known = {"version", "flow-lifecycle", "flow-id", "usage", "context", "netlink"}
 _objects = st.dictionaries(st.text(max_size=12).filter(lambda name: name not in _known), _json, max_size=3)
-_counts = st.none() | st.integers(-1, 1 << 70)
+_counts = st.none() | st.integers(0, firefly.NUMBER_MAX)
 
 
 @st.composite

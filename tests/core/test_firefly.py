@@ -239,7 +239,12 @@ def test_keys_in_any_order() -> None:
 
 
 def test_unknown_objects_are_kept() -> None:
-    more = {"netlink": {"rtt": 1.5}, "skOps": [1, None], "storage-stats": {"a": {"b": True}}, "x": "y"}
+    more = {
+        "netlink": {"rtt": 1.5, "big": (1 << 64) - 1},
+        "skOps": [1, None, -(1 << 63)],
+        "storage-stats": {"a": {"b": True}},
+        "x": "y",
+    }
     assert read(wire(message() | more)).extra == more
     inside = message()
     inside["context"]["more"] = 1
@@ -256,6 +261,7 @@ def test_unknown_objects_are_kept() -> None:
         ({"received": 0, "sent": 1 << 40}, Usage(received=0, sent=1 << 40)),
         ({"received": None}, Usage()),
         ({"other": "x", "sent": 1}, Usage(sent=1)),
+        ({"sent": -1, "received": 1}, Usage(received=1)),
     ],
 )
 def test_usage(usage: object, found: Usage | None) -> None:
@@ -329,6 +335,8 @@ RUBBISH: list[tuple[bytes, str]] = [
     (wire(message() | {"usage": {"sent": "7"}}), "usage sent '7'"),
     (wire(message() | {"usage": {"received": True}}), "usage received True"),
     (wire(message() | {"usage": {"received": 1.5}}), "usage received 1.5"),
+    (wire(message() | {"usage": {"sent": 1 << 64}}), "usage sent 18446744073709551616 is greater than"),
+    (wire(message() | {"x": [{"y": -(1 << 63) - 1}]}), "number -9223372036854775809 is outside"),
     (wire(without("flow-lifecycle", "state")), "state is missing"),
     (wire(message(lifecycle={"state": "begin"})), "state 'begin'"),
     (wire(message(lifecycle={"state": 1})), "state 1 is not a string"),

@@ -182,6 +182,8 @@ def test_our_json(members: dict[str, Any], changes: dict[str, Any]) -> None:
         ({"scitag": 143, "dst_port": 65536}, "65536"),
         ({"scitag": 143, "dst": "h"}, "'h'"),
         ({"scitag": 143, "start_time": "now"}, "start_time 'now'"),
+        ({"scitag": 143, "usage": {"sent": -1}}, "usage sent -1 is outside"),
+        ({"scitag": 143, "usage": {"received": 1 << 64}}, "usage received 18446744073709551616 is outside"),
     ],
 )
 def test_what_is_no_event(members: dict[str, Any], why: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import agent, loss, sc24, speed
+from bench import agent, downloads, loss, sc24, speed
 from bench.look import Look
 from bench.paths import RECEIVING, SENDING, Limits, PathCounters, joined
 from bench.resampling import median_of
@@ -153,6 +153,18 @@ def test_speeds_are_told_beside_the_same_connection_without_its_mark(kernel: Non
     sizes = {way: one.segment_octets for way, one in found.items()}
     assert sizes == {way: 1420 if way.startswith("header") else 1428 for way in speed.WAYS}
     assert all(one.gigabits_per_second > 0 for one in found.values())
+
+
+def test_downloads_by_each_way_bear_what_it_puts_on_them(kernel: None) -> None:
+    with downloads.sites(0.005) as there:
+        found = downloads.measure(4, 1_000_000, there)
+    assert {way: one.passed.marked > 0 for way, one in found.items()} == {
+        way: way == "header" for way in downloads.WAYS
+    }
+    for one in found.values():
+        assert len(one.seconds) == 4
+        assert min(one.seconds) > 4 * 0.005  # of a connection and its first octets
+        assert one.passed.marked + one.passed.unmarked > 4 * 1_000_000 / 1428
 
 
 def test_an_interval_holds_the_median_and_narrows() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import socket
 import struct
@@ -18,7 +19,9 @@ import msgspec
 import pytest
 
 from scitags_agent import passed_sockets
+from scitags_agent.backends import extension_header
 from scitags_agent.backends.extension_header import ExtensionHeader, ExtensionHeaderSettings
+from scitags_agent.live_socket import LiveSockets
 from scitags_agent.passed_sockets import PassedSockets
 from scitags_core import exthdr, label
 from scitags_core.errors import TagError
@@ -98,7 +101,7 @@ def tap(pair: Pair) -> Any:
 @contextlib.asynccontextmanager
 async def bearing(host: Namespace, directory: Path | None = None, **settings: Any) -> AsyncIterator[ExtensionHeader]:
     """The backend, that sets headers on sockets of the host."""
-    backend = ExtensionHeader(ExtensionHeaderSettings(mode="socket", namespaces=[host.path], **settings))
+    backend = ExtensionHeader(ExtensionHeaderSettings(**{"mode": "socket", "namespaces": [host.path], **settings}))
     await backend.start(Inheritance(directory=directory))
     try:
         yield backend
@@ -145,6 +148,39 @@ def test_every_packet_bears_it_until_the_end(pair: Pair, tap: Tap, header: str, 
                 one.close()
 
     run(scenario())
+
+
+@pytest.mark.parametrize("mode", ["socket", "auto"])
+def test_an_open_connection_bears_it_once_the_report_is_dealt_with(
+    pair: Pair, tap: Tap, bpf: None, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """Whoever waits for the answer sends then."""
+    monkeypatch.setattr(extension_header, "FIRST_LOOK_SECONDS", 10.0)
+
+    async def scenario() -> None:
+        async with bearing(pair.alice, mode=mode) as backend:
+            client, server = pair.connect(40000)
+            tap.packets()
+            await backend.handle([start()])
+            deliver(client, server)
+            assert headers_of(tap.packets()) == {((DESTINATION, ATLAS),)}
+            client.close()
+            server.close()
+
+    run(scenario())
+
+
+def test_a_socket_that_is_closed_between_look_and_grasp_is_none() -> None:
+    """No refusal of the kernel's: it is looked for again."""
+    sockets = LiveSockets()
+    with socket.socket() as one:
+        inode = os.fstat(one.fileno()).st_ino
+        # A number that nothing else is given meanwhile.
+        descriptor = fcntl.fcntl(one, fcntl.F_DUPFD, 500)
+    os.close(sockets.take(inode))
+    os.close(descriptor)
+    with pytest.raises(ProcessLookupError, match="closed it meanwhile"):
+        sockets.take(inode)
 
 
 @pytest.mark.parametrize("mtu", [1500, 9000])

@@ -10,6 +10,7 @@ import os
 import socket
 import struct
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,6 +30,8 @@ from tests.netns.test_tc_headers import MARKED, at_tc, our_routes, with_data
 from tests.netns.watching import ATLAS, ETH_P_ALL, FLOW, Seen, deliver, end, run, running, start
 
 UDP_SEGMENT = 103  # linux/udp.h
+IPV6_MTU_DISCOVER = 23  # linux/in6.h
+IPV6_PMTUDISC_WANT, IPV6_PMTUDISC_DO, IPV6_PMTUDISC_PROBE = 1, 2, 3
 
 
 @pytest.fixture
@@ -47,10 +50,10 @@ def test_a_flow_goes_over_to_its_socket_as_soon_as_that_is_there(pair: Pair, tap
     async def scenario() -> None:
         async with at_tc(pair.alice, mode="auto") as backend:
             await backend.handle([start()])
-            assert backend.mark_of(FLOW) == FlowMark(
-                "header: tc, what fits",
-                "socket: its socket is being looked for; route: no room is kept free for it yet",
-            )
+            mark = backend.mark_of(FLOW)
+            assert mark is not None
+            assert mark.by == "header: tc, what fits"
+            assert mark.why.endswith("; route: no room is kept free for it yet")
             assert our_routes(pair.alice) == {}
             await until(backend, "connections_with_room")
             assert backend.mark_of(FLOW) == FlowMark(
@@ -187,6 +190,94 @@ def test_datagrams_and_those_that_the_kernel_cuts(pair: Pair, tap: Tap) -> None:
             counters = backend.counters()
             assert counters["packets_marked"] == 3
             assert counters["packets_fragment"] == 1
+
+    try:
+        run(scenario())
+    finally:
+        frames.close()
+
+
+def test_an_accepted_connection_does_not_wait_when_room_is_made(pair: Pair) -> None:
+    """Its first segments are still as long as before: none is refused, and what was set for that is given back."""
+    flow, before = FLOW.reversed(), IPV6_PMTUDISC_WANT
+
+    async def scenario() -> None:
+        client, server = pair.connect(40000)
+        tap = Tap(pair.bob, "bob0")
+        with server, client, contextlib.closing(tap):
+            async with at_tc(pair.bob, mode="auto") as backend:
+                await backend.handle([start(flow)])
+                await until(backend, "connections_with_room")
+                assert server.getsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER) == IPV6_PMTUDISC_PROBE
+                deliver(server, client)
+                assert refused_packets(pair.bob) == 0
+                async with asyncio.timeout(10):
+                    while server.getsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER) != before:  # noqa: ASYNC110
+                        await asyncio.sleep(0.01)
+                tap.packets(flow)
+                deliver(server, client)
+                assert headers_of(tap.packets(flow)) == {MARKED}
+                assert refused_packets(pair.bob) == 0
+
+    run(scenario())
+
+
+def test_what_was_set_for_an_idle_connection_is_given_back_at_the_end(pair: Pair) -> None:
+    flow = FLOW.reversed()
+
+    async def scenario() -> None:
+        client, server = pair.connect(40000)
+        with server, client:
+            for is_stopped in (False, True):
+                async with at_tc(pair.bob, mode="auto") as backend:
+                    await backend.handle([start(flow)])
+                    await until(backend, "connections_with_room")
+                    if not is_stopped:
+                        await backend.handle([end(flow)])
+                        async with asyncio.timeout(10):
+                            while server.getsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER) != IPV6_PMTUDISC_WANT:  # noqa: ASYNC110
+                                await asyncio.sleep(0.01)
+                assert server.getsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER) == IPV6_PMTUDISC_WANT
+
+    run(scenario())
+
+
+def refused_packets(host: Namespace) -> int:
+    """That were longer than their route lets through."""
+    with host.entered():
+        lines = Path("/proc/thread-self/net/snmp6").read_text(encoding="ascii").splitlines()
+    return int(dict(line.split() for line in lines)["Ip6FragFails"])
+
+
+@pytest.mark.parametrize("mode", ["auto", "tc"])
+def test_datagrams_as_long_as_the_path_allows_leave_as_they_are(pair: Pair, mode: str) -> None:
+    """As QUIC sends them: the kernel is to cut none, and refuses what is too long."""
+    flow = FlowKey.of(ALICE, 40000, BOB, 1094, "udp")
+    frames = Datagrams(pair.bob, "bob0")
+
+    async def scenario() -> None:
+        with pair.bob.entered():
+            receiver = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        with pair.alice.entered():
+            sender = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        with sender, receiver:
+            receiver.bind((BOB, 1094))
+            sender.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DO)
+            sender.bind((ALICE, 40000))
+            sender.connect((BOB, 1094))
+            async with at_tc(pair.alice, mode=mode) as backend:
+                await backend.handle([start(flow)])
+                if mode == "auto":
+                    await until(backend, "tc_own_sizes")
+                for size in (1444, 1445, 1452):
+                    sender.send(bytes(size))
+                assert frames.read() == [((ATLAS,), 1444), ((), 1445), ((), 1452)]
+                assert our_routes(pair.alice) == {}
+                counters = backend.counters()
+                assert (counters["packets_marked"], counters["packets_no_room"]) == (1, 2)
+                mark = backend.mark_of(flow)
+                assert mark is not None
+                assert mark.by == "header: tc, what fits"
 
     try:
         run(scenario())

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from pyroute2 import IPRoute
 
+from scitags_agent import socket_labels
 from scitags_agent.backends.marker import Marker, MarkerSettings, StaticMark
 from scitags_agent.bpf import kernel_label
 from scitags_agent.bpf.attach import tcx_programs
@@ -22,6 +23,7 @@ from scitags_agent.bpf.layout import pack_key
 from scitags_agent.bpf.libbpf import MarkerUnavailable
 from scitags_core import label
 from scitags_core.flow import FlowKey
+from scitags_core.roles import FlowMark
 from tests.netns import programs
 from tests.netns.cgroups import MULTI, cgroup, foreign
 from tests.netns.conftest import ALICE, BOB, Pair
@@ -30,7 +32,7 @@ from tests.netns.watching import ATLAS, CMS, FLOW, OTHER, Seen, deliver, end, ru
 
 LABEL, OTHER_LABEL = 0x12345, 0x54321
 SO_TXREHASH = 74  # asm-generic/socket.h
-IPV6_FLOWLABEL_MGR, IPV6_FLOWINFO_SEND = 32, 33  # linux/in6.h
+IPV6_FLOWLABEL_MGR, IPV6_FLOWINFO_SEND, IPV6_AUTOFLOWLABEL = 32, 33, 70  # linux/in6.h
 IPV6_FL_A_GET, IPV6_FL_F_CREATE, IPV6_FL_S_ANY = 0, 1, 255
 NUD_PERMANENT = 0x80
 FIRST, SECOND = pack_key(FLOW), pack_key(OTHER)
@@ -165,28 +167,51 @@ def test_what_others_ask_of_the_socket_stays(hosts: Pair, seen: Seen) -> None:
         server.close()
 
 
-def test_a_label_that_the_application_chose_stays(hosts: Pair, kernel: KernelLabels, seen: Seen) -> None:
-    own = 0xABCDE
+@contextlib.contextmanager
+def unlabelled(hosts: Pair, chosen: int) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Alice's socket, not connected yet, and bob's listener: the kernel makes no label for the connection of the two.
+
+    chosen is the label that the application has chosen itself; with 0 it wants none of the kernel's.
+    """
     with hosts.bob.entered():
         listener = socket.create_server((BOB, 1094), family=socket.AF_INET6)
     with hosts.alice.entered():
         client = socket.socket(socket.AF_INET6)
     request = struct.pack(
-        "=16sIBBHHHI", socket.inet_pton(socket.AF_INET6, BOB), socket.htonl(own), IPV6_FL_A_GET, IPV6_FL_S_ANY,
+        "=16sIBBHHHI", socket.inet_pton(socket.AF_INET6, BOB), socket.htonl(chosen), IPV6_FL_A_GET, IPV6_FL_S_ANY,
         IPV6_FL_F_CREATE, 0, 0, 0,
     )  # fmt: skip
     with client, listener:
-        client.setsockopt(socket.IPPROTO_IPV6, IPV6_FLOWLABEL_MGR, request)
-        client.setsockopt(socket.IPPROTO_IPV6, IPV6_FLOWINFO_SEND, 1)
+        if chosen:
+            client.setsockopt(socket.IPPROTO_IPV6, IPV6_FLOWLABEL_MGR, request)
+            client.setsockopt(socket.IPPROTO_IPV6, IPV6_FLOWINFO_SEND, 1)
+        else:
+            client.setsockopt(socket.IPPROTO_IPV6, IPV6_AUTOFLOWLABEL, 0)
         client.bind((ALICE, 40000))
-        client.connect((BOB, 1094, own))
+        yield client, listener
+
+
+OWN = 0xABCDE
+STATES = [(OWN, SocketState.OWN_LABEL), (0, SocketState.NO_LABEL)]
+
+
+@pytest.mark.parametrize("known", ["before", "once it is open"])
+@pytest.mark.parametrize(("chosen", "state"), STATES, ids=["its own", "none"])
+def test_what_the_application_chose_stays(
+    hosts: Pair, kernel: KernelLabels, seen: Seen, chosen: int, state: SocketState, known: str
+) -> None:
+    with unlabelled(hosts, chosen) as (client, listener):
+        before = client.getsockopt(socket.SOL_SOCKET, SO_TXREHASH)
+        if known == "before":
+            kernel.put(FIRST, LABEL)
+        client.connect((BOB, 1094, chosen))
         server, _ = listener.accept()
         with server:
             kernel.put(FIRST, LABEL)
-            assert walk(hosts, kernel)[FIRST].state == SocketState.OWN_LABEL
-            seen.words()
+            assert walk(hosts, kernel)[FIRST].state == state
             deliver(client, server)
-            assert seen.labels()[40000, 1094] == {own}
+            assert seen.labels()[40000, 1094] == {chosen}
+            assert client.getsockopt(socket.SOL_SOCKET, SO_TXREHASH) == before
 
 
 def test_sockets_of_another_namespace_are_not_touched(hosts: Pair, seen: Seen) -> None:
@@ -231,6 +256,29 @@ async def until_kernel_labels(marker: Marker, client: socket.socket, server: soc
 def egress(host: Namespace) -> list[int]:
     with host.entered():
         return tcx_programs(socket.if_nametoindex("alice0"))[0]
+
+
+def test_where_the_kernel_is_alone_an_open_connection_bears_it_once_the_report_is_dealt_with(
+    hosts: Pair, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waits for the answer sends then."""
+    monkeypatch.setattr(socket_labels, "PATIENCE_SECONDS", 10.0)
+
+    async def scenario() -> None:
+        async with running(hosts.alice, label="kernel") as marker:
+            for port in (40000, 40001):
+                client, server = hosts.connect(port)
+                deliver(client, server)
+                seen.words()
+                key = FlowKey.of(ALICE, port, BOB, 1094)
+                await marker.handle([start(key)])
+                deliver(client, server)
+                [found] = seen.labels()[port, 1094]
+                assert label.decode(found).tag == ATLAS
+                client.close()
+                server.close()
+
+    run(scenario())
 
 
 def test_no_program_is_there_where_the_kernel_is_alone(hosts: Pair, seen: Seen) -> None:
@@ -285,6 +333,43 @@ def test_the_program_first_and_then_the_kernel(hosts: Pair, seen: Seen) -> None:
             deliver(client, server)
             assert other not in seen.labels()[40000, 1094]
             client.close()
+            server.close()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("chosen", "writer", "borne", "mark"),
+    [
+        (OWN, "auto", OWN, FlowMark("unmarked", "its application has chosen a flow label itself")),
+        (OWN, "kernel", OWN, FlowMark("unmarked", "its application has chosen a flow label itself")),
+        (0, "auto", None, FlowMark("label: tc", "its application wants no label of the kernel's (IPV6_AUTOFLOWLABEL)")),
+        (0, "kernel", 0, FlowMark("unmarked", "its application wants no label of the kernel's (IPV6_AUTOFLOWLABEL)")),
+    ],
+)
+def test_who_labels_what_the_kernel_does_not(
+    hosts: Pair, seen: Seen, chosen: int, writer: str, borne: int | None, mark: FlowMark
+) -> None:
+    """The program at tc does where that is not the application; said and counted, whatever tag follows."""
+
+    async def scenario() -> None:
+        with unlabelled(hosts, chosen) as (client, listener):
+            client.connect((BOB, 1094, chosen))
+            server, _ = listener.accept()
+            async with running(hosts.alice, label=writer) as marker:
+                for tag in (ATLAS, CMS):
+                    await marker.handle([start(mark=tag)])
+                    async with asyncio.timeout(10):
+                        while marker.mark_of(FLOW) != mark:  # noqa: ASYNC110  # nobody would tell
+                            await asyncio.sleep(0.01)
+                    seen.words()
+                    deliver(client, server)
+                    [found] = seen.labels()[40000, 1094]
+                    assert found == borne if borne is not None else label.decode(found).tag == tag
+                counters = marker.counters()
+                assert counters["connections_by_kernel"] == 0
+                reasons = {name: count for name, count in counters.items() if name.startswith("unmarked_") and count}
+                assert sum(reasons.values()) == (mark.by == "unmarked")
             server.close()
 
     run(scenario())

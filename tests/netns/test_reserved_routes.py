@@ -81,6 +81,21 @@ def test_a_copy_of_the_route_in_use_for_one_destination(routes: ReservedRoutes) 
     assert ours() == []
 
 
+def test_for_datagrams_the_way_is_looked_at_and_no_route_made(pair: Pair, routes: ReservedRoutes) -> None:
+    assert routes.reserve(PLACE, ALICE, 0, keeps=False) == Room(1500)
+    assert ours() == []
+    set_mtu(pair.alice, "alice0", 1400)
+    assert looked(routes) == {PLACE: Room(1400)}
+    assert routes.reserve(PLACE, ALICE, 0) == Room(1400, 1392)
+    assert len(ours()) == 1
+    routes.release(PLACE)
+    assert ours() == []
+    set_mtu(pair.alice, "alice0", 1500)
+    assert looked(routes) == {PLACE: Room(1500)}
+    routes.release(PLACE, keeps=False)
+    assert looked(routes) == {}
+
+
 def test_it_follows_what_it_was_copied_from(pair: Pair, routes: ReservedRoutes) -> None:
     routes.reserve(PLACE, ALICE, 0)
     change(pair, "replace", dst="default", gateway=GATEWAY, priority=1024)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import struct
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,7 +20,7 @@ def java_address(text: str) -> str:
     address = ipaddress.ip_address(text)
     if isinstance(address, ipaddress.IPv4Address):
         return text
-    return f"[{':'.join(f'{int(group, 16):x}' for group in address.exploded.split(':'))}]"
+    return f"[{':'.join(f'{group:x}' for group in struct.unpack('!8H', address.packed))}]"
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -31,6 +31,7 @@ from scitags_agent.bpf.interfaces import check_pattern
 from scitags_agent.bpf.libbpf import MarkerUnavailable
 from scitags_agent.bpf.loader import DEFAULT_MAX_FLOWS
 from scitags_agent.connections import Lookup
+from scitags_agent.eased_sockets import EasedSockets
 from scitags_agent.inet_diag import SockDiagError
 from scitags_agent.socket_headers import Job, Outcome, SocketHeaders
 from scitags_agent.tc_headers import TcHeaders, TcSettings
@@ -45,6 +46,7 @@ FIRST_RETRY_SECONDS = 0.02  # a start may come before its connection
 LAST_RETRY_SECONDS = 5.0
 PATIENCE_SECONDS = 0.25  # between two looks for a socket, from which on room is kept free for its flow
 AT_ONCE = 256
+FIRST_LOOK_SECONDS = 0.1  # for which whoever reports flows waits at most
 
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 Mode = Literal["auto", "socket", "tc", "tc-unreserved"]
@@ -85,6 +87,8 @@ class ExtensionHeader:
         for pattern in settings.interfaces:
             check_pattern(pattern)
         self._sockets = SocketHeaders(settings.header, settings.namespaces)
+        self._eased = EasedSockets(self._sockets)
+        self._giving_back: asyncio.Task[None] | None = None
         # A thread of our own, as it is in the network namespace in which it was made, whoever leaves that meanwhile.
         self._worker = ThreadPoolExecutor(1, "scitags-sockets")
         self._tc: TcHeaders | None = None
@@ -99,6 +103,7 @@ class ExtensionHeader:
         self._queue: list[tuple[float, int, FlowKey]] = []
         self._number = 0
         self._wake = asyncio.Event()
+        self._nothing_due = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._counters: Counter[str] = Counter()
         self._home: Inheritance = Inheritance()
@@ -145,14 +150,19 @@ class ExtensionHeader:
                 self._plan(key, now + self._settings.linger)
             if not change.users:
                 self._unmarked.pop(key, None)
-        if begun and self._tc is not None and self._why_no_sockets:
-            await self._tc.reserve(begun)
+        if self._tc is not None:
+            # Datagrams cost no route.
+            await self._tc.reserve([key for key in begun if self._why_no_sockets or key.protocol == "udp"])
+        if begun and not self._why_no_sockets:
+            await self._first_look(begun)
 
     async def close(self) -> None:
         passed_sockets.wait_no_more(self)
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        tasks = [task for task in (self._task, self._giving_back) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._in_thread(self._eased.give_back, {})
         directory = self._home.directory
         keep = self._settings.on_stop == "leave" and directory is not None
         if keep and directory is not None:
@@ -249,6 +259,14 @@ class ExtensionHeader:
         heapq.heappush(self._queue, (when, self._number, key))
         self._wake.set()
 
+    async def _first_look(self, begun: Sequence[FlowKey]) -> None:
+        """Wait for it: connections that are open bear their headers then. Not for crowds, which take long."""
+        if self._task is None or len(begun) > AT_ONCE:
+            return
+        self._nothing_due.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._nothing_due.wait(), FIRST_LOOK_SECONDS)
+
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
@@ -260,11 +278,29 @@ class ExtensionHeader:
                 await self._in_thread(self._sockets.do, jobs)
                 without = [job.key for job in jobs if self._is_to_have_room(job, loop.time())]
                 if without and self._tc is not None:
-                    await self._tc.reserve(without)
+                    await self._make_room(self._tc, without)
                 continue
+            self._nothing_due.set()
             wait = self._queue[0][0] - loop.time() if self._queue else None
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), None if wait is None else max(wait, 0))
+
+    async def _make_room(self, tc: TcHeaders, keys: Sequence[FlowKey]) -> None:
+        """At tc, for connections of which some are open."""
+        if not tc.why_no_routes:
+            await self._in_thread(self._eased.ease, keys)
+        await tc.reserve(keys)
+        if self._eased.keys and (self._giving_back is None or self._giving_back.done()):
+            self._giving_back = asyncio.create_task(self._give_back(tc))
+
+    async def _give_back(self, tc: TcHeaders) -> None:
+        wait = PATIENCE_SECONDS / 2
+        while self._eased.keys:
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, LAST_RETRY_SECONDS)
+            rooms = {key: tc.room_of(key) for key in self._eased.keys}
+            reserved = {key: room.reserved for key, room in rooms.items() if room is not None}
+            await self._in_thread(self._eased.give_back, reserved)
 
     def _take_due(self, now: float, limit: int) -> Iterator[FlowKey]:
         while self._queue and self._queue[0][0] <= now and limit:

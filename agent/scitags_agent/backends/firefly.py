@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 RESOLVE_SECONDS = 300.0
 RESOLVE_AGAIN_SECONDS = 10.0
+STUN_AGAIN_SECONDS = 60.0
+BURST_SECONDS = 0.1  # no more leaves at a moment than is allowed in that time
 SENT_AT_ONCE = 256  # datagrams that are not worth another thread
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=PORT_MAX)]
@@ -47,7 +49,8 @@ class FireflySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_per_second     datagrams; more wait in this backend's queue. 0: no bound
     source             addresses of this host to send from, at most one of each family
     public_addresses   what is told instead of an address: {"10.0.0.5" = "192.0.2.5"}
-    stun               "host" or "host:port" of a server that is asked for our public addresses at the start
+    stun               "host" or "host:port" of a server that is asked for our public addresses, or a list: the first
+                       that answers is believed
     """
 
     to_destination: bool = True
@@ -58,7 +61,7 @@ class FireflySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_per_second: Annotated[int, msgspec.Meta(ge=0)] = 0
     source: list[str] = []
     public_addresses: dict[str, str] = {}
-    stun: str = ""
+    stun: str | list[str] = ""
 
 
 class FireflyBackend:
@@ -70,7 +73,8 @@ class FireflyBackend:
         self._collectors = [Collector(text) for text in settings.collectors]
         self._public = {_address(own): _address(public) for own, public in settings.public_addresses.items()}
         self._sources = [_address(source) for source in settings.source]
-        self._stun = split_host_port(settings.stun, stun.PORT) if settings.stun else None
+        servers = [settings.stun] if isinstance(settings.stun, str) else settings.stun
+        self._stun = [split_host_port(server, stun.PORT) for server in servers if server]
         self._outbox: Outbox | None = None
         # One: datagrams leave in the order of the changes.
         self._sender = ThreadPoolExecutor(1, "firefly")
@@ -91,8 +95,8 @@ class FireflyBackend:
         await self._resolve_all()
         if any(not is_address(collector.host) for collector in self._collectors):
             self._tasks.append(asyncio.create_task(self._keep_resolving()))
-        if self._stun is not None:
-            self._tasks.append(asyncio.create_task(self._ask_for_public_addresses(*self._stun)))
+        if self._stun:
+            self._tasks.append(asyncio.create_task(self._learn_public_addresses()))
 
     async def handle(self, changes: Sequence[FlowChange]) -> None:
         told, events = self._to_be_told(changes)
@@ -160,8 +164,11 @@ class FireflyBackend:
 
     def _room(self, receivers: int) -> int:
         """How many fireflies can be posted at once."""
-        each = self._settings.to_destination + receivers
-        return max(1, min(PAYLOAD_OCTETS // (2 * self._settings.max_octets), MESSAGES // (each or 1)))
+        each = (self._settings.to_destination + receivers) or 1
+        room = min(PAYLOAD_OCTETS // (2 * self._settings.max_octets), MESSAGES // each)
+        if self._settings.max_per_second:
+            room = min(room, int(self._settings.max_per_second * BURST_SECONDS) // each)
+        return max(1, room)
 
     async def _send(self, told: Sequence[FlowChange], datagrams: Sequence[bytes], receivers: Sequence[bytes]) -> None:
         outbox = self._outbox
@@ -229,20 +236,32 @@ class FireflyBackend:
             await asyncio.sleep(RESOLVE_SECONDS if complete else RESOLVE_AGAIN_SECONDS)
             complete = await self._resolve_all()
 
-    async def _ask_for_public_addresses(self, host: str, port: int) -> None:
+    async def _learn_public_addresses(self) -> None:
+        """Ask until somebody answers: at boot an agent may be there before its network is."""
+        is_said = False
+        while not await self._ask_for_public_addresses():
+            if not is_said:
+                names = ", ".join(host for host, _ in self._stun)
+                log.warning("no STUN server answers (%s): addresses are told as they are, until one does", names)
+            is_said = True
+            await asyncio.sleep(STUN_AGAIN_SECONDS)
+
+    async def _ask_for_public_addresses(self) -> bool:
+        """Ask for both families; whether there was an answer for any."""
         answers = 0
         for family in (socket.AF_INET6, socket.AF_INET):
-            try:
-                own, public = await stun.discover(host, port, family)
-            except (OSError, PeerDataError) as error:
-                log.info("STUN server %s, %s: %s", self._settings.stun, family.name, error)
-                continue
-            answers += 1
-            if own != public:
-                log.info("%s is seen from outside as %s", own, public)
-                self._public.setdefault(own, public)
-        if not answers:
-            log.warning("the STUN server %s did not answer: addresses are told as they are", self._settings.stun)
+            for host, port in self._stun:
+                try:
+                    own, public = await stun.discover(host, port, family)
+                except (OSError, UnicodeError, PeerDataError) as error:
+                    log.info("STUN server %s, %s: %s", host, family.name, error)
+                    continue
+                answers += 1
+                if own != public:
+                    log.info("%s is seen from outside as %s", own, public)
+                    self._public.setdefault(own, public)
+                break
+        return answers > 0
 
 
 def _address(text: str) -> str:

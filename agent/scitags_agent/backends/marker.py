@@ -196,6 +196,9 @@ class Marker:
         if self._places is not None:
             changes = self._places.spread(changes)
         self._book.carry_out(changes)
+        if self._is_kernels_alone and self._socket_labels is not None:
+            # Nothing else marks them meanwhile, and whoever waits for our answer sends then.
+            await self._socket_labels.walked()
 
     async def close(self) -> None:
         if self._watch is not None:
@@ -242,6 +245,10 @@ class Marker:
             return None if reason is None else FlowMark("unmarked", shown_reason(reason))
         if mark.is_by_kernel:
             return FlowMark("label: kernel")
+        refusal = self._book.not_by_kernel.get(canonical(key), "")
+        if refusal:
+            by = "unmarked" if self._book.leaves_unmarked(refusal) else "label: tc"
+            return FlowMark(by, shown_reason(refusal))
         if self._is_kernels_alone:
             return FlowMark("label: kernel", "its connection has not been seen yet")
         why_not = self._why_not_kernel or self._why_not_there(key)
@@ -285,7 +292,9 @@ class Marker:
             return None
         try:
             kernel = KernelLabels(settings.max_flows, has_places=self._places is not None, seed=self._maker.seed)
-            labels = SocketLabels(kernel, settings.namespaces, self._book.wanted_label, self._book.note_begun)
+            labels = SocketLabels(
+                kernel, settings.namespaces, self._book.wanted_label, self._book.note_begun, self._book.note_refused
+            )
             await labels.start()
         except (MarkerUnavailable, OSError) as error:
             if settings.label == "kernel":

@@ -54,6 +54,7 @@ class SocketState(enum.IntEnum):
     GIVEN_BACK = 2
     OWN_LABEL = 3
     REFUSED = 4
+    NO_LABEL = 5
 
 
 class Canonical(enum.IntEnum):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -41,6 +42,18 @@ class Draft:
         """Add a [[source]]."""
         self.tables.append(Table("source", {"kind": kind, **keys}, why))
 
+    def firefly_source(self, host: str, port: int, setting: str) -> None:
+        """Add the source of fireflies that listens there; setting names what asks for it."""
+        keys: dict[str, Any] = {"listen": [endpoint(host or "::", port)]}
+        if host == "localhost" or is_loopback(host):
+            self.source("firefly", **keys)
+            return
+        why = f"As {self.daemon}'s: whoever can reach this host may send. List the storages' networks instead."
+        self.source("firefly", why, **keys, allow=["0.0.0.0/0", "::/0"])
+        self.note(
+            f"{setting}: of fireflies whose flow has no end at this host nothing is done, unless only_local = false"
+        )
+
     def enricher(self, kind: str, why: str = "", **keys: Any) -> None:
         """Add an [[enricher]]."""
         self.tables.append(Table("enricher", {"kind": kind, **keys}, why))
@@ -79,6 +92,19 @@ class Draft:
             if remarks:
                 lines += ["#", f"# {title}", *(line for remark in remarks for line in _comment(remark))]
         return "\n".join(lines) + "\n"
+
+
+def endpoint(host: str, port: int) -> str:
+    """Host and port as collectors and listeners are written."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a text is an address of loopback."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _comment(remark: str) -> list[str]:

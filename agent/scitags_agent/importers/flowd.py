@@ -20,10 +20,11 @@ from scitags_core.flow import PORT_MAX
 
 PIPE = "/var/run/flowd"
 METRICS_PORT = 9000
+FIREFLY_PORT = 10514
 REGISTRY_URLS = ("https://www.scitags.org/api.json", "https://scitags.org/api.json", "http://www.scitags.org/api.json")
 FLOW_SERIES = 1000
 
-STUN_SERVER = "stun.l.google.com:19305"
+STUN_SERVERS = ("stun.l.google.com:19305", "stun.services.mozilla.org:3478")
 # What flowd's iperf plug-ins give to connections, at random and in turn.
 RANDOM_TAGS = ((2, 9), (2, 19), (3, 3), (3, 4), (4, 3), (4, 4), (5, 10), (5, 14))
 TAGS_IN_TURN = ((2, 19), (2, 19), (3, 3), (3, 3), (4, 3), (4, 3), (5, 10), (5, 10))
@@ -140,10 +141,8 @@ def _plugin(plugin: str, settings: Mapping[str, Any], draft: Draft) -> None:
     elif plugin in ("iperf", "iperf_rr"):
         _iperf(plugin, settings, draft)
     elif plugin == "firefly":
-        draft.lack("PLUGIN", plugin, "fireflies of others are not taken in; have the storage write to the named pipe")
-        for name in _OF_PLUGIN[plugin]:
-            if name in settings:
-                draft.lack(name, settings[name], f"belongs to PLUGIN = {plugin}")
+        port = _port(settings, "FIREFLY_LISTENER_PORT", FIREFLY_PORT)
+        draft.firefly_source(_text(settings, "FIREFLY_LISTENER_HOST", "0.0.0.0"), port, "PLUGIN = 'firefly'")  # noqa: S104
     elif plugin:
         draft.lack("PLUGIN", plugin, "flowd has no such plug-in")
 
@@ -211,8 +210,7 @@ def _fireflies(settings: Mapping[str, Any], draft: Draft) -> None:
     collector = _text(settings, "UDP_FIREFLY_DST", "")
     keys: dict[str, Any] = {"collectors": [collector]} if collector else {}
     if settings.get("IP_DISCOVERY_ENABLED"):
-        keys["stun"] = STUN_SERVER
-        draft.note(f"IP_DISCOVERY_ENABLED: of flowd's servers, {STUN_SERVER} alone is asked")
+        keys["stun"] = STUN_SERVERS
     if settings.get("UDP_FIREFLY_NETLINK") or settings.get("UDP_FIREFLY_WITH_NETLINK"):
         draft.enricher("sock_diag", "What the kernel knows of a connection, as flowd tells it.", shape="flowd")
         keys["max_octets"] = MAX_OCTETS_FULL
@@ -224,11 +222,7 @@ def _fireflies(settings: Mapping[str, Any], draft: Draft) -> None:
 
 def _marker(settings: Mapping[str, Any], draft: Draft) -> None:
     interfaces = [name.strip() for name in _text(settings, "NETWORK_INTERFACE", "").split(",") if name.strip()]
-    if interfaces:
-        draft.backend("marker", interfaces=interfaces)
-        return
-    draft.backend("marker", "Every interface but loopback.")
-    draft.note("NETWORK_INTERFACE is missing: flowd marks on interfaces with a global IPv6 address, the agent on all")
+    draft.backend("marker", interfaces=interfaces or ["global-ipv6"])
 
 
 def _metrics(settings: Mapping[str, Any], draft: Draft) -> None:

@@ -5,14 +5,13 @@ Keys and defaults are those of flowd-go 2.4.2.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Any
 
 import msgspec
 
-from scitags_agent.importers.draft import MAX_OCTETS_FULL, Draft
+from scitags_agent.importers.draft import MAX_OCTETS_FULL, Draft, endpoint, is_loopback
 from scitags_core import label
 from scitags_core.errors import ConfigError, ScitagsError, shown
 from scitags_core.flow import PORT_MAX, check_tag
@@ -25,6 +24,14 @@ CGROUP = "/sys/fs/cgroup"
 PERIOD = 1000  # milliseconds
 STUN_SERVERS = ("stun.l.google.com:3478", *(f"stun{number}.l.google.com:3478" for number in range(1, 5)))
 FLOW_SERIES = 1000
+DEFAULT_FIREFLY_PORT = 10514
+# The extension header of each of flowd-go's strategies; None: the tag is in the flow label.
+HEADERS = {
+    "label": None,
+    "hopbyhop": "hop-by-hop",
+    "destination": "destination-options",
+    "hopbyhopdestination": "both",
+}
 
 _NO_PROGRAM = "no program but the one that comes with the agent is loaded"
 _NOT_NEEDED = "not needed here"
@@ -169,6 +176,8 @@ def _document(text: str) -> dict[str, Any]:
         document = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"no YAML: {' '.join(str(error).split()) or 'nested too deeply'}") from None
+    if document is None:
+        raise ConfigError("it asks for nothing: all in it is commented out, or it is empty")
     if not isinstance(document, dict):
         raise ConfigError(f"{shown(document)} is no mapping of plug-ins and backends")
     return document
@@ -204,17 +213,9 @@ def _plugins(plugins: _Plugins, draft: Draft) -> None:
     if plugins.named_pipe is not None:
         _pipe(plugins.named_pipe, draft)
     if plugins.api is not None:
-        draft.lack(
-            "plugins.api",
-            msgspec.to_builtins(plugins.api),
-            "there is no HTTP; the Unix socket takes the same as JSON (docs/agent.md)",
-        )
+        _api(plugins.api, draft)
     if plugins.firefly is not None:
-        draft.lack(
-            "plugins.firefly",
-            msgspec.to_builtins(plugins.firefly),
-            "fireflies of others are not taken in; have the storage write to the named pipe",
-        )
+        _firefly_source(plugins.firefly, draft)
     if plugins.iperf3 is not None:
         _iperf3(plugins.iperf3, draft)
 
@@ -229,6 +230,41 @@ def _pipe(pipe: _NamedPipe, draft: Draft) -> None:
         )
         path = "/var/run/flowd"
     draft.source("named_pipe", "As flowd-go's: every user of the host may write to it.", path=path, mode="0666")
+
+
+def _api(api: _Api, draft: Draft) -> None:
+    section = "plugins.api"
+    keys: dict[str, Any] = {}
+    if api.bind_address == "localhost" or is_loopback(api.bind_address):
+        keys["address"] = api.bind_address
+    else:
+        draft.note(
+            f"{section}.bindAddress {shown(api.bind_address)}: whoever is not on this host needs a token here. Until "
+            "address and token_file are set, the API is at 127.0.0.1"
+        )
+    if api.bind_port:
+        keys["port"] = api.bind_port
+    else:
+        draft.lack(f"{section}.bindPort", 0, "a port is named: 7777 unless set")
+    draft.source("http", "flowd-go's routes, and more (docs/agent.md).", **keys)
+    draft.note("HTTP needs scitags-suite[http]")
+
+
+def _firefly_source(firefly: _FireflyPlugin, draft: Draft) -> None:
+    section = "plugins.firefly"
+    _changed(
+        firefly,
+        section,
+        {
+            "buffer_size": _NOT_NEEDED,
+            "deadline": _NOT_NEEDED,
+            "has_syslog_header": "each firefly shows whether it has a header",
+        },
+        draft,
+    )
+    if not firefly.bind_port:
+        draft.lack(f"{section}.bindPort", 0, "storages have to know the port: 10514 is taken")
+    draft.firefly_source(firefly.bind_address, firefly.bind_port or DEFAULT_FIREFLY_PORT, section)
 
 
 def _iperf3(iperf3: _Iperf3, draft: Draft) -> None:
@@ -287,9 +323,10 @@ def _backends(backends: _Backends, static: dict[str, Any], draft: Draft) -> None
 
 def _marker(marker: _Marker, static: dict[str, Any], draft: Draft) -> None:
     only_reported = {} if static else {"match_all": "without plugins.perfsonar, no tag is given for all packets"}
+    section = "backends.marker"
     _changed(
         marker,
-        "backends.marker",
+        section,
         {
             **only_reported,
             "remove_qdisc": "the agent takes away what it put there, and leaves what it found",
@@ -298,13 +335,19 @@ def _marker(marker: _Marker, static: dict[str, Any], draft: Draft) -> None:
         },
         draft,
     )
-    if marker.marking_strategy.lower() != "label":
-        draft.lack("backends.marker.markingStrategy", marker.marking_strategy, "packets are marked by flow label only")
-    if marker.discover_interfaces:
-        draft.backend("marker", "Every interface but loopback.", **static)
-        draft.note("discoverInterfaces: flowd-go marks on interfaces with a global IPv6 address, the agent on all")
+    strategy = marker.marking_strategy.lower()
+    if strategy not in HEADERS:
+        raise ConfigError(f"{section}.markingStrategy {shown(marker.marking_strategy)} is no strategy of flowd-go's")
+    header = HEADERS[strategy]
+    interfaces = ("global-ipv6",) if marker.discover_interfaces else marker.target_interfaces
+    if header is None:
+        draft.backend("marker", interfaces=interfaces, **static)
+    elif static:
+        only_labels = "what everything bears is a flow label; headers are put into packets of reported flows alone"
+        draft.lack(f"{section}.markingStrategy", marker.marking_strategy, only_labels)
+        draft.backend("marker", interfaces=interfaces, **static)
     else:
-        draft.backend("marker", interfaces=marker.target_interfaces, **static)
+        draft.backend("extension_header", header=header, interfaces=interfaces)
 
 
 def _fireflies(firefly: _FireflyBackend, draft: Draft) -> None:
@@ -312,26 +355,15 @@ def _fireflies(firefly: _FireflyBackend, draft: Draft) -> None:
     _changed(firefly, section, {"prepend_syslog": "a firefly has a syslog header, as the specification wants"}, draft)
     keys: dict[str, Any] = {"destination_port": firefly.destination_port}
     if firefly.send_to_collector:
-        keys["collectors"] = [_endpoint(firefly)]
+        keys["collectors"] = [endpoint(firefly.collector_address, firefly.collector_port)]
     if firefly.enrich and _shape(firefly) != "lean":
         keys["max_octets"] = MAX_OCTETS_FULL
     if firefly.stun is not None:
         if firefly.stun.manual_mapping:
             keys["public_addresses"] = dict(firefly.stun.manual_mapping)
         if firefly.stun.stun_servers:
-            keys["stun"] = firefly.stun.stun_servers[0]
-        for server in firefly.stun.stun_servers[1:]:
-            draft.lack(f"{section}.stun.stunServers", server, "one server is asked")
+            keys["stun"] = firefly.stun.stun_servers
     draft.backend("firefly", **keys)
-
-
-def _endpoint(firefly: _FireflyBackend) -> str:
-    host = firefly.collector_address
-    try:
-        is_ipv6 = ipaddress.ip_address(host).version == 6  # noqa: PLR2004
-    except ValueError:
-        is_ipv6 = False
-    return f"[{host}]:{firefly.collector_port}" if is_ipv6 else f"{host}:{firefly.collector_port}"
 
 
 def _metrics(prometheus: _Prometheus, draft: Draft) -> None:

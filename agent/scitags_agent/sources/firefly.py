@@ -14,17 +14,18 @@ import contextlib
 import ipaddress
 import logging
 import socket
-from collections import Counter, deque
+from collections import deque
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from scitags_agent.collectors import APPLICATION, Collector, split_host_port
+from scitags_agent.collectors import APPLICATION, split_host_port
 from scitags_agent.local_address import is_local
+from scitags_agent.relay import Relay
 from scitags_agent.stamps import SO_TIMESTAMPNS, STAMP_ROOM, Notes, sent_at
 from scitags_core import firefly
-from scitags_core.errors import ConfigError, FireflyError, InvalidValue, shown
+from scitags_core.errors import ConfigError, FireflyError, shown
 from scitags_core.firefly import Firefly
 from scitags_core.flow import FlowEvent, FlowState, Usage, canonical_address
 from scitags_core.roles import EventSink, SourceKind
@@ -39,6 +40,8 @@ RECEIVE_OCTETS = 8 << 20
 DATAGRAMS_AT_ONCE = 256
 SO_RCVBUFFORCE = 33
 RESOLVE_SECONDS = 300.0
+RESOLVE_AGAIN_SECONDS = 10.0
+FIRST_RESOLVE_SECONDS = 1.0  # for which what is heard waits at most
 MATCHES_AT_ONCE = 4096
 # dCache sends each firefly to its peer and to the agent, one right after the other.
 COPIES_REMEMBERED = 64
@@ -82,11 +85,8 @@ class FireflySource:
         if not self._addresses:
             raise ConfigError("listen is empty: no firefly would be heard")
         self._allowed = [_network(text) for text in settings.allow]
-        self._collectors = [Collector(text) for text in settings.relay]
-        self._host = socket.gethostname()
+        self._relay = Relay(settings.relay, settings.relay_as)
         self._matching: set[asyncio.Task[None]] = set()
-        self._relays: dict[int, socket.socket] = {}
-        self.relayed: Counter[str] = Counter()
         self._this_host: Host | None = None
         self._heard_last: deque[bytes] = deque(maxlen=COPIES_REMEMBERED)
 
@@ -95,7 +95,7 @@ class FireflySource:
         loop = asyncio.get_running_loop()
         receivers: list[socket.socket] = []
         with contextlib.ExitStack() as stack:
-            stack.callback(self._close_relays)
+            stack.callback(self._relay.close)
             if self._settings.namespaces:
                 from scitags_agent.host import Host  # noqa: PLC0415  # few agents need it
 
@@ -105,13 +105,18 @@ class FireflySource:
                 sink.prepare_to_match()
             for host, port in self._addresses:
                 receivers += [stack.enter_context(one) for one in await _listen(host, port)]
+            complete = False
+            # What comes meanwhile waits in the kernel, and is passed on like all others.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FIRST_RESOLVE_SECONDS):
+                    complete = await self._relay.resolve()
             for receiver in receivers:
                 loop.add_reader(receiver, self._receive, receiver, sink)
                 stack.callback(loop.remove_reader, receiver)
             log.info("fireflies are heard at %s", ", ".join(self._settings.listen))
             while True:
-                await self._resolve()
-                await asyncio.sleep(RESOLVE_SECONDS)
+                await asyncio.sleep(RESOLVE_SECONDS if complete else RESOLVE_AGAIN_SECONDS)
+                complete = await self._relay.resolve()
 
     def _receive(self, receiver: socket.socket, sink: EventSink) -> None:
         """Take what is there, up to a bound so that others get their turn."""
@@ -148,13 +153,21 @@ class FireflySource:
         event = _as_dcache_means_it(found.event) if is_dcache else found.event
         if firefly.is_reversed(event):
             event = msgspec.structs.replace(event, is_reversed=True)
-        self._relay(datagram, Firefly(event, found.header))
+        if self._relay:
+            if self._relay.comes_back(event):
+                sink.refuse("a firefly that was passed on has come back: a collector of ours passes on to us")
+                return
+            self._relay.pass_on(datagram, Firefly(event, found.header), sink.count)
         if self._settings.only_local and not (self._is_local(event.key.src) or self._is_local(event.key.dst)):
             sink.refuse("neither end of the flow is this host")
             return
-        if not is_dcache:
+        if is_dcache:
+            self._match_later(event, notes, sink)
+        else:
             events.append(event)
-        elif len(self._matching) < MATCHES_AT_ONCE:
+
+    def _match_later(self, event: FlowEvent, notes: Notes, sink: EventSink) -> None:
+        if len(self._matching) < MATCHES_AT_ONCE:
             task = asyncio.get_running_loop().create_task(_match(event, sent_at(notes), sink))
             self._matching.add(task)
             task.add_done_callback(self._matching.discard)
@@ -176,63 +189,6 @@ class FireflySource:
 
     def _is_local(self, address: str) -> bool:
         return is_local(address) if self._this_host is None else self._this_host.is_local(address)
-
-    # --- passing on ----------------------------------------------------------------------------------
-
-    def _relay(self, datagram: bytes, found: Firefly) -> None:
-        if not self._collectors:
-            return
-        if self._settings.relay_as == "normalised":
-            datagram = self._normalised(found) or datagram
-        for collector in self._collectors:
-            if collector.where is None:
-                self.relayed["unresolved"] += 1
-                continue
-            family, where = collector.where
-            try:
-                self._relay_socket(family).sendto(datagram, where)
-                self.relayed["sent"] += 1
-            except OSError as error:
-                self.relayed["errors"] += 1
-                if self.relayed["errors"] == 1:
-                    log.warning("a firefly cannot be passed on to %s: %s (said once)", collector.text, error)
-
-    def _normalised(self, found: Firefly) -> bytes | None:
-        """The firefly in our spelling; None for one that lacks what the schema asks for."""
-        event = found.event
-        now = datetime.now(UTC)
-        if event.state is FlowState.END and event.end_time is None:
-            event = msgspec.structs.replace(event, end_time=event.current_time or now)
-        if event.start_time is None:
-            event = msgspec.structs.replace(event, start_time=event.end_time or event.current_time or now)
-        header = found.header
-        try:
-            return firefly.encode(
-                firefly.turned(event) if event.is_reversed else event,
-                now=now,
-                host=header.host if header and header.host else self._host,
-                app=header.app if header and header.app else event.application,
-                max_octets=firefly.MAX_DATAGRAM,
-            )
-        except InvalidValue:
-            return None
-
-    def _relay_socket(self, family: int) -> socket.socket:
-        if family not in self._relays:
-            self._relays[family] = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        return self._relays[family]
-
-    async def _resolve(self) -> None:
-        for collector in self._collectors:
-            try:
-                await collector.resolve()
-            except (OSError, UnicodeError) as error:
-                log.warning("collector %s: %s", collector.text, error)
-
-    def _close_relays(self) -> None:
-        for sender in self._relays.values():
-            sender.close()
-        self._relays.clear()
 
 
 def _as_dcache_means_it(event: FlowEvent) -> FlowEvent:

@@ -14,30 +14,30 @@ Loopback, or a Unix socket, is for whoever is on the host; any other address ask
 from __future__ import annotations
 
 import asyncio
-import hmac
 import ipaddress
-import json
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from scitags_agent.http_api import document
-from scitags_agent.local_path import admit, group_id, parse_mode
+from scitags_agent.local_path import OwnSocket, admit, group_id, parse_mode
 from scitags_core import __version__
 from scitags_core.errors import ConfigError, FlowEventError, InvalidValue, shown
-from scitags_core.flow import FlowEvent, FlowKey, FlowState, check_tag
+from scitags_core.flow import PORT_MAX, FlowEvent, FlowKey, FlowState, check_tag
 from scitags_core.flow_json import events_of, json_of
 from scitags_core.instant import parse_instant
 from scitags_core.roles import EventSink, SourceKind
 
 try:
     from aiohttp import web
+
+    from scitags_agent.http_guard import Guard, problem
 except ImportError:
     raise ImportError("it needs aiohttp: pip install 'scitags-suite[http]'") from None
 
@@ -48,9 +48,6 @@ FLOWS_AT_ONCE = 1000
 _GO_STATES = {2: FlowState.START, 3: FlowState.END, 4: FlowState.ONGOING}
 _GO_PROTOCOLS = {0: "tcp", 1: "udp", 6: "tcp", 17: "udp"}
 _DUMMY = FlowKey.of("::1", 2345, "::1", 5777)
-_OPEN_TO_ALL = frozenset({"/v1/health", "/v1/ready", "/openapi.json"})
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class HttpSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -64,13 +61,13 @@ class HttpSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     address: str = "127.0.0.1"
-    port: int = msgspec.field(default=7777)
+    port: Annotated[int, msgspec.Meta(ge=1, le=PORT_MAX)] = 7777
     socket: str = ""
     mode: str = "0660"
     group: str = ""
     token_file: str = ""
-    max_octets: int = 1 << 20
-    max_connections: int = 256
+    max_octets: Annotated[int, msgspec.Meta(ge=1)] = 1 << 20
+    max_connections: Annotated[int, msgspec.Meta(ge=1)] = 256
 
 
 class HttpSource:
@@ -88,12 +85,14 @@ class HttpSource:
 
     async def run(self, sink: EventSink) -> None:
         """Serve until cancelled. Raises OSError when the address cannot be had."""
-        application = web.Application(client_max_size=self._settings.max_octets, middlewares=[self._guarded])
+        guard = Guard(self._token, sink)
+        application = web.Application(client_max_size=self._settings.max_octets, middlewares=[guard.middleware])
         api = Api(sink)
         application.add_routes(api.routes())
-        runner = web.AppRunner(application, access_log=None, keepalive_timeout=IDLE_SECONDS)
+        runner = web.AppRunner(application, access_log=None, keepalive_timeout=IDLE_SECONDS, logger=guard.logger)
         await runner.setup()
         server: asyncio.Server | None = None
+        file: OwnSocket | None = None
         try:
             gate = Gate(runner.server, self._settings.max_connections)
             loop = asyncio.get_running_loop()
@@ -102,27 +101,17 @@ class HttpSource:
                 self._path.unlink(missing_ok=True)
                 server = await loop.create_unix_server(gate, os.fspath(self._path))
                 admit(self._path, self._mode, self._group)
+                file = OwnSocket(self._path)
+                await file.watch()
             else:
                 server = await loop.create_server(gate, self._settings.address, self._settings.port)
-            await loop.create_future()
+                await loop.create_future()
         finally:
             if server is not None:
                 server.close()
             await runner.cleanup()
-            if self._path is not None:
-                self._path.unlink(missing_ok=True)
-
-    @web.middleware
-    async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Ask for the token, and answer in JSON whatever goes wrong."""
-        if self._token and request.path not in _OPEN_TO_ALL:
-            scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._token):
-                return problem(401, "a bearer token is needed", {"WWW-Authenticate": "Bearer"})
-        try:
-            return await handler(request)
-        except web.HTTPException as error:
-            return problem(error.status, error.reason or "", {k: v for k, v in error.headers.items() if k == "Allow"})
+            if file is not None:
+                file.remove()
 
 
 class Api:
@@ -195,6 +184,7 @@ class Api:
         for name, default in (("from", 0), ("limit", FLOWS_AT_ONCE)):
             text = request.query.get(name, str(default))
             if not (text.isascii() and text.isdigit()):
+                self._sink.refuse(f"{name} {shown(text)} is not a number")
                 return problem(400, f"{name} {shown(text)} is not a number")
             numbers.append(int(text[:12]))
         first, limit = numbers
@@ -342,12 +332,6 @@ def _go_instant(content: dict[str, Any], name: str) -> datetime | None:
 def answer(content: Any, *, status: int = 200) -> web.Response:
     """JSON."""
     return web.Response(body=msgspec.json.encode(content), status=status, content_type="application/json")
-
-
-def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> web.Response:
-    """What went wrong, as RFC 9457 has it."""
-    body = json.dumps({"status": status, "detail": detail}).encode()
-    return web.Response(body=body, status=status, content_type="application/problem+json", headers=headers)
 
 
 def _token(path: str) -> bytes:

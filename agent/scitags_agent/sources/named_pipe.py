@@ -123,7 +123,8 @@ class NamedPipe:
     """The source. One instance for each pipe."""
 
     def __init__(self, settings: NamedPipeSettings) -> None:
-        self._path = Path(settings.path)
+        self._given = Path(settings.path)
+        self._path = self._given  # or what it leads to
         self._mode = parse_mode(settings.mode)
         self._group = group_id(settings.group)
         self._buffer = LineBuffer()
@@ -143,9 +144,10 @@ class NamedPipe:
                 loop.add_reader(descriptor, self._read_in_turn, descriptor, sink)
                 while self._is_in_place(descriptor):  # noqa: ASYNC110  (nothing else tells of it)
                     await asyncio.sleep(CHECK_SECONDS)
-                log.warning("%s is no longer our pipe: putting one in its place", self._path)
+                log.warning("%s is no longer our pipe: putting one in its place", self._given)
                 self._waiting = None
                 loop.remove_reader(descriptor)
+                self._remove(descriptor)  # from where a link has led
                 self._read_all(descriptor, sink)
                 os.close(descriptor)
                 descriptor = -1
@@ -156,8 +158,7 @@ class NamedPipe:
             sink.keep(None)
             if descriptor >= 0:
                 loop.remove_reader(descriptor)
-                if self._made and self._is_in_place(descriptor):
-                    self._path.unlink()
+                self._remove(descriptor)
                 self._read_all(descriptor, sink)
                 os.close(descriptor)
             if self._spool is not None:
@@ -195,8 +196,11 @@ class NamedPipe:
             sink.keep(descriptor)
 
     def _open(self, sink: EventSink) -> int:
-        # A link may lead to where the agent has the right to make a pipe.
-        self._path = self._path.resolve()
+        # A link may lead to where the agent has the right to make a pipe; and to elsewhere the next time.
+        try:
+            self._path = self._given.resolve()
+        except RuntimeError:
+            raise ConfigError(f"{self._given} is a link that leads to itself") from None
         self._path.parent.mkdir(parents=True, exist_ok=True)
         try:
             found = self._path.lstat().st_mode
@@ -236,10 +240,13 @@ class NamedPipe:
         sink.accept_many(events)
 
     def _is_in_place(self, descriptor: int) -> bool:
-        try:
-            return os.path.samestat(self._path.lstat(), os.fstat(descriptor))
-        except OSError:
-            return False
+        """Whether a writer comes to this pipe."""
+        return _is_at(self._given, descriptor)
+
+    def _remove(self, descriptor: int) -> None:
+        """Take our pipe away from where it is, if it is still there."""
+        if self._made and _is_at(self._path, descriptor):
+            self._path.unlink()
 
     def _read_in_turn(self, descriptor: int, sink: EventSink) -> None:
         octets = self._read(descriptor, sink)
@@ -287,6 +294,13 @@ class NamedPipe:
     def _read_all(self, descriptor: int, sink: EventSink) -> None:
         while self._read(descriptor, sink):
             pass
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except OSError:
+        return False
 
 
 def rescued(line: bytes) -> list[FlowEvent]:

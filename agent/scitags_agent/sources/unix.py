@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from scitags_agent.answers import AnswerWay
-from scitags_agent.local_path import admit, group_id, parse_mode
+from scitags_agent.local_path import OwnSocket, admit, group_id, parse_mode
 from scitags_agent.passed_sockets import PassedSockets, identified
 from scitags_core.errors import ConfigError, FlowEventError, shown
 from scitags_core.flow import FlowEvent, FlowState
@@ -55,6 +55,7 @@ MAX_MESSAGE = 1 << 18  # the kernel's default bound for a message is below this
 MESSAGES_AT_ONCE = 256
 BACKLOG_OCTETS = 1 << 22
 DESCRIPTORS_AT_ONCE = 64
+NUMBER_MAX = (1 << 63) - 1 - (1 << 32)
 FLOWS_AT_ONCE = 400
 MAX_ANSWERS = 4096  # that wait until events are in force; each may hold a descriptor
 _CREDENTIALS = struct.Struct("=iII")
@@ -115,7 +116,7 @@ class UnixSocket:
         is_datagram = self._settings.type == "datagram"
         kind = socket.SOCK_DGRAM if is_datagram else socket.SOCK_SEQPACKET
         with socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK) as receiver:
-            self._bind(receiver, kind)
+            file = self._bind(receiver, kind)
             if self._settings.namespaces:
                 from scitags_agent.senders import Senders  # noqa: PLC0415  # few agents need it
 
@@ -123,10 +124,10 @@ class UnixSocket:
             handle = self._receive if is_datagram else self._admit
             loop.add_reader(receiver, handle, receiver, sink)
             try:
-                await asyncio.get_running_loop().create_future()
+                await file.watch()
             finally:
                 loop.remove_reader(receiver)
-                self._path.unlink(missing_ok=True)
+                file.remove()
                 # What was sent before we left is ours to deal with.
                 for one in (receiver,) if is_datagram else tuple(self._connections):
                     while self._receive(one, sink):
@@ -139,7 +140,7 @@ class UnixSocket:
                     self._senders.close()
                     self._senders = None
 
-    def _bind(self, receiver: socket.socket, kind: socket.SocketKind) -> None:
+    def _bind(self, receiver: socket.socket, kind: socket.SocketKind) -> OwnSocket:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if self._path.exists():
             if not stat.S_ISSOCK(self._path.lstat().st_mode):
@@ -153,6 +154,7 @@ class UnixSocket:
         if kind == socket.SOCK_SEQPACKET:
             receiver.listen(128)
         admit(self._path, self._mode, self._group)
+        return OwnSocket(self._path)
 
     # --- connections -------------------------------------------------------------------------------
 
@@ -230,17 +232,21 @@ class UnixSocket:
             return
         with contextlib.ExitStack() as stack:
             way = stack.enter_context(AnswerWay(*back, descriptors))
-            if request == "events":
-                accepted, refused = self._accept(content.get("events"), descriptors, namespace, sink)
-                if len(self._answers) < MAX_ANSWERS:
-                    self._answer_later(way, accepted, refused, sink)
-                    stack.pop_all()
-            elif request == "status":
-                way.send(msgspec.json.encode(sink.status()))
-            elif request == "flows":
-                way.send(_flows(content.get("from", 0), sink))
-            else:
-                raise FlowEventError(f"request {shown(request)} is none of events, flows and status")
+            try:
+                if request == "events":
+                    accepted, refused = self._accept(content.get("events"), descriptors, namespace, sink)
+                    if len(self._answers) < MAX_ANSWERS:
+                        self._answer_later(way, accepted, refused, sink)
+                        stack.pop_all()
+                elif request == "status":
+                    way.send(msgspec.json.encode(sink.status()))
+                elif request == "flows":
+                    way.send(_flows(content.get("from", 0), sink))
+                else:
+                    raise FlowEventError(f"request {shown(request)} is none of events, flows and status")
+            except FlowEventError as error:
+                way.send(msgspec.json.encode({"error": str(error)}))
+                raise
 
     def _answer_later(self, way: AnswerWay, accepted: int, refused: list[str], sink: EventSink) -> None:
         task = asyncio.get_running_loop().create_task(_answer_when_settled(way, accepted, refused, sink))
@@ -304,7 +310,7 @@ def _unpack(ancillary: Sequence[tuple[int, int, bytes]]) -> tuple[list[int], Sen
 
 def _flows(first: Any, sink: EventSink) -> bytes:
     """The answer with those from that number on."""
-    if not isinstance(first, int) or first < 0:
+    if not isinstance(first, int) or not 0 <= first <= NUMBER_MAX:
         raise FlowEventError(f"from {shown(first)} is no number of a flow")
     total = sink.status()["table"]["transfers"]
     return msgspec.json.encode({"total": total, "flows": sink.flows(first, FLOWS_AT_ONCE)})
