@@ -471,23 +471,23 @@ static __always_inline int bears_a_sum(const struct sk_buff *kernel)
 	} while (0)
 
 /* In place where there is nothing to be done before a packet is written to: it is no clone, whose octets others may see.
- * Only one that has come in by an interface may bear a sum, and is looked at more closely. */
+ * Only one that has come in by an interface may bear a sum, and is looked at more closely. What nearly all packets take
+ * is short: the kernel puts programs where it likes, and each line of the cache that the code begins to use costs a cycle. */
 static __always_inline int go_on(struct __sk_buff *skb, const int ethernet, const int in_place, const int by_helper)
 {
 	const struct sk_buff *kernel = bpf_cast_to_kern_ctx(skb);
 
-	if (unlikely(skb->ingress_ifindex))
-		goto came_in;
 	if (unlikely(upper_bits(kernel, cloned)))
 		goto by_helper;
+	if (unlikely(skb->ingress_ifindex))
+		goto came_in;
+go_on:
 	tail_call(in_place);
 alone:
 	return look_closer(skb, ethernet, 0);
 came_in:
-	if (unlikely(upper_bits(kernel, cloned)) || bears_a_sum(kernel))
-		goto by_helper;
-	tail_call(in_place);
-	goto alone;
+	if (!bears_a_sum(kernel))
+		goto go_on;
 by_helper:
 	tail_call(by_helper);
 	goto alone;

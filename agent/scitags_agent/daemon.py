@@ -22,6 +22,7 @@ from scitags_agent.config import AUTO, BackendOptions, Config, Instance
 from scitags_agent.fanout import Fanout, Lane
 from scitags_agent.inlet import Inlet
 from scitags_agent.ledger import Frame, Ledger
+from scitags_agent.log import set_up as set_up_log
 from scitags_agent.lookout import Lookout
 from scitags_agent.notify import Notifier, descriptor_name, handed_over
 from scitags_agent.table import FlowTable
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 events_log = logging.getLogger("scitags_agent.events")
 
 EXPIRY_SECONDS = 10.0
+LEDGER_AGAIN_SECONDS = 1.0
 CLAIM_SECONDS = 2.0
 FIRST_RESTART_SECONDS = 0.5
 LAST_RESTART_SECONDS = 30.0
@@ -66,6 +68,7 @@ class Daemon:
         self._reloading = asyncio.Lock()
         self._absent = Absent()
         self._is_full_said = False
+        self._gap_until = 0.0  # when the ledger lacks something: when it is tried again to write it whole
         self._notifier = Notifier.from_environment()
         self._kept = handed_over()  # by an earlier agent, and not claimed yet
         self.fanout = Fanout()
@@ -149,7 +152,7 @@ class Daemon:
             self.fanout.put(changes)
         if len(changes) < len(events):
             self._complain_when_full()
-        if ledger is not None and ledger.is_long:
+        if ledger is not None and (ledger.is_long or (self._gap_until and time.monotonic() > self._gap_until)):
             self._begin_ledger()
 
     def _complain_when_full(self) -> None:
@@ -276,6 +279,8 @@ class Daemon:
         if config.agent.state_directory != self._config.agent.state_directory:
             log.warning("state_directory is read at start only: it stays as it is")
         old_backends = dict(self._backends)
+        if config.log != self._config.log:
+            set_up_log(config.log)
         self._config = config
         self._absent.clear()
         await self.lookout.configure(config)
@@ -419,6 +424,10 @@ class Daemon:
             self._ledger.rotate(self.table.serial, list(self.table.flows()), self._positions, self.fanout.outstanding())
         except (OSError, *NOT_WRITABLE) as error:
             self._count_ledger_failure(error)
+        else:
+            if self._gap_until:
+                log.info("the ledger is whole again")
+            self._gap_until = 0.0
 
     def _write_down(self, ledger: Ledger, frame: Frame) -> None:
         try:
@@ -430,6 +439,7 @@ class Daemon:
 
     def _count_ledger_failure(self, error: Exception) -> None:
         self.failures["ledger"] += 1
+        self._gap_until = time.monotonic() + LEDGER_AGAIN_SECONDS
         if self.failures["ledger"] == 1:
             log.error("the ledger cannot be written: %s (said once, counted from here)", error)
 
@@ -440,6 +450,8 @@ class Daemon:
             await asyncio.sleep(EXPIRY_SECONDS)
             # What libraries leave behind in circles, for each of their connections, would else pile up for long.
             gc.collect(0)
+            if self._gap_until:
+                self._begin_ledger()
             ends = self.table.silent(datetime.now(UTC))
             if ends:
                 self.table.counters["expired"] += len(ends)

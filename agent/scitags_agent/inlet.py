@@ -22,9 +22,10 @@ REASONS_COUNTED = 50  # for each source
 _CHOSEN = re.compile(
     r"b?[\"'\[{(].{118,119}\.\.\. \(\d+ characters\)"
     r"|(?<=unknown field )`.*`(?= in | - at )"
-    r"|0x[0-9a-f]+|b?'(?:[^'\\]|\\.)*'|b?\"(?:[^\"\\]|\\.)*\"|\d+",
+    r"|0x[0-9a-f]+|b?'(?:[^'\\]|\\.)*'|b?\"(?:[^\"\\]|\\.)*\"|-?\d+",
     re.DOTALL,
 )
+_OBJECT = re.compile(r"\{[^{}]*\}")
 
 
 class Receiver(Protocol):
@@ -113,4 +114,4 @@ class Inlet:
 
 def reason_kind(reason: str) -> str:
     """A refusal's reason without the values that were bad: what is counted."""
-    return _CHOSEN.sub("…", reason)[:120]
+    return _OBJECT.sub("…", _CHOSEN.sub("…", reason))[:120]

@@ -32,8 +32,13 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         fields = "".join(f" {name}={value}" for name, value in getattr(record, "fields", {}).items())
-        text = f"{record.levelname.lower()}: {record.getMessage()}{fields}"
+        text = _visible(f"{record.levelname.lower()}: {record.getMessage()}{fields}")
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+
+
+def _visible(text: str) -> str:
+    """The text with escapes for what a terminal or a line's reader would obey: some of it is a peer's."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def set_up(settings: LogSettings) -> None:

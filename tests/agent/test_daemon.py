@@ -101,7 +101,7 @@ def test_signals_that_do_not_stop_it(make_agent: Callable[..., Agent]) -> None:
         (f"{shown(bytes(range(256)))} has 1 fields, not 8", "… has … fields, not …"),
         (f"{shown(chr(34) * 300)}: no port in {shown(chr(39) * 300)}", "…: no port in …"),
         (f"{shown({'a': 'b' * 300})} is not an object", "… is not an object"),
-        ("Object contains unknown field `a`b 'c` in {'a`b': 1}", "Object contains unknown field … in {…: …}"),
+        ("Object contains unknown field `a`b 'c` in {'a`b': 1}", "Object contains unknown field … in …"),
     ],
 )
 def test_refusals_are_counted_by_reason_whatever_a_peer_has_chosen(reason: str, kind: str) -> None:

@@ -262,6 +262,24 @@ def test_a_new_configuration_is_taken_and_a_bad_one_is_refused(
         other.close()
 
 
+def test_how_the_log_is_written_is_read_again(agent: Agent, collector: Collector) -> None:
+    assert agent.process is not None
+    text = agent.config.read_text()
+    for settings, said in (
+        ('format = "json"', '"message":"the configuration has been read again"'),
+        ('level = "info"', "info: the configuration has been read again"),
+    ):
+        agent.config.write_text(f"{text}[log]\n{settings}\n")
+        agent.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: said in agent.log.read_text(), what="the new form")  # noqa: B023
+    with AgentClient(agent.socket) as client:
+        answer = client._ask({"request": "events", "events": [{"a\nerror: forged \x1b[2J": 1}]}, 5)
+    assert "forged" in answer["refused"][0]
+    lines = agent.log.read_text().splitlines()
+    assert lines[-1].startswith("warning: refused")
+    assert "a\\nerror: forged \\x1b[2J" in lines[-1]
+
+
 # --- asked how it is ----------------------------------------------------------------------------------
 
 

@@ -6,23 +6,22 @@ import os
 import shutil
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from scitags_core.gfal2 import plan
 from scitags_core.tag import Tag, decode
 from tests.netns.conftest import ALICE, BOB
+from tests.real.peers import SYSTEM_PYTHON, peer_environment
 from tests.xrootd.clients import run
 from tests.xrootd.conftest import Site
 from tests.xrootd.host import Agent
 from tests.xrootd.moved import TAG, check_marked, content, sent
 
 OCTETS = 8_000_123
-SYSTEM_PYTHON = "/usr/bin/python3"
 ROOT = Path(__file__).parents[2]
 BINDINGS = """
 import sys
-sys.path[:0] = sys.argv[4].split(":")
+sys.path.insert(0, sys.argv[4])
 import gfal2
 from scitags_core.tag import decode
 from scitags_core.gfal2 import tagged
@@ -97,9 +96,10 @@ def test_the_bindings(site: Site) -> None:
     site.bob.server.put("gfal-origin", content(OCTETS))
     source = site.bob.server.url("davs", BOB, "gfal-origin")
     destination = site.alice.server.url("davs", ALICE, "gfal-bindings")
-    path = f"{ROOT}:{Path(msgspec.__file__).parents[1]}"
+    # The system's Python has gfal2, and need not be the one that these tests run with.
+    python = peer_environment("gfal2", [], system_packages=True)
     environment = ["env", "BEARER_TOKEN=none"]
-    run(site.pair.bob, [*environment, SYSTEM_PYTHON, "-c", BINDINGS, source, destination, str(TAG), path])
+    run(site.pair.bob, [*environment, python, "-c", BINDINGS, source, destination, str(TAG), str(ROOT)])
     transfers = site.alice.agent.transfers(2)
     assert sorted({record.scitag for parts in transfers for record in parts}) == sorted({TAG, 65})
     assert os.path.getsize(site.alice.server.root / "gfal-bindings") == OCTETS  # noqa: PTH202
