@@ -17,7 +17,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 SOURCES = Path("bpf")
 OBJECTS = Path("agent/scitags_agent/bpf")
 SOURCES_FOR_BCC = "source"
-FOR_BCC = ("marker.bpf.c", "marker.h", "marker_maps.h", "marker_table.h")
+FOR_BCC = ("marker.bpf.c", "marker.h", "marker_maps.h", "marker_table.h", "packet.h")
 # Without the last, the object would name the directory that it was built in.
 CFLAGS = ("-g", "-O2", "-Wall", "-Wextra", "-Werror", "-target", "bpf", "-fdebug-compilation-dir=.")
 

@@ -18,14 +18,11 @@
 #include <bpf/bpf_helpers.h>
 
 #include "extension_header.h"
+#include "packet.h"
 
 /* The kernel lets only programs under the GPL look into its sockets. */
 char LICENSE[] SEC("license") = "GPL";
 
-#define ETH_P_8021Q_BE bpf_htons(ETH_P_8021Q)
-#define ETH_P_8021AD_BE bpf_htons(ETH_P_8021AD)
-#define MAX_VLAN_TAGS 2
-#define MAX_EXTENSION_HEADERS 6
 /* Enough for Ethernet with two tags, IPv6, extension headers of ordinary length, and TCP's. */
 #define LINEAR_OCTETS 256
 #define FIXED_OCTETS 40
@@ -78,26 +75,6 @@ struct {
 
 struct header_state state;
 
-struct vlan {
-	__be16 tci;
-	__be16 protocol;
-};
-
-struct extension {
-	__u8 next;
-	__u8 length;
-	__u8 option;
-	__u8 option_length;
-	__be16 fragment_offset_here[2]; /* makes it as long as the shortest header */
-};
-
-struct fragment {
-	__u8 next;
-	__u8 reserved;
-	__be16 offset;
-	__be32 id;
-};
-
 /* An IPv6 header, and what is put behind it. */
 struct headed {
 	struct ipv6hdr ip;
@@ -127,27 +104,6 @@ static __always_inline int port_is_known(__be16 port)
 	__u32 bit = bpf_ntohs(port);
 
 	return state.source_ports[(bit >> 6) & (HEADER_PORTS / 64 - 1)] >> (bit & 63) & 1;
-}
-
-/* Step over the link layer. The offset of the IPv6 header, 0 when it is another protocol, -1 when too short. */
-static __always_inline int network_offset(void *data, void *end)
-{
-	struct ethhdr *eth = data;
-	struct vlan *tag = (void *)(eth + 1);
-	__be16 protocol;
-
-	if ((void *)(eth + 1) > end)
-		return -1;
-	protocol = eth->h_proto;
-	for (int i = 0; i < MAX_VLAN_TAGS; i++) {
-		if (protocol != ETH_P_8021Q_BE && protocol != ETH_P_8021AD_BE)
-			break;
-		if ((void *)(tag + 1) > end)
-			return -1;
-		protocol = tag->protocol;
-		tag++;
-	}
-	return protocol == bpf_htons(ETH_P_IPV6) ? (void *)tag - data : 0;
 }
 
 /* How long each packet on the wire is, from the IPv6 header on; 0 when that cannot be said. */
@@ -190,15 +146,14 @@ static __always_inline enum search look(struct __sk_buff *skb, __u32 at, struct 
 		struct extension *extension = next;
 		struct fragment *fragment = next;
 
-		if (protocol == IPPROTO_TCP || protocol == IPPROTO_UDP)
+		if (has_ports(protocol))
 			break;
-		if (protocol != IPPROTO_HOPOPTS && protocol != IPPROTO_ROUTING && protocol != IPPROTO_DSTOPTS &&
-		    protocol != IPPROTO_FRAGMENT)
+		if (!is_extension(protocol))
 			return NOT_OURS;
 		if ((void *)(extension + 1) > end)
 			return TOO_SHORT;
 		if (protocol == IPPROTO_FRAGMENT) {
-			if (fragment->offset & bpf_htons(0xfff8))
+			if (fragment->offset & FRAGMENT_OFFSET)
 				return NOT_OURS;
 			next = fragment + 1;
 			found->outcome = HEADER_FRAGMENT;
@@ -215,7 +170,7 @@ static __always_inline enum search look(struct __sk_buff *skb, __u32 at, struct 
 		}
 		protocol = extension->next;
 	}
-	if (protocol != IPPROTO_TCP && protocol != IPPROTO_UDP)
+	if (!has_ports(protocol))
 		return NOT_OURS;
 	port = next;
 	if ((void *)(port + 2) > end)

@@ -22,6 +22,7 @@
 #include "marker.h"
 #include "marker_maps.h"
 #include "marker_table.h"
+#include "packet.h"
 
 /* What keys of another network namespace have in the octet before that of their protocol, in network order: two containers
  * may have equal 5-tuples. Nothing here, and a constant of its own in each program of the objects for other namespaces. */
@@ -29,10 +30,6 @@
 #define PLACE 0
 #endif
 
-#define ETH_P_8021Q_BE bpf_htons(ETH_P_8021Q)
-#define ETH_P_8021AD_BE bpf_htons(ETH_P_8021AD)
-#define MAX_VLAN_TAGS 2
-#define MAX_EXTENSION_HEADERS 6
 /* Enough for Ethernet with two tags, IPv6, extension headers of ordinary length, and the ports. */
 #define HEADER_OCTETS 256
 #define LABEL_MASK bpf_htonl(0x000fffff)
@@ -53,23 +50,6 @@ extern void *bpf_cast_to_kern_ctx(void *skb) __ksym;
 /* Keep the compiler from knowing what it knows of a value: it would work it out a second time instead of keeping it,
  * or make one switch of two comparisons, the common one last. */
 #define opaque(value) asm volatile("" : "+r"(value))
-
-struct extension {
-	__u8 next;
-	__u8 length;
-};
-
-struct fragment {
-	__u8 next;
-	__u8 reserved;
-	__be16 offset;
-	__be32 id;
-};
-
-struct vlan {
-	__be16 tci;
-	__be16 protocol;
-};
 
 /* What became of the search for a packet's ports. */
 enum search {
@@ -140,27 +120,6 @@ static __always_inline __be32 find_label(const __u64 *key)
 	return found ? *found : 0;
 }
 
-/* Step over the link layer. The offset of the IPv6 header, 0 when it is another protocol, -1 when too short. */
-static __always_inline int network_offset(void *data, void *end)
-{
-	struct ethhdr *eth = data;
-	struct vlan *tag = (void *)(eth + 1);
-	__be16 protocol;
-
-	if ((void *)(eth + 1) > end)
-		return -1;
-	protocol = eth->h_proto;
-	for (int i = 0; i < MAX_VLAN_TAGS; i++) {
-		if (protocol != ETH_P_8021Q_BE && protocol != ETH_P_8021AD_BE)
-			break;
-		if ((void *)(tag + 1) > end)
-			return -1;
-		protocol = tag->protocol;
-		tag++;
-	}
-	return protocol == bpf_htons(ETH_P_IPV6) ? (void *)tag - data : 0;
-}
-
 static __always_inline void fill_addresses(const struct ipv6hdr *ip, __u64 *key)
 {
 	const __be32 *source = ip->saddr.in6_u.u6_addr32;
@@ -194,16 +153,14 @@ static __always_inline enum search find_key(struct __sk_buff *skb, __u32 at, __u
 		struct extension *extension = next;
 		struct fragment *fragment = next;
 
-		if (protocol == IPPROTO_TCP || protocol == IPPROTO_UDP)
+		if (has_ports(protocol))
 			break;
-		/* Hop-by-Hop is also what BIG TCP puts in front. */
-		if (protocol != IPPROTO_HOPOPTS && protocol != IPPROTO_ROUTING && protocol != IPPROTO_DSTOPTS &&
-		    protocol != IPPROTO_FRAGMENT)
+		if (!is_extension(protocol))
 			return NO_PORTS;
-		if ((void *)(fragment + 1) > end)
+		if ((void *)(extension + 1) > end)
 			return TOO_SHORT;
 		if (protocol == IPPROTO_FRAGMENT) {
-			if (fragment->offset & bpf_htons(0xfff8))
+			if (fragment->offset & FRAGMENT_OFFSET)
 				return LATER_FRAGMENT;
 			next = fragment + 1;
 			*fragmented = 1;
@@ -212,7 +169,7 @@ static __always_inline enum search find_key(struct __sk_buff *skb, __u32 at, __u
 		}
 		protocol = extension->next;
 	}
-	if (protocol != IPPROTO_TCP && protocol != IPPROTO_UDP)
+	if (!has_ports(protocol))
 		return TOO_MANY_HEADERS;
 	ports = next;
 	if ((void *)(ports + 2) > end)
@@ -471,23 +428,23 @@ static __always_inline int bears_a_sum(const struct sk_buff *kernel)
 	} while (0)
 
 /* In place where there is nothing to be done before a packet is written to: it is no clone, whose octets others may see.
- * Only one that has come in by an interface may bear a sum, and is looked at more closely. */
+ * Only one that has come in by an interface may bear a sum, and is looked at more closely. What nearly all packets take
+ * is short: the kernel puts programs where it likes, and each line of the cache that the code begins to use costs a cycle. */
 static __always_inline int go_on(struct __sk_buff *skb, const int ethernet, const int in_place, const int by_helper)
 {
 	const struct sk_buff *kernel = bpf_cast_to_kern_ctx(skb);
 
-	if (unlikely(skb->ingress_ifindex))
-		goto came_in;
 	if (unlikely(upper_bits(kernel, cloned)))
 		goto by_helper;
+	if (unlikely(skb->ingress_ifindex))
+		goto came_in;
+go_on:
 	tail_call(in_place);
 alone:
 	return look_closer(skb, ethernet, 0);
 came_in:
-	if (unlikely(upper_bits(kernel, cloned)) || bears_a_sum(kernel))
-		goto by_helper;
-	tail_call(in_place);
-	goto alone;
+	if (!bears_a_sum(kernel))
+		goto go_on;
 by_helper:
 	tail_call(by_helper);
 	goto alone;

@@ -21,7 +21,9 @@ from scitags_agent.presence import find_alive
 from scitags_core.flow import FlowEvent, FlowKey, FlowState
 from scitags_core.tag import Tag
 
-STARTS_REMEMBERED = 1 << 12
+# Ends may be lost: of so many doors and tags, so many starts each.
+ASKED_REMEMBERED = 1 << 10
+STARTS_REMEMBERED = 1 << 10
 _ANYWHERE = ""
 
 _Asked = tuple[str, int, str, str, Tag]
@@ -36,18 +38,24 @@ class Redirected:
         self._matched = matched
         self._assignment = assignment
         self._counters = counters
-        self._starts: OrderedDict[_Asked, list[FlowKey]] = OrderedDict()  # the oldest first
+        # By reported 5-tuple, the oldest first: whether its connection goes elsewhere.
+        self._starts: OrderedDict[_Asked, dict[FlowKey, bool]] = OrderedDict()
 
     def match(self, event: FlowEvent) -> FlowEvent | None:
         """As Matcher.match. The end of a start that was not matched has the 5-tuple of that. Raises SockDiagError."""
         if event.state is FlowState.END:
             return self._end(event)
-        starts = self._starts.setdefault(_asked(event), [])
-        self._starts.move_to_end(_asked(event))
-        starts.append(event.key)
-        if len(self._starts) > STARTS_REMEMBERED:
+        found = self._start(event)
+        asked = _asked(event)
+        starts = self._starts.setdefault(asked, {})
+        starts.pop(event.key, None)
+        starts[event.key] = found is not None and found.key.within(event.key.namespace) != event.key
+        self._starts.move_to_end(asked)
+        if len(starts) > STARTS_REMEMBERED:
+            del starts[next(iter(starts))]
+        if len(self._starts) > ASKED_REMEMBERED:
             self._starts.popitem(last=False)
-        return self._start(event)
+        return found
 
     def _start(self, event: FlowEvent) -> FlowEvent | None:
         exact = find_alive(self._host, event.key, event.zone) if event.key.is_complete else None
@@ -76,13 +84,15 @@ class Redirected:
         ]
 
     def _end(self, event: FlowEvent) -> FlowEvent | None:
-        starts = self._starts.get(_asked(event), [])
-        if not starts:
+        starts = self._starts.get(_asked(event), {})
+        reported: FlowKey | None = event.key
+        if event.key not in starts and event.key not in self._matched:
+            # What is pushed: its start has the connection to the door.
+            pushed = (key for key, is_elsewhere in starts.items() if not is_elsewhere)
+            reported = next(pushed, None) if event.is_reversed else None
+        if reported is None:
             return None
-        reported = event.key if event.key in starts else starts[0]
-        starts.remove(reported)
-        if not starts:
-            del self._starts[_asked(event)]
+        starts.pop(reported, None)
         return msgspec.structs.replace(event, key=self._matched.take(reported) or reported)
 
 

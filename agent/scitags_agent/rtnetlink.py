@@ -41,7 +41,7 @@ _CACHEINFO, _TABLE, _VIA, _ENCAP_TYPE, _ENCAP, _EXPIRES, _NH_ID = 12, 15, 18, 21
 # Of a route that another is made from: all that does not say where packets go or whence the route came.
 _NOT_COPIED = frozenset({_DST, _IIF, _METRICS, _CACHEINFO, _EXPIRES})
 _TOLD_BY_NEXTHOP = frozenset({_OIF, _GATEWAY, _MULTIPATH, _VIA, _ENCAP, _ENCAP_TYPE})
-_IFLA_MASTER, _IFLA_LINKINFO, _IFLA_INFO_KIND = 10, 18, 1
+_IFLA_MASTER, _IFLA_LINKINFO, _IFLA_GSO_MAX_SIZE, _IFLA_INFO_KIND = 10, 18, 41, 1
 
 Attributes = tuple[tuple[int, bytes], ...]
 
@@ -179,6 +179,12 @@ class RouteSocket:
     def links(self) -> list[Link]:
         """Every interface."""
         return [_parse_link(one) for one in self._ask(RTM_GETLINK, _DUMP, _LINK.pack(0, 0, 0, 0, 0))]
+
+    def gso_max_size(self, index: int) -> int:
+        """How many octets a packet may have that is cut into segments by an interface, or behind it. Raises OSError."""
+        [answer] = self._ask(RTM_GETLINK, 0, _LINK.pack(0, 0, index, 0, 0))
+        value = dict(parse_attributes(answer[_LINK.size :])).get(_IFLA_GSO_MAX_SIZE)
+        return int(_NUMBER.unpack(value)[0]) if value else 0
 
     def _get(self, address: str, source: str, flags: int) -> Route:
         payload = _ROUTE.pack(socket.AF_INET6, _HOST_PREFIX, _HOST_PREFIX, 0, 0, 0, 0, 0, flags)

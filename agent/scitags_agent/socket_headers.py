@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import enum
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
 from scitags_agent.accepted import fits, is_accepted
+from scitags_agent.big_tcp import may_be_big
 from scitags_agent.bpf.namespaces import inside
 from scitags_agent.connections import Lookup
 from scitags_agent.inet_diag import OPEN_STATES, SYN_RECV, SYN_SENT, SockDiagError
 from scitags_agent.live_socket import LiveSockets
-from scitags_agent.namespaces import Finder
+from scitags_agent.namespaces import Finder, Found
 from scitags_agent.passed_sockets import identified
 from scitags_core import exthdr
 from scitags_core.errors import FlowEventError, TagError
@@ -31,6 +32,8 @@ OPTIONS = {
     "hop-by-hop": (IPV6_HOPOPTS,),
     "both": (IPV6_HOPOPTS, IPV6_DSTOPTS),
 }
+_FULL_DATAGRAMS = "its application makes datagrams as long as the path allows"
+_BIG = "its packets may be longer than 64 KB (BIG TCP)"
 _NO_ROOM = "the kernel makes no room for it in the packets of a connection that it has accepted"
 _MOST_OCTETS = 1024  # of the options of a socket that are looked at; ours are 8
 
@@ -45,6 +48,7 @@ class Outcome(enum.Enum):
     REFUSED = "kernel_refused"
     ACCEPTED = "accepted"
     OWN_SIZES = "own_sizes"
+    BIG_TCP = "big_tcp"
 
 
 class Job(msgspec.Struct):
@@ -71,7 +75,7 @@ class SocketHeaders:
         for job in jobs:
             try:
                 if job.descriptor is not None:
-                    self._act(job, job.descriptor)
+                    self._act(job, job.descriptor, job.key.namespace)
                 else:
                     self._find_and_act(job)
             except PermissionError as error:
@@ -87,20 +91,20 @@ class SocketHeaders:
 
     def opened(self, key: FlowKey) -> Iterator[socket.socket]:
         """This host's sockets of a connection, each open until the next is asked for. Raises OSError."""
-        for inode in self._inodes(key):
+        for inode, _ in self._ends(key):
             with socket.socket(fileno=self._sockets.take(inode)) as one:
                 _check(one, key)
                 yield one
 
     def _find_and_act(self, job: Job) -> None:
         job.reason = "no such connection is open on this host"
-        for inode in self._inodes(job.key):
-            self._act(job, self._sockets.take(inode))
+        for inode, place in self._ends(job.key):
+            self._act(job, self._sockets.take(inode), place)
 
-    def _inodes(self, key: FlowKey) -> list[int]:
-        """Of this host's ends of a connection: one, or both where both are here."""
-        inodes = []
-        others = self._namespaces.recent() if self._namespaces is not None else {}
+    def _ends(self, key: FlowKey) -> list[tuple[int, int]]:
+        """Of this host's ends of a connection, one or both: the inode, and the network namespace's number."""
+        ends = []
+        others = self._others()
         # Where it is known, equal ones elsewhere are others.
         for place in (key.namespace,) if key.namespace else (0, *others):
             try:
@@ -108,13 +112,16 @@ class SocketHeaders:
                     for end in (key, key.reversed()):
                         found = lookup.find(end, details=False)
                         if found is not None and found.inode and found.state in OPEN_STATES | {SYN_SENT, SYN_RECV}:
-                            inodes.append(found.inode)
+                            ends.append((found.inode, place))
             except (FileNotFoundError, ProcessLookupError):
                 continue  # the namespace has gone, and its sockets with it
-        return inodes
+        return ends
 
-    def _act(self, job: Job, descriptor: int) -> None:
-        """Set the options of a socket; the descriptor is closed."""
+    def _others(self) -> Mapping[int, Found]:
+        return self._namespaces.recent() if self._namespaces is not None else {}
+
+    def _act(self, job: Job, descriptor: int, place: int) -> None:
+        """Set the options of a socket in a network namespace; the descriptor is closed."""
         with socket.socket(fileno=descriptor) as one:
             _check(one, job.key)
             present = {option: one.getsockopt(socket.IPPROTO_IPV6, option, _MOST_OCTETS) for option in self._options}
@@ -122,14 +129,7 @@ class SocketHeaders:
                 job.outcome, job.reason = Outcome.OWN_OPTIONS, "the application has set options of its own"
                 return
             is_new = job.tag is not None and not any(present.values())
-            if is_new and is_accepted(one):
-                job.outcome, job.reason = Outcome.ACCEPTED, _NO_ROOM
-                return
-            if is_new and _fits_datagrams_to_the_path(one):
-                job.outcome, job.reason = (
-                    Outcome.OWN_SIZES,
-                    "its application makes datagrams as long as the path allows",
-                )
+            if is_new and self._is_better_without(job, one, place):
                 return
             for option in self._options:
                 if job.tag is not None:
@@ -142,6 +142,19 @@ class SocketHeaders:
                     one.setsockopt(socket.IPPROTO_IPV6, option, None, 0)
                 job.outcome, job.reason = Outcome.ACCEPTED, _NO_ROOM
 
+    def _is_better_without(self, job: Job, one: socket.socket, place: int) -> bool:
+        """Whether a header on the socket would harm what it sends; the job then says why."""
+        if one.type == socket.SOCK_DGRAM:
+            if _fits_datagrams_to_the_path(one):
+                job.outcome, job.reason = Outcome.OWN_SIZES, _FULL_DATAGRAMS
+        elif is_accepted(one):
+            job.outcome, job.reason = Outcome.ACCEPTED, _NO_ROOM
+        else:
+            with inside(place, self._others()):
+                if may_be_big(job.key):
+                    job.outcome, job.reason = Outcome.BIG_TCP, _BIG
+        return job.outcome is not Outcome.NO_SOCKET
+
 
 def _check(one: socket.socket, key: FlowKey) -> None:
     """Between the look and the grasp the number may have come to name another: ProcessLookupError."""
@@ -153,8 +166,6 @@ def _check(one: socket.socket, key: FlowKey) -> None:
 
 def _fits_datagrams_to_the_path(one: socket.socket) -> bool:
     """Whether the kernel refuses datagrams that are too long, as QUIC has it do: full ones would not leave any more."""
-    if one.type != socket.SOCK_DGRAM:
-        return False
     discovery = one.getsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER)
     return discovery in _REFUSING or bool(one.getsockopt(socket.IPPROTO_IPV6, IPV6_DONTFRAG))
 

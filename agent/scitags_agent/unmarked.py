@@ -15,6 +15,8 @@ _SHOWN = {
     "own_label": "its application has chosen a flow label itself",
     "no_automatic_label": "its application wants no label of the kernel's (IPV6_AUTOFLOWLABEL)",
     "own_options": "its application has set options of its own",
+    "accepted": "the kernel makes no room in a connection that it has accepted",
+    "big_tcp": "its packets may be longer than 64 KB (BIG TCP)",
     "own_sizes": "its application makes datagrams as long as the path allows",
     "no_right": "a right is missing (scitags agent doctor)",
     "kernel_refused": "the kernel refused (see the log)",

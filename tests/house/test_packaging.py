@@ -114,7 +114,7 @@ def test_the_wheel_holds_the_compiled_program_and_our_packages_alone(with_clang:
     assert all(top.startswith("scitags_") for top in packages)
     # The one source that is compiled where it marks, by BCC.
     sources = {name for name in names if name.endswith((".c", ".h"))}
-    for_bcc = ("marker.bpf.c", "marker.h", "marker_maps.h", "marker_table.h")
+    for_bcc = ("marker.bpf.c", "marker.h", "marker_maps.h", "marker_table.h", "packet.h")
     assert sources == {f"scitags_agent/bpf/source/{name}" for name in for_bcc}
     assert any(name.endswith("scitags_core/registry_history.json") for name in names)
 

@@ -358,6 +358,25 @@ def test_big_tcp_is_left_alone_and_counted(pair: Pair, tap: Tap) -> None:
     run(scenario())
 
 
+@pytest.mark.parametrize(("mode", "counter"), [("auto", "tc_big_tcp"), ("socket", "unmarked_big_tcp")])
+def test_no_header_on_a_socket_whose_packets_may_be_big(pair: Pair, bpf: None, mode: str, counter: str) -> None:
+    """The kernel would leave its own in the segments, which nobody takes then."""
+    allow_big_tcp(pair.alice, "alice0")
+
+    async def scenario() -> None:
+        client, server = pair.connect(40000)
+        with client, server:
+            async with at_tc(pair.alice, mode=mode) as backend:
+                await backend.handle([start()])
+                await until(backend, counter)
+                assert client.getsockopt(socket.IPPROTO_IPV6, IPV6_DSTOPTS, 64) == b""
+                mark = backend.mark_of(FLOW)
+                assert mark is not None
+                assert "its packets may be longer than 64 KB (BIG TCP)" in mark.why
+
+    run(scenario())
+
+
 def test_several_network_namespaces(pair: Pair, bpf: None) -> None:
     """The agent on alice serves carol as well, and carol's routes are hers."""
     with ExitStack() as stack:

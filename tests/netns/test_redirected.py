@@ -13,6 +13,7 @@ from contextlib import ExitStack
 import msgspec
 import pytest
 
+from scitags_agent import redirected
 from scitags_agent.host import Host
 from scitags_agent.matching import Matcher
 from scitags_core.flow import FlowEvent, FlowKey, FlowState
@@ -112,6 +113,26 @@ def test_what_is_pushed_ends_with_its_start_though_another_port_is_told(site: Si
     for start in (first, second):
         assert site.match(start) == start
     for start in (second, first):
-        end = ended(msgspec.structs.replace(start, key=FlowKey.of(ALICE, PORTS[0], BOB, data)))
+        end = ended(msgspec.structs.replace(start, key=FlowKey.of(ALICE, PORTS[0], BOB, data), is_reversed=True))
         assert site.match(end) == msgspec.structs.replace(end, key=start.key)
     assert site.counted() == {"exact": 2}
+
+
+def test_an_end_whose_start_was_lost_ends_no_other(site: Site) -> None:
+    """Neither that of a pull, nor that of a push beside which there are pulls alone."""
+    one, other = site.connect(), site.connect()
+    start, lost = report(one), report(other)
+    pulled = site.match(start)
+    assert pulled is not None
+    assert site.match(ended(lost)) is None
+    assert site.match(ended(msgspec.structs.replace(lost, is_reversed=True))) is None
+    assert site.match(ended(start)) == ended(pulled)
+
+
+def test_what_never_ends_is_forgotten(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redirected, "STARTS_REMEMBERED", 2)
+    pushes = [report(site.connect(), far=(ALICE, PORTS[0])) for _ in range(3)]
+    for start in pushes:
+        assert site.match(start) == start
+    end = msgspec.structs.replace(ended(report(UNUSED, far=(ALICE, PORTS[0]))), is_reversed=True)
+    assert site.match(end) == msgspec.structs.replace(end, key=pushes[1].key)

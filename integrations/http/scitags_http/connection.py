@@ -35,7 +35,7 @@ def ends_of(environ: Mapping[str, Any]) -> Ends | None:
 def _found(peer: Endpoint) -> Ends | None:
     for name in os.listdir(_DESCRIPTORS):  # noqa: PTH208  (there may be thousands)
         try:
-            one = socket.socket(fileno=int(name))
+            one = _borrowed(int(name))
         except OSError:  # no socket, or closed meanwhile
             continue
         try:
@@ -45,6 +45,16 @@ def _found(peer: Endpoint) -> Ends | None:
         if ends is not None and ends[1] == peer:
             return ends
     return None
+
+
+def _borrowed(descriptor: int) -> socket.socket:
+    """A socket of somebody else's, as it is. Raises OSError."""
+    is_blocking = os.get_blocking(descriptor)
+    one = socket.socket(fileno=descriptor)
+    # With a default timeout (socket.setdefaulttimeout) Python makes it one that does not block.
+    if os.get_blocking(descriptor) != is_blocking:
+        os.set_blocking(descriptor, is_blocking)
+    return one
 
 
 def _ends(one: Any) -> Ends | None:
