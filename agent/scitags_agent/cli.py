@@ -214,6 +214,7 @@ def _top(arguments: argparse.Namespace) -> int:
 
 def _doctor(arguments: argparse.Namespace) -> int:
     from scitags_agent import config, doctor  # noqa: PLC0415
+    from scitags_agent.finding import worst  # noqa: PLC0415
     from scitags_core.cli.output import table  # noqa: PLC0415
     from scitags_core.plugins import PluginHost  # noqa: PLC0415
 
@@ -221,7 +222,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     findings = doctor.guarded(
         lambda: doctor.examine(config.read(path, PluginHost.load()) if path is not None else None)
     )
-    verdict = doctor.worst(findings)
+    verdict = worst(findings)
     if arguments.json:
         print(msgspec.json.encode({"verdict": verdict, "findings": findings}).decode())
     else:

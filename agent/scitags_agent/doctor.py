@@ -12,30 +12,17 @@ import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
-
-import msgspec
 
 from scitags_agent.config import Config
+from scitags_agent.finding import Finding
+from scitags_agent.header_findings import header_findings
+from scitags_agent.host_facts import missing_rights, read, sysctl
 from scitags_core.errors import ConfigError, ScitagsError
 
-Verdict = Literal["good", "note", "bad"]
 MTU_OF_IPV6 = 1280
 DATAGRAMS = 64  # in the queue of a Unix socket, from which on a burst of events is not dropped at once
 LOW_SPACE = 64 << 20
 _MARKERS_CAPABILITIES = {12: "CAP_NET_ADMIN", 38: "CAP_PERFMON", 39: "CAP_BPF"}
-_HEADERS_CAPABILITIES = {13: "CAP_NET_RAW", 19: "CAP_SYS_PTRACE"}
-# The old CAP_SYS_ADMIN stands for the two that were taken out of it.
-_ADMINS = {"CAP_PERFMON", "CAP_BPF"}
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """One thing that was looked at. bad: something that is configured will not work."""
-
-    subject: str
-    verdict: Verdict
-    text: str
-    remedy: str = ""
 
 
 def examine(config: Config | None) -> list[Finding]:
@@ -56,8 +43,7 @@ def examine(config: Config | None) -> list[Finding]:
         ]
     found += _interfaces(_patterns(config))
     if "extension_header" in backends:
-        found += _headers(config)
-        found += _cards(config)
+        found += header_findings(config)
     if config is not None and config.agent.namespaces:
         found += _namespaces(config.agent.namespaces)
     if {"sock_ops", "iperf3"} & (sources | enrichers):
@@ -101,17 +87,11 @@ def _records(name: str, path: Path) -> Iterator[Finding]:
 
 
 def _capabilities(backend: str, wanted: Mapping[int, str]) -> Finding:
-    missing = _missing(wanted)
+    missing = missing_rights(wanted)
     if missing:
         remedy = f"run as root, or give the unit AmbientCapabilities={' '.join(sorted(wanted.values()))}"
         return Finding("capabilities", "bad", f"{', '.join(sorted(missing))} missing in this process", remedy)
     return Finding("capabilities", "good", f"those that the {backend} needs")
-
-
-def _missing(wanted: Mapping[int, str]) -> set[str]:
-    effective = int(_field("/proc/self/status", "CapEff:") or "0", 16)
-    missing = {name for bit, name in wanted.items() if not effective >> bit & 1}
-    return missing - _ADMINS if effective >> 21 & 1 else missing
 
 
 def _program(config: Config | None) -> Finding:
@@ -158,87 +138,8 @@ def _kernel_labels() -> Finding:
     return Finding("labels of TCP", "note", reason, "until then all labels are written by the program, at tc")
 
 
-def _headers(config: Config | None) -> Iterator[Finding]:
-    """In which ways headers can be had, of those that are asked for, the best first."""
-    instances = [one for one, _ in config.backends if one.kind.kind == "extension_header"] if config else []
-    modes = {str(getattr(one.settings, "mode", "auto")) for one in instances} or {"auto"}
-    on_sockets = _why_not_on_sockets() if modes & {"auto", "socket"} else None
-    at_tc = _why_not_at_tc() if modes - {"socket"} else None
-    if on_sockets is not None:
-        is_bad = "socket" in modes or bool(at_tc)
-        yield _header_finding("socket", "set on live sockets", on_sockets, "put in at tc", is_bad=is_bad)
-    if at_tc is not None:
-        is_bad = bool(modes & {"tc", "tc-unreserved"} or on_sockets)
-        yield _header_finding("tc", "put in at tc", at_tc, "set on live sockets alone", is_bad=is_bad)
-    if modes & {"auto", "tc"}:
-        without = "put in at tc where they fit, and not into full packets"
-        yield _header_finding("route", "put in at tc with room kept free by routes", _why_no_routes(), without)
-
-
-def _header_finding(way: str, how: str, why_not: str, otherwise: str, *, is_bad: bool = False) -> Finding:
-    subject = f"headers: {way}"
-    if not why_not:
-        return Finding(subject, "good", f"can be {how}")
-    if is_bad:
-        return Finding(
-            subject, "bad", why_not, "packaging/systemd/extension-header.conf has the rights that are needed"
-        )
-    return Finding(subject, "note", why_not, f"until then they are {otherwise}")
-
-
-def _cards(config: Config | None) -> Iterator[Finding]:
-    """Interfaces that have packets with headers cut and summed by the processor."""
-    from scitags_agent.bpf.interfaces import matching  # noqa: PLC0415
-    from scitags_agent.offloads import features, leaves_headers_to_the_processor  # noqa: PLC0415
-
-    instances = [one for one, _ in config.backends if one.kind.kind == "extension_header"] if config else []
-    patterns = [pattern for one in instances for pattern in getattr(one.settings, "interfaces", ())]
-    for name in sorted(one.name for one in matching(patterns)):
-        try:
-            enabled = features(name)
-        except OSError:
-            continue  # gone meanwhile
-        if leaves_headers_to_the_processor(enabled):
-            yield Finding(
-                f"card {name}",
-                "note",
-                "this card sums TCP over IPv6 alone: packets with a header are cut and summed by the processor",
-                "where that is too slow, take the flow label (the backend marker) in place of headers",
-            )
-
-
-def _why_not_at_tc() -> str:
-    from scitags_agent.bpf.header_program import probe  # noqa: PLC0415
-
-    return probe() or ""
-
-
-def _why_not_on_sockets() -> str:
-    from scitags_agent.connections import Lookup  # noqa: PLC0415
-
-    try:
-        Lookup().close()
-    except OSError as error:
-        return str(error)
-    missing = _missing(_HEADERS_CAPABILITIES)
-    return f"{', '.join(sorted(missing))} missing in this process" if missing else ""
-
-
-def _why_no_routes() -> str:
-    from scitags_agent.reserved_routes import PROTOCOL  # noqa: PLC0415
-    from scitags_agent.rtnetlink import RouteSocket  # noqa: PLC0415
-
-    try:
-        with RouteSocket() as asked:
-            asked.routes_of(PROTOCOL)
-    except OSError as error:
-        return str(error)
-    missing = _missing({12: "CAP_NET_ADMIN", 13: "CAP_NET_RAW"})
-    return f"{', '.join(sorted(missing))} missing in this process" if missing else ""
-
-
 def _labels() -> Finding:
-    values = [_sysctl(f"net/ipv6/{name}") for name in ("flowlabel_consistency", "auto_flowlabels")]
+    values = [sysctl(f"net/ipv6/{name}") for name in ("flowlabel_consistency", "auto_flowlabels")]
     return Finding(
         "flow labels",
         "note" if values[1] not in ("0", "") else "good",
@@ -270,8 +171,8 @@ def _interfaces(wanted: Sequence[Sequence[str]]) -> Iterator[Finding]:
                 yield Finding(f"interface {pattern}", "note", "there is none now", "the agent waits for it; `ip link`")
     global_ones = _with_global_addresses()
     for one in sorted({one for patterns in wanted for one in matching(patterns)}, key=lambda one: one.index):
-        mtu = _read(f"/sys/class/net/{one.name}/mtu")
-        state = _read(f"/sys/class/net/{one.name}/operstate")
+        mtu = read(f"/sys/class/net/{one.name}/mtu")
+        state = read(f"/sys/class/net/{one.name}/operstate")
         has_address = one.name in global_ones
         bridge = Path(f"/sys/class/net/{one.name}/master")
         if mtu.isdigit() and int(mtu) < MTU_OF_IPV6:
@@ -289,7 +190,7 @@ def _interfaces(wanted: Sequence[Sequence[str]]) -> Iterator[Finding]:
 
 def _with_global_addresses() -> set[str]:
     """Interfaces with a global IPv6 address (scope 0 in the kernel's list)."""
-    lines = [line.split() for line in _read("/proc/net/if_inet6").splitlines()]
+    lines = [line.split() for line in read("/proc/net/if_inet6").splitlines()]
     return {fields[5] for fields in lines if len(fields) == 6 and fields[3] == "00"}  # noqa: PLR2004
 
 
@@ -311,7 +212,7 @@ def _namespaces(patterns: Sequence[str]) -> Iterator[Finding]:
             yield Finding(f"namespace {one.name}", "bad", why, rights)
         else:
             yield Finding(f"namespace {one.name}", "good", f"net:[{one.number}] can be looked into")
-    missing = _missing({19: "CAP_SYS_PTRACE"})
+    missing = missing_rights({19: "CAP_SYS_PTRACE"})
     if finder.is_denied:
         text = "those of some processes cannot be seen" + _lacking({19: "CAP_SYS_PTRACE"})
         yield Finding("namespaces of processes", "bad", text, rights)
@@ -321,12 +222,12 @@ def _namespaces(patterns: Sequence[str]) -> Iterator[Finding]:
 
 
 def _lacking(wanted: Mapping[int, str]) -> str:
-    missing = _missing(wanted)
+    missing = missing_rights(wanted)
     return f" ({', '.join(sorted(missing))} missing in this process)" if missing else ""
 
 
 def _cgroup() -> Finding:
-    for line in _read("/proc/mounts").splitlines():
+    for line in read("/proc/mounts").splitlines():
         fields = line.split()
         if len(fields) > 2 and fields[2] == "cgroup2":  # noqa: PLR2004
             return Finding("cgroup2", "good", f"mounted at {fields[1]}")
@@ -365,7 +266,7 @@ def _collectors(config: Config) -> Iterator[Finding]:
 
 
 def _datagrams() -> Finding:
-    value = _sysctl("net/unix/max_dgram_qlen")
+    value = sysctl("net/unix/max_dgram_qlen")
     if value.isdigit() and int(value) < DATAGRAMS:
         return Finding(
             "Unix datagrams",
@@ -391,27 +292,6 @@ def _ledger(config: Config | None) -> Finding:
             "ledger", "bad", f"{there} has {free >> 20} MB left", "make room, or choose another state_directory"
         )
     return Finding("ledger", "good", f"{directory}")
-
-
-def _sysctl(name: str) -> str:
-    return _read(f"/proc/sys/{name}")
-
-
-def _field(path: str, name: str) -> str:
-    return next((line.split()[1] for line in _read(path).splitlines() if line.startswith(name)), "")
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="ascii", errors="replace").strip()
-    except OSError:
-        return ""
-
-
-def worst(findings: list[Finding]) -> Verdict:
-    """The gravest of all."""
-    order: list[Verdict] = ["good", "note", "bad"]
-    return max((one.verdict for one in findings), key=order.index, default="good")
 
 
 def guarded(look: Callable[[], list[Finding]]) -> list[Finding]:
