@@ -19,6 +19,7 @@ import msgspec
 
 from scitags_agent.absent import Absent
 from scitags_agent.config import AUTO, BackendOptions, Config, Instance
+from scitags_agent.enrichment import Enrichment
 from scitags_agent.fanout import Fanout, Lane
 from scitags_agent.inlet import Inlet
 from scitags_agent.ledger import Frame, Ledger
@@ -30,7 +31,6 @@ from scitags_core import __version__
 from scitags_core.errors import ConfigError, ScitagsError
 from scitags_core.flow import FlowChange, FlowEvent, FlowKey
 from scitags_core.roles import (
-    Enricher,
     FlowMark,
     Inheritance,
     ShowsStatus,
@@ -60,7 +60,6 @@ class Daemon:
         self._reread = reread
         self._inlets: dict[str, Inlet] = {}
         self._sources: dict[str, tuple[Instance, asyncio.Task[None]]] = {}
-        self._enrichers: dict[str, tuple[Instance, Enricher]] = {}
         self._backends: dict[str, tuple[Instance, BackendOptions]] = {}
         self._ledger: Ledger | None = None
         self._positions: dict[str, bytes] = {}
@@ -78,6 +77,7 @@ class Daemon:
             reorder=timedelta(seconds=config.table.reorder_seconds),
         )
         self.failures: Counter[str] = Counter()  # of enrichers and backends, by name, of the ledger, and of sock_diag
+        self._enrichment = Enrichment(self._absent, self.failures)
         self.lookout = Lookout(config, self.table, self.fanout, self.failures, end=self.end_connections)
 
     async def run(self) -> None:
@@ -99,8 +99,7 @@ class Daemon:
             sources = [(one, one.create()) for one in self._config.sources]
             changes = self._inherit()
             self.lookout.open_namespaces()
-            for one, enricher in enrichers:
-                await self._start_enricher(one, enricher)
+            await self._enrichment.change_over(self._config.enrichers, enrichers)
             for one, options, backend in backends:
                 await self._start_backend(one, options, backend, changes)
             self._begin_ledger()
@@ -138,8 +137,8 @@ class Daemon:
         self._take(events, source, position)
 
     def _take(self, events: Sequence[FlowEvent], source: str, position: bytes = b"") -> None:
-        if self._enrichers:
-            events = [self._enriched(event) for event in events]
+        if self._enrichment:
+            events = [self._enrichment.enrich(event) for event in events]
         if self._config.log.events:
             for event in events:
                 self._log_event(event, source)
@@ -195,10 +194,7 @@ class Daemon:
             "uptime_seconds": round(time.monotonic() - self._started, 3),
             "sources": {name: dict(inlet.counters) for name, inlet in self._inlets.items()},
             "refusals": {name: dict(inlet.reasons) for name, inlet in self._inlets.items() if inlet.reasons},
-            "enrichers": {
-                name: {"failed": self.failures[name]} | dict(enricher.counters())
-                for name, (_, enricher) in self._enrichers.items()
-            },
+            "enrichers": self._enrichment.status(),
             "table": {"flows": len(self.table), "transfers": self.table.users, **self.table.totals()},
             **self.lookout.status(),
             "ledger": {"kept": self._ledger is not None, "failed": self.failures["ledger"]},
@@ -271,10 +267,9 @@ class Daemon:
     async def _change_over(self, config: Config) -> None:
         """Stop what is no longer wanted or is to be another, start what is new. ConfigError before anything is done."""
         sources = {one.name: one for one in config.sources}
-        enrichers = {one.name: one for one in config.enrichers}
         backends = {one.name: (one, options) for one, options in config.backends}
         new_sources = {n: one.create() for n, one in sources.items() if not _same(self._sources.get(n), one)}
-        new_enrichers = {n: one.create() for n, one in enrichers.items() if not _same(self._enrichers.get(n), one)}
+        new_enrichers = [(one, one.create()) for one in config.enrichers if not self._enrichment.runs(one)]
         new_backends = {n: both[0].create() for n, both in backends.items() if self._backends.get(n) != both}
         if config.agent.state_directory != self._config.agent.state_directory:
             log.warning("state_directory is read at start only: it stays as it is")
@@ -290,10 +285,7 @@ class Daemon:
             reorder=timedelta(seconds=config.table.reorder_seconds),
         )
         await self._stop_sources([name for name in self._sources if name not in sources or name in new_sources])
-        for name in [name for name in self._enrichers if name not in enrichers or name in new_enrichers]:
-            await self._stop_enricher(name)
-        for name, enricher in new_enrichers.items():
-            await self._start_enricher(enrichers[name], enricher)
+        await self._enrichment.change_over(config.enrichers, new_enrichers)
         for name in [name for name in self._backends if name not in backends or name in new_backends]:
             del self._backends[name]
             await self.fanout.remove(name, config.agent.shutdown_seconds)
@@ -334,23 +326,6 @@ class Daemon:
         done = self._ledger.done(name, self.table.serial) if self._ledger is not None else None
         self.fanout.add(Lane(name, backend, options.queue, done), again)
 
-    async def _start_enricher(self, instance: Instance, enricher: Enricher) -> None:
-        try:
-            await enricher.start()
-        except Exception as error:
-            await _close_enricher(instance.name, enricher)
-            self._absent.add(
-                f"enricher {instance.name}", str(error), lambda: self._start_enricher(instance, instance.create())
-            )
-            return
-        self._enrichers[instance.name] = instance, enricher
-        order = [one.name for one in self._config.enrichers]
-        self._enrichers = {name: self._enrichers[name] for name in order if name in self._enrichers}
-
-    async def _stop_enricher(self, name: str) -> None:
-        _, enricher = self._enrichers.pop(name)
-        await _close_enricher(name, enricher)
-
     def _start_source(self, instance: Instance, source: Source) -> None:
         task = asyncio.create_task(self._keep_running(instance, source), name=f"source {instance.name}")
         self._sources[instance.name] = instance, task
@@ -378,16 +353,6 @@ class Daemon:
                 pause = FIRST_RESTART_SECONDS
             await asyncio.sleep(pause)
             pause = min(2 * pause, LAST_RESTART_SECONDS)
-
-    def _enriched(self, event: FlowEvent) -> FlowEvent:
-        for name, (_, enricher) in self._enrichers.items():
-            try:
-                event = enricher.enrich(event)
-            except Exception as error:
-                self.failures[name] += 1
-                if self.failures[name] == 1:
-                    log.exception("enricher %s failed: %s", name, error)
-        return event
 
     # --- what outlives us ------------------------------------------------------------------------
 
@@ -482,8 +447,9 @@ class Daemon:
 
     def _report_connection(self, key: FlowKey) -> None:
         changes = self.table.under_way(key)
-        if self._enrichers:
-            changes = [msgspec.structs.replace(change, event=self._enriched(change.event)) for change in changes]
+        if self._enrichment:
+            enrich = self._enrichment.enrich
+            changes = [msgspec.structs.replace(change, event=enrich(change.event)) for change in changes]
         if changes and not self.fanout.is_crowded:
             self.fanout.put(changes)
 
@@ -499,8 +465,7 @@ class Daemon:
         self._begin_ledger()
         outstanding = self.fanout.outstanding()
         await self.fanout.close()
-        for name in list(self._enrichers):
-            await self._stop_enricher(name)
+        await self._enrichment.close()
         if self._ledger is not None:
             if self.table.users or outstanding or self._ledger.is_to_be_kept:
                 self._ledger.close()
@@ -531,10 +496,3 @@ def _mark_of(name: str, backend: TellsMarks, key: FlowKey) -> FlowMark | None:
 
 def _same(running: tuple[Instance, Any] | None, wanted: Instance) -> bool:
     return running is not None and running[0] == wanted
-
-
-async def _close_enricher(name: str, enricher: Enricher) -> None:
-    try:
-        await enricher.close()
-    except Exception:
-        log.exception("enricher %s failed to close", name)
