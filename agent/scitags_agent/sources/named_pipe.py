@@ -312,12 +312,12 @@ def rescued(line: bytes) -> list[FlowEvent]:
     return []
 
 
-KIND = SourceKind("named_pipe", NamedPipeSettings, NamedPipe)
-
-
 def _events_in(content: bytes) -> list[FlowEvent]:
     """The events of a file that a writer has made. Raises FlowEventError for one that holds something else."""
     first, _, rest = content.partition(b"\n")
     if rest and len(rest) <= MAX_LINE and _LEFT_OVER.fullmatch(rest):
         content = first
     return [parse_line(line) for line in content.splitlines() if line.strip()]
+
+
+KIND = SourceKind("named_pipe", NamedPipeSettings, NamedPipe)

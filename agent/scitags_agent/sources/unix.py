@@ -55,7 +55,7 @@ MAX_MESSAGE = 1 << 18  # the kernel's default bound for a message is below this
 MESSAGES_AT_ONCE = 256
 BACKLOG_OCTETS = 1 << 22
 DESCRIPTORS_AT_ONCE = 64
-NUMBER_MAX = (1 << 63) - 1 - (1 << 32)
+NUMBER_MAX = (1 << 63) - 1 - (1 << 32)  # of a flow that is asked for: with as many more as are shown, it fits a C long
 FLOWS_AT_ONCE = 400
 MAX_ANSWERS = 4096  # that wait until events are in force; each may hold a descriptor
 _CREDENTIALS = struct.Struct("=iII")
